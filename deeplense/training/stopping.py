@@ -6,8 +6,6 @@ from types import FrameType
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-EXIT_STOPPED = 85
-"""Exit code of a job that saved its state on a signal and wants to be started again."""
 
 
 class StopFlag:
