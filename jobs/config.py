@@ -1,13 +1,14 @@
-"""Settings from the command line: flags over a recipe over defaults. Every job's settings are one flat frozen dataclass."""
+"""Settings from the command line: flags over a recipe over defaults. Every job's settings are one flat frozen
+dataclass."""
 
 import dataclasses
 import difflib
 import importlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -18,6 +19,9 @@ JOBS = ("simulate", "pack", "verify", "train", "evaluate", "benchmark")
 POSITIONAL = {"verify": "folder", "benchmark": "what"}
 FREE = {"free": True}
 """Metadata of a setting that changes no number: a run may be continued with another value."""
+
+
+Result = TypeVar("Result")
 
 
 class Job(Protocol):
@@ -57,7 +61,9 @@ def load_job(name: str) -> Job:
     """The module of a job. Raises ValueError, naming the nearest, for an unknown one."""
     if name not in JOBS:
         near = difflib.get_close_matches(name, JOBS, n=1, cutoff=0.4)
-        raise ValueError(f"there is no job {name!r}. " + (f"Did you mean {near[0]}?" if near else f"There are: {', '.join(JOBS)}."))
+        raise ValueError(
+            f"there is no job {name!r}. " + (f"Did you mean {near[0]}?" if near else f"There are: {', '.join(JOBS)}.")
+        )
     return importlib.import_module(f"jobs.{name}")  # type: ignore[return-value]
 
 
@@ -88,6 +94,14 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
 def plain(settings: Any) -> dict[str, Any]:
     """Settings as plain values, for YAML and JSON."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in vars(settings).items()}
+
+
+def from_plain(kind: type[Result], values: Mapping[str, Any]) -> Result:
+    """Settings from plain values, the inverse of `plain`. Raises ValueError where this version does not know one."""
+    known = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    require(set(values) <= set(known), f"this version does not know the settings {sorted(set(values) - set(known))}.")
+    paths = {name for name, of_type in known.items() if of_type in (Path, Path | None)}
+    return kind(**{k: Path(v) if k in paths and v is not None else v for k, v in values.items()})
 
 
 def dump(settings: Any) -> str:

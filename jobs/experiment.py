@@ -58,9 +58,15 @@ def open_split(dataset: Path, name: str) -> Split:
 def usable(split: Split, settings: "Settings") -> np.ndarray:
     """Indices of the samples that the target is known for."""
     if settings.regression:
-        require(settings.target in split.targets, f"{split.folder} has no target {settings.target!r}; it has {sorted(split.targets)}.")
+        require(
+            settings.target in split.targets,
+            f"{split.folder} has no target {settings.target!r}; it has {sorted(split.targets)}.",
+        )
         return np.flatnonzero(np.isfinite(split.targets[settings.target]))
-    require(len(split.schema.classes) > 1, f"{split.folder} has the classes {list(split.schema.classes)}; two or more are needed.")
+    require(
+        len(split.schema.classes) > 1,
+        f"{split.folder} has the classes {list(split.schema.classes)}; two or more are needed.",
+    )
     return np.flatnonzero(split.labels >= 0)
 
 
@@ -75,7 +81,10 @@ def learning_parts(settings: "Settings") -> tuple[Part, Part]:
         val = open_split(dataset, "val")
         return Part(train, indices), Part(val, usable(val, settings))
     kept, held = split_off(train.labels[indices], settings.val_fraction, seed=settings.seed)
-    require(len(held) > 0, f"{dataset} has no split val, and val_fraction={settings.val_fraction} of {len(indices)} samples is none.")
+    require(
+        len(held) > 0,
+        f"{dataset} has no split val, and val_fraction={settings.val_fraction} of {len(indices)} samples is none.",
+    )
     return Part(train, indices[kept]), Part(train, indices[held])
 
 
@@ -90,14 +99,18 @@ def held_out_part(settings: "Settings", dataset: Path, split_name: str) -> Part:
 
 
 def folds(split: Split, indices: np.ndarray, settings: "Settings") -> np.ndarray:
-    """The fold of each of these samples; it does not depend on the seed of the training, so that seeds can be compared."""
+    """The fold of each of these samples; it does not depend on the seed of the training, so that seeds can be
+    compared."""
     return fold_of(split.labels[indices], settings.num_folds, seed=0)
 
 
 def make_network(settings: "Settings", split: Split, *, load_pretrained: bool) -> Network:
     """The network of a run; `load_pretrained` is off where other weights follow anyway."""
     channels, height, width = split.schema.shape
-    require(height == width, f"{split.folder} has images of {height} x {width} pixels; they must be square. Pack them with --crop.")
+    require(
+        height == width,
+        f"{split.folder} has images of {height} x {width} pixels; they must be square. Pack them with --crop.",
+    )
     return build(
         settings.model_name,
         source=settings.model_source,
@@ -145,7 +158,10 @@ class Objective:
         if settings.regression:
             center, scale = self.target_scale
             error = outputs.float()[:, 0] - (batch.target - center) / scale
-            return {"loss": functional.smooth_l1_loss(error, torch.zeros_like(error)), "mae": error.abs().mean() * scale}
+            return {
+                "loss": functional.smooth_l1_loss(error, torch.zeros_like(error)),
+                "mae": error.abs().mean() * scale,
+            }
         loss = functional.cross_entropy(outputs.float(), batch.labels, label_smoothing=settings.label_smoothing)
         return {"loss": loss, "accuracy": (outputs.argmax(dim=1) == batch.labels).float().mean()}
 

@@ -48,7 +48,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         fractions = (self.val_fraction, self.test_fraction)
-        require(min(fractions) >= 0 and sum(fractions) < 1, f"val_fraction and test_fraction are {fractions}; their sum must be below 1.")
+        require(
+            min(fractions) >= 0 and sum(fractions) < 1,
+            f"val_fraction and test_fraction are {fractions}; their sum must be below 1.",
+        )
         require(self.crop is None or self.crop > 0, f"crop={self.crop} must be above 0.")
         for condition in self.where or ():
             require("=" in condition, f"where={condition!r} must be COLUMN=VALUE.")
@@ -62,6 +65,7 @@ def run(settings: Settings) -> int:
 
     layout = read_layout(settings)
     splits = assign_splits(settings, layout)
+    places = {record.name: k for k, record in enumerate(layout.records)}
     finished = []
     for split, records in splits.items():
         schema = schema_of(settings, layout, split, records)
@@ -69,7 +73,7 @@ def run(settings: Settings) -> int:
         stood = (folder / MANIFEST).exists()
         say(f"packing {len(records)} images of {settings.source} into {folder}")
         try:
-            make = Maker(settings, layout, schema, records)
+            make = Maker(settings, layout, schema, records, places)
             track(build(folder, schema, make), total=len(records), unit="images")
         except ValueError:
             for other in finished:
@@ -110,7 +114,10 @@ def assign_splits(settings: Settings, layout: "Layout") -> dict[str, list["Recor
     records = layout.records
     names = np.array([record.split or "train" for record in records])
     if settings.val_fraction or settings.test_fraction:
-        require(not any(record.split for record in records), f"{settings.source} has splits of its own; leave out the fractions.")
+        require(
+            not any(record.split for record in records),
+            f"{settings.source} has splits of its own; leave out the fractions.",
+        )
         labels = np.array([record.label for record in records])
         rest, test = split_off(labels, settings.test_fraction, seed=settings.seed)
         names[test] = "test"
@@ -180,6 +187,7 @@ class Maker:
     layout: "Layout"
     schema: "Schema"
     records: Sequence["Record"]
+    places: Mapping[str, int]
 
     def __call__(self, rows: range) -> "Samples":
         import numpy as np
@@ -194,11 +202,10 @@ class Maker:
                 f"{record.path}: has the shape {image.shape} where others have {self.schema.shape}; "
                 "leave it out, or give --crop to bring all to one size.",
             )
-        place = {record.name: k for k, record in enumerate(self.layout.records)} if rows else {}
         return Samples(
             images=np.stack([image for image, _ in loaded]),
             labels=np.array([record.label for record in chosen]),
             targets={name: np.array([targets[name] for _, targets in loaded]) for name in self.schema.targets},
             ids=[record.name for record in chosen],
-            source_index=np.array([place[record.name] for record in chosen]),
+            source_index=np.array([self.places[record.name] for record in chosen]),
         )

@@ -27,12 +27,19 @@ class RateColumn(ProgressColumn):
 
 
 class Reporter:
-    """Context manager that shows how far a job of `total` units is. Only one process of a job has one that is `enabled`."""
+    """Context manager that shows how far a job of `total` units is. Only one process of a job has one that is
+    `enabled`."""
 
     def __init__(self, *, total: int, unit: str, done: int = 0, enabled: bool = True) -> None:
         self.total, self.unit, self.first, self.enabled = total, unit, done, enabled
         self.started = self.last_line = time.monotonic()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            RateColumn(),
+            TimeRemainingColumn(),
+        )
         self.bar = Progress(*columns, console=CONSOLE) if enabled and CONSOLE.is_terminal else None
         self.task = self.bar.add_task("", total=total, completed=done, unit=unit) if self.bar else None
 
@@ -56,7 +63,11 @@ class Reporter:
     def pace(self, done: int) -> str:
         """Rate and time left, from what this process has done."""
         rate = (done - self.first) / max(time.monotonic() - self.started, 1e-9)
-        return f"({rate:.1f} {self.unit}/s, {(self.total - done) / rate:.0f} s left)" if rate > 0 and done < self.total else ""
+        return (
+            f"({rate:.1f} {self.unit}/s, {(self.total - done) / rate:.0f} s left)"
+            if rate > 0 and done < self.total
+            else ""
+        )
 
 
 def track(done: Iterable[int], *, total: int, unit: str) -> None:

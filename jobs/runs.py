@@ -1,6 +1,6 @@
 """The run folder: everything about a run, under one path.
 
-    RUN/ config.yaml environment.json attempts.jsonl metrics.jsonl wandb/ checkpoints/ report/ stopped.json finished.json
+RUN/ config.yaml environment.json attempts.jsonl metrics.jsonl wandb/ checkpoints/ report/ stopped.json finished.json
 """
 
 import difflib
@@ -25,7 +25,18 @@ CONFIG, ENVIRONMENT, ATTEMPTS = "config.yaml", "environment.json", "attempts.jso
 STOPPED, FINISHED = "stopped.json", "finished.json"
 EXIT_STOPPED = 85
 """Exit code of a job that saved its state on a signal and wants to be started again."""
-PACKAGES = ("deeplense", "torch", "timm", "accelerate", "numpy", "h5py", "scikit-learn", "scipy", "safetensors", "wandb")
+PACKAGES = (
+    "deeplense",
+    "torch",
+    "timm",
+    "accelerate",
+    "numpy",
+    "h5py",
+    "scikit-learn",
+    "scipy",
+    "safetensors",
+    "wandb",
+)
 
 
 def open_run(run: Path, settings: Any) -> None:
@@ -50,7 +61,9 @@ def refuse_differences(run: Path, stored: Mapping[str, Any], settings: Any) -> N
     differing = [name for name in asked if name not in free and asked[name] != stored.get(name)]
     if differing:
         told = ", ".join(f"{name}={asked[name]} (the run has {stored.get(name)})" for name in differing)
-        raise ValueError(f"{run} is a run of other settings: {told}. Give the run's own settings to continue it, or another --run.")
+        raise ValueError(
+            f"{run} is a run of other settings: {told}. Give the run's own settings to continue it, or another --run."
+        )
 
 
 def stored_config(run: Path) -> dict[str, Any]:
@@ -65,7 +78,9 @@ def find_run(text: str, root: Path) -> Path:
     """The run folder that a path or a W&B run id names; ids are looked for below `root`."""
     if (Path(text) / CONFIG).exists():
         return Path(text)
-    ids = {path.read_text().strip(): path.parent for path in sorted(root.rglob("wandb_id.txt"))} if root.is_dir() else {}
+    ids = (
+        {path.read_text().strip(): path.parent for path in sorted(root.rglob("wandb_id.txt"))} if root.is_dir() else {}
+    )
     if text in ids:
         return ids[text]
     known = [*ids, *(str(path.parent) for path in root.rglob(CONFIG))] if root.is_dir() else []
@@ -125,6 +140,7 @@ def begin_attempt(run: Path, *, first_step: int, num_processes: int) -> None:
             "attempt": len(attempts) + 1,
             "job_id": os.environ.get("SLURM_JOB_ID"),
             "host": platform.node(),
+            "pid": os.getpid(),
             "num_processes": num_processes,
             "begun": begun,
             "first_step": first_step,

@@ -53,7 +53,10 @@ def run(settings: Settings) -> int:
     population = Population(settings.model, settings.preset, slope)
     schema = schema_of(settings, population)
     folder = settings.output / settings.split
-    say(f"simulating {schema.num_samples} images of {settings.model}, {settings.preset}, classes {', '.join(CLASSES)}, into {folder}")
+    say(
+        f"simulating {schema.num_samples} images of {settings.model}, {settings.preset}, "
+        f"classes {', '.join(CLASSES)}, into {folder}"
+    )
     start = time.monotonic()
     make = partial(make_samples, population=population, seed=settings.seed, split=settings.split)
     workers = settings.num_workers or len(os.sched_getaffinity(0))

@@ -99,7 +99,15 @@ class Settings:
     """project at W&B"""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "lr", "period_epochs", "evaluate_epochs", "gradient_accumulation", "log_interval"):
+        for name in (
+            "batch_size",
+            "epochs",
+            "lr",
+            "period_epochs",
+            "evaluate_epochs",
+            "gradient_accumulation",
+            "log_interval",
+        ):
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be above 0.")
         for name in ("dropout", "label_smoothing", "val_fraction"):
             require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} must be at least 0 and below 1.")
@@ -111,7 +119,8 @@ class Settings:
             f"decay_lr=1 means schedule=restarts; schedule={self.schedule} says otherwise. Give one of them.",
         )
         require(
-            not self.pretrained_file or bool(self.pretrained), "pretrained_file is given, but pretrained=0; add --pretrained 1."
+            not self.pretrained_file or bool(self.pretrained),
+            "pretrained_file is given, but pretrained=0; add --pretrained 1.",
         )
 
     @property

@@ -22,7 +22,7 @@ from deeplense.evaluation.predict import Predictions, join, predict
 from deeplense.files import write_json
 from deeplense.models.registry import Network
 from deeplense.training import checkpoint
-from deeplense.training.loop import agree, fit, from_main, gather_lists, make_accelerator, mean_over_ranks
+from deeplense.training.loop import Update, agree, fit, from_main, gather_lists, make_accelerator, mean_over_ranks
 from deeplense.training.schedules import learning_rate
 from deeplense.training.stopping import StopFlag
 from deeplense.training.tracking import Tracker
@@ -111,7 +111,9 @@ def begin(settings: Settings) -> TrainingRun | None:
     if saved is not None:
         restore(saved, network, optimizer, progress, ema)
         same = progress.dataset_id == train.split.manifest.dataset_id
-        require(same, f"{train.split.folder} is not the data set that the run began with; give that one, or another --run.")
+        require(
+            same, f"{train.split.folder} is not the data set that the run began with; give that one, or another --run."
+        )
     else:
         progress.statistics = train.split.statistics(train.indices)
     model, prepared = accelerator.prepare(network, optimizer)
@@ -164,8 +166,9 @@ def announce_beginning(
     fitted = "" if size.way == "native" else f", images {size.way}ed to {size.size} pixels"
     announce(
         accelerator,
-        f"training {settings.model_name} ({parameters:.2f} M parameters{fitted}) on {len(train)} images of {train.split.folder}, "
-        f"choosing by {len(val)}; {accelerator.num_processes} processes on {accelerator.device.type}",
+        f"training {settings.model_name} ({parameters:.2f} M parameters{fitted}) on {len(train)} images of "
+        f"{train.split.folder}, choosing by {len(val)}; "
+        f"{accelerator.num_processes} processes on {accelerator.device.type}",
     )
     if progress.step:
         announce(accelerator, f"continuing after step {progress.step}")
@@ -174,7 +177,9 @@ def announce_beginning(
 def check_batch(settings: Settings, train: Part, num_processes: int) -> None:
     """Raise ValueError where the batch does not divide among the ranks, or a rank's part among the pieces."""
     size, parts = settings.batch_size, num_processes * settings.gradient_accumulation
-    pieces = f"{num_processes} ranks" + (f" of {settings.gradient_accumulation} pieces" if settings.gradient_accumulation > 1 else "")
+    pieces = f"{num_processes} ranks" + (
+        f" of {settings.gradient_accumulation} pieces" if settings.gradient_accumulation > 1 else ""
+    )
     require(size % parts == 0, f"batch_size={size} does not divide among {pieces}; use a multiple of {parts}.")
     require(size <= len(train), f"batch_size={size} is more than the {len(train)} training samples; use a smaller one.")
 
@@ -215,7 +220,9 @@ def start_record(settings: Settings, accelerator: Accelerator, step: int) -> Tra
     if not accelerator.is_main_process:
         return None
     begin_attempt(settings.run, first_step=step, num_processes=accelerator.num_processes)
-    return Tracker(settings.run, mode=settings.wandb, project=settings.wandb_project, config=plain(settings), last_step=step)
+    return Tracker(
+        settings.run, mode=settings.wandb, project=settings.wandb_project, config=plain(settings), last_step=step
+    )
 
 
 def train_to_the_end(training: TrainingRun, stop: StopFlag) -> int:
@@ -235,32 +242,46 @@ def train_to_the_end(training: TrainingRun, stop: StopFlag) -> int:
 
 
 def update_until_done(training: TrainingRun, stop: StopFlag) -> tuple[str, int]:
-    """The loop of a job; returns why it ended and the exit code."""
+    """Make the remaining updates; returns why they ended and the exit code."""
     settings, accelerator, progress = training.settings, training.accelerator, training.progress
-    steps_between = max(round(settings.evaluate_epochs * len(training.train) / settings.batch_size), 1)
-    last_save = time.monotonic()
-    with Reporter(total=training.num_steps, unit="steps", done=progress.step, enabled=accelerator.is_main_process) as reporter:
-        for update in updates(training):
-            progress.step = update.step
-            done = update.step == training.num_steps
-            if done or update.step % settings.log_interval == 0:
-                loss = log_update(training, update.lr, update.metrics)
-                reporter.update(update.step, f"loss {loss:.4f}, best {best_name(settings)} {progress.best:.4f}")
-            if done or update.step % steps_between == 0:
-                evaluate_and_keep_best(training)
-            due = time.monotonic() - last_save > 60 * settings.checkpoint_minutes
-            agreed = agree(accelerator, STOP * bool(stop.signal_name) | SAVE * (due and accelerator.is_main_process))
-            if done or agreed:
-                save(training)
-                last_save = time.monotonic()
-            if agreed & STOP and not done:
-                return leave(training, stop)
-    on_main(accelerator, lambda: write_json(settings.run / FINISHED, {"step": progress.step, "best_step": progress.best_step}))
-    announce(accelerator, f"finished after step {progress.step}; best {best_name(settings)} {progress.best:.4f} at step {progress.best_step}")
+    main = accelerator.is_main_process
+    with Reporter(total=training.num_steps, unit="steps", done=progress.step, enabled=main) as reporter:
+        for loss in advance(training, stop):
+            best = f", best {best_name(settings)} {progress.best:.4f}" if progress.best_step else ""
+            reporter.update(progress.step, f"loss {loss:.4f}{best}")
+    if progress.step < training.num_steps:
+        return leave(training, stop)
+    ending = {"step": progress.step, "best": progress.best, "best_step": progress.best_step}
+    on_main(accelerator, lambda: write_json(settings.run / FINISHED, ending))
+    best = f"{best_name(settings)} {progress.best:.4f} at step {progress.best_step}"
+    announce(accelerator, f"finished after step {progress.step}; best {best}")
     return "finished", 0
 
 
-def updates(training: TrainingRun) -> Iterator[Any]:
+def advance(training: TrainingRun, stop: StopFlag) -> Iterator[float]:
+    """Update, log, evaluate and save until done or told to stop; yields the last loss that was logged, after each
+    update."""
+    settings, accelerator, progress = training.settings, training.accelerator, training.progress
+    steps_between = max(round(settings.evaluate_epochs * len(training.train) / settings.batch_size), 1)
+    last_save, loss = time.monotonic(), math.nan
+    for update in updates(training):
+        progress.step = update.step
+        done = update.step == training.num_steps
+        if done or update.step % settings.log_interval == 0:
+            loss = log_update(training, update.lr, update.metrics)
+        if done or update.step % steps_between == 0:
+            evaluate_and_keep_best(training)
+        due = accelerator.is_main_process and time.monotonic() - last_save > 60 * settings.checkpoint_minutes
+        agreed = agree(accelerator, STOP * bool(stop.signal_name) | SAVE * due)
+        if done or agreed:
+            save(training)
+            last_save = time.monotonic()
+        yield loss
+        if agreed & STOP:
+            return
+
+
+def updates(training: TrainingRun) -> Iterator[Update]:
     """The remaining updates of a training."""
     settings, accelerator = training.settings, training.accelerator
     batches = StepBatches(
@@ -306,12 +327,15 @@ def rate_of(training: TrainingRun, step: int) -> float:
 
 
 def log_update(training: TrainingRun, lr: float, metrics: Any) -> float:
-    """Write the metrics of an update, as means over ranks; returns the loss. Raises ValueError where it is not finite."""
+    """Write the metrics of an update, as means over ranks; returns the loss. Raises ValueError where it is not
+    finite."""
     step, settings = training.progress.step, training.settings
     means = mean_over_ranks(training.accelerator, metrics)
     if training.tracker is not None:
         epoch = step * settings.batch_size / len(training.train)
-        training.tracker.log(step, {"epoch": epoch, "lr": lr, **{f"train/{name}": value for name, value in means.items()}})
+        training.tracker.log(
+            step, {"epoch": epoch, "lr": lr, **{f"train/{name}": value for name, value in means.items()}}
+        )
     require(
         math.isfinite(means["loss"]),
         f"the loss is {means['loss']} at step {step}; use a lower --lr, a --clip_grad, or --precision fp32. "
@@ -349,7 +373,12 @@ def validation_metrics(training: TrainingRun) -> dict[str, float]:
     """Metrics on the validation samples, each counted once, the same on all ranks."""
     settings = training.settings
     found = predict_part(
-        training.evaluated, training.objective, training.val, training.accelerator, settings, batch_size=EVALUATION_BATCH
+        training.evaluated,
+        training.objective,
+        training.val,
+        training.accelerator,
+        settings,
+        batch_size=EVALUATION_BATCH,
     )
     weights = np.ones((1, len(found.labels)))
     if settings.regression:
@@ -361,7 +390,13 @@ def validation_metrics(training: TrainingRun) -> dict[str, float]:
 
 
 def predict_part(
-    network: nn.Module, objective: Objective, part: Part, accelerator: Accelerator, settings: Settings, *, batch_size: int
+    network: nn.Module,
+    objective: Objective,
+    part: Part,
+    accelerator: Accelerator,
+    settings: Settings,
+    *,
+    batch_size: int,
 ) -> Predictions:
     """Outputs on all samples of a part, each computed on one rank only, the same on all ranks."""
     mine = part.indices[rank_slice(len(part), accelerator.process_index, accelerator.num_processes)]

@@ -1,29 +1,51 @@
-"""The command line: `deeplense [--num_processes N] JOB [--setting value ...]`."""
+"""The command line: `deeplense [--num_processes N] JOB [--setting value ...]`, and `deeplense demo`."""
 
 import argparse
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from jobs import config
 
+DEMO = "demo"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code. Errors that a user can cause are one line on stderr, exit code 2."""
+    """Run one command; returns its exit code. What a user can cause is one line on stderr and exit code 2."""
     options, rest = split_command(list(sys.argv[1:] if arguments is None else arguments))
     if not rest:
         make_parser().print_help()
         return 0
     try:
-        config.load_job(rest[0])
-        settings = config.parse(rest[0], rest[1:])
-        if options.num_processes > 1:
-            from launch.local import run_processes
-
-            return run_processes(rest, options.num_processes, restarts=options.restarts)
-        return config.load_job(rest[0]).run(settings)
-    except ValueError as error:
-        sys.stderr.write(f"deeplense: {error}\n")
+        return run_demo(rest[1:]) if rest[0] == DEMO else run_job(rest, options)
+    except (ValueError, subprocess.CalledProcessError) as error:
+        if os.environ.get("RANK", "0") == "0":
+            sys.stderr.write(f"deeplense: {error}\n")
         return 2
+
+
+def run_job(command: list[str], options: argparse.Namespace) -> int:
+    """Run a job, here or in several processes; its settings are checked first."""
+    job = config.load_job(command[0])
+    settings = config.parse(command[0], command[1:])
+    if options.num_processes == 1:
+        return job.run(settings)
+    from launch.local import run_processes
+
+    return run_processes(command, options.num_processes, restarts=options.restarts)
+
+
+def run_demo(arguments: list[str]) -> int:
+    """The whole chain on one machine."""
+    from launch.demo import demo
+
+    parser = argparse.ArgumentParser(prog=f"deeplense {DEMO}", description=run_demo.__doc__)
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo"), help="folder for data, run and report (default: demo)"
+    )
+    return demo(parser.parse_args(arguments).output)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -31,19 +53,33 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="deeplense",
         usage="deeplense [--num_processes N] JOB [--config RECIPE.yaml] [--setting value ...]",
-        epilog=f"JOB is one of {', '.join(config.JOBS)}; `deeplense JOB --help` lists its settings.",
+        description="JOB is one of:\n" + "\n".join(f"  {name:<10} {summary}" for name, summary in summaries().items()),
+        epilog="`deeplense JOB --help` lists the settings of a job.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--num_processes", type=int, default=1, help="processes on this machine, one for each GPU")
-    parser.add_argument("--restarts", type=int, default=0, help="how often to start a job again that was told to stop by others")
+    parser.add_argument("--num_processes", type=positive, default=1, help="processes on this machine, one for each GPU")
+    parser.add_argument("--restarts", type=int, default=0, help="how often to start again after a scheduler's signal")
     return parser
+
+
+def summaries() -> dict[str, str]:
+    """A line for each command."""
+    docs = {name: config.load_job(name).__doc__ or "" for name in config.JOBS}
+    return {name: doc.splitlines()[0] for name, doc in docs.items()} | {DEMO: run_demo.__doc__ or ""}
+
+
+def positive(text: str) -> int:
+    """A number of at least 1."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return int(text)
 
 
 def split_command(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """What stands before the job, and the job with what follows."""
-    takes_value = {"--num_processes", "--restarts"}
     place = 0
     while place < len(arguments) and arguments[place].startswith("-"):
-        place += 2 if arguments[place] in takes_value else 1
+        place += 2 if arguments[place] in ("--num_processes", "--restarts") else 1
     return make_parser().parse_args(arguments[:place]), arguments[place:]
 
 

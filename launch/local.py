@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from jobs.runs import EXIT_STOPPED
 
-
 SECONDS_TO_DIE = 30.0
 PR_SET_PDEATHSIG = 1
 
@@ -19,7 +18,8 @@ PR_SET_PDEATHSIG = 1
 def run_processes(command: Sequence[str], num_processes: int, *, restarts: int) -> int:
     """Run `deeplense COMMAND` as this many ranks; returns the exit code of the whole.
 
-    A signal to this process goes on to all ranks, which save and leave. Where the ranks were told to stop by others, as a
+    A signal to this process goes on to all ranks, which save and leave. Where the ranks were told to stop by others,
+    as a
     scheduler does, they are started again, `restarts` times at most.
     """
     for attempt in range(restarts + 1):

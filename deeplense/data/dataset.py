@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from deeplense.data.order import batch_indices, rank_slice, uniforms
-from deeplense.data.shards import Manifest, moments_of, statistics_of
+from deeplense.data.shards import Manifest, column, image_offset, moments_of, statistics_of
 from deeplense.data.transforms import NUM_UNIFORMS
 
 READ_ROWS = 256
@@ -21,7 +21,8 @@ READ_ROWS = 256
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples on their way to the model: images (b, C, H, W), labels (b,), index within the split (b,), random numbers in [0, 1[ (b, R).
+    """Some samples on their way to the model: images (b, C, H, W), labels (b,), index within the split (b,), random
+    numbers in [0, 1[ (b, R).
 
     `target` (b,) is the number to be learnt in regression, and the label as a float elsewhere.
     """
@@ -72,10 +73,10 @@ class Split:
                 f"{path} is missing or of another size than the manifest says; `deeplense verify` tells more."
             )
         with h5py.File(path, locking=False) as file:
-            if file["image"].id.get_offset() != shard["image_offset"]:  # type: ignore[union-attr]
+            if image_offset(file) != shard["image_offset"]:
                 raise ValueError(f"{path} does not match the manifest; `deeplense verify` tells more.")
-            columns = {name: file[f"target/{name}"][:] for name in self.schema.targets}  # type: ignore[index]
-            return columns | {name: file[name][:] for name in ("label", "id")}  # type: ignore[index]
+            columns = {name: column(file, f"target/{name}") for name in self.schema.targets}
+            return columns | {name: column(file, name) for name in ("label", "id")}
 
     def mapped(self, number: int) -> np.memmap:
         """The images of one shard, mapped into this process."""
@@ -93,7 +94,8 @@ class Split:
         return self.maps[number]
 
     def images(self, indices: np.ndarray) -> np.ndarray:
-        """The images with these numbers, (n, C, H, W) float32, in the order asked for; each shard is read in its own order."""
+        """The images with these numbers, (n, C, H, W) float32, in the order asked for; each shard is read in its own
+        order."""
         images = np.empty((len(indices), *self.schema.shape), dtype=np.float32)
         shard_of = np.searchsorted(self.starts, indices, side="right") - 1
         for number in np.unique(shard_of):
@@ -103,7 +105,8 @@ class Split:
         return images
 
     def statistics(self, indices: np.ndarray) -> dict[str, list[float]]:
-        """Mean and standard deviation of each band over these images; from the manifest where they are all of the split."""
+        """Mean and standard deviation of each band over these images; from the manifest where they are all of the
+        split."""
         if len(indices) == len(self):
             return self.manifest.statistics
         parts = [indices[k : k + READ_ROWS] for k in range(0, len(indices), READ_ROWS)]

@@ -27,7 +27,8 @@ class DataUnpickler(pickle.Unpickler):
 
 
 def read_pickle(path: Path) -> Any:
-    """The containers and numpy arrays of a pickle file. Raises ValueError, naming the file, where it holds anything else."""
+    """The containers and numpy arrays of a pickle file. Raises ValueError, naming the file, where it holds anything
+    else."""
     return unpickle(path, path.read_bytes())
 
 
@@ -40,7 +41,8 @@ def unpickle(path: Path, content: bytes) -> Any:
 
 
 def read_npy(path: Path) -> np.ndarray:
-    """The array of a .npy file; one of objects is unpickled with care. Raises ValueError, naming the file, where it is unreadable."""
+    """The array of a .npy file; one of objects is unpickled with care. Raises ValueError, naming the file, where it
+    is unreadable."""
     try:
         return np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:

@@ -1,4 +1,5 @@
-"""The doors for foreign data: each layout is a function that lists the samples of a folder or file, and says how to load one."""
+"""The doors for foreign data: each layout is a function that lists the samples of a folder or file, and says how to
+load one."""
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,8 @@ Loaded = tuple[np.ndarray, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Record:
-    """One foreign sample: its file, name, the number of its class, its split ("" where the layout has none), and its row in the file."""
+    """One foreign sample: its file, name, the number of its class, its split ("" where the layout has none), and its
+    row in the file."""
 
     path: Path
     name: str
@@ -50,7 +52,8 @@ def class_folders(folder: Path) -> dict[Path, int]:
 
 
 def class_records(source: Path) -> list[Record]:
-    """All .npy files below the class folders of `source`, or of its folders train, val and test. Raises ValueError where there are none."""
+    """All .npy files below the class folders of `source`, or of its folders train, val and test. Raises ValueError
+    where there are none."""
     if not source.is_dir():
         raise ValueError(f"{source} is no folder; give the folder that holds one folder for each class.")
     roots = {name: source / name for name in SPLIT_FOLDERS if (source / name).is_dir()} or {"": source}
@@ -67,7 +70,8 @@ def class_records(source: Path) -> list[Record]:
 
 
 def deeplense(source: Path) -> Layout:
-    """`{axion,cdm,no_sub}/*.npy`, as DeepLenseSim writes it: 2-D images; axion files are pickled [image, mass in eV]."""
+    """`{axion,cdm,no_sub}/*.npy`, as DeepLenseSim writes it: 2-D images; axion files are pickled [image, mass in
+    eV]."""
     return Layout(
         class_records(source),
         load_deeplense,
@@ -118,7 +122,8 @@ LENS_FINDING_FOLDERS = {"lens": "lenses", "nonlens": "nonlenses"}
 
 
 def lens_finding(source: Path) -> Layout:
-    """`{lenses,nonlenses}/*.npy`, (3, H, W) in g, r, i, of any size; `indices.pkl` beside them, if any, names the files of each split."""
+    """`{lenses,nonlenses}/*.npy`, (3, H, W) in g, r, i, of any size; `indices.pkl` beside them, if any, names the
+    files of each split."""
     if not source.is_dir():
         raise ValueError(f"{source} is no folder; give the folder that holds lenses/ and nonlenses/.")
     files = {

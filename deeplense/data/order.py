@@ -1,6 +1,8 @@
-"""Which samples make the batch of step n: a pure function of (seed, n), in integer arithmetic that no library version can change.
+"""Which samples make the batch of step n: a pure function of (seed, n), in integer arithmetic that no library version
+can change.
 
-The samples of all epochs form one endless stream, each epoch a permutation of its own; step n takes the next batch of it. So every sample
+The samples of all epochs form one endless stream, each epoch a permutation of its own; step n takes the next batch of
+it. So every sample
 comes exactly once an epoch, none is dropped or repeated, and to resume is to know n.
 """
 

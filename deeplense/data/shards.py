@@ -2,9 +2,12 @@
 
     DATASET/train/shard-00000.h5 ... manifest.json     DATASET/test/...
 
-In a shard, `image` (n, C, H, W) is one contiguous, uncompressed, aligned block, so that it can be mapped into memory; `label` (n,) is the
-number of the class or -1; `target/NAME` (n,) holds the truth that is a number; `id` (n,) names each sample, `source_index` (n,) its place in
-what was converted or simulated. A manifest stands only beside shards that are all whole, and holds the checksum of each.
+In a shard, `image` (n, C, H, W) is one contiguous, uncompressed, aligned block, so that it can be mapped into memory;
+`label` (n,) is the
+number of the class or -1; `target/NAME` (n,) holds the truth that is a number; `id` (n,) names each sample,
+`source_index` (n,) its place in
+what was converted or simulated. A manifest stands only beside shards that are all whole, and holds the checksum of
+each.
 """
 
 import hashlib
@@ -15,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import h5py
 import numpy as np
@@ -29,6 +32,7 @@ BLOCK_ROWS = 64
 SHARD_BYTES = 256 * 2**20
 FEWEST_SHARDS = 8
 ALIGNMENT = 2**20
+REMAKE = "remove it and the manifest, and make the split again: only what is missing is made"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +80,8 @@ def canonical(value: Any) -> str:
 
 
 def shard_ranges(schema: Schema) -> list[range]:
-    """Which samples each shard holds: whole blocks of 64, at most 256 MiB a shard, at least 8 shards where there are enough.
+    """Which samples each shard holds: whole blocks of 64, at most 256 MiB a shard, at least 8 shards where there are
+    enough.
 
     A function of the schema alone, so that the bytes do not depend on how many processes write.
     """
@@ -102,7 +107,8 @@ def build(folder: Path, schema: Schema, make: Make, *, num_workers: int = 1) -> 
         num_workers: processes.
 
     Raises:
-        ValueError: the folder holds shards of something else, or the samples are bad. Shards that this call wrote are then removed.
+        ValueError: the folder holds shards of something else, or the samples are bad. Shards that this call wrote are
+            then removed.
     """
     ranges = shard_ranges(schema)
     if (folder / MANIFEST).exists():
@@ -253,9 +259,9 @@ def manifest_of(folder: Path, schema: Schema) -> dict[str, Any]:
     for number, rows in enumerate(shard_ranges(schema)):
         path = folder / shard_name(number)
         with h5py.File(path) as file:
-            moments.append(moments_of(file["image"][:]))  # type: ignore[index]
-            labels.append(file["label"][:])  # type: ignore[index]
-            offset = file["image"].id.get_offset()  # type: ignore[union-attr]
+            moments.append(moments_of(column(file, "image")))
+            labels.append(column(file, "label"))
+            offset = image_offset(file)
         shards.append(
             {
                 "file": path.name,
@@ -288,8 +294,8 @@ def moments_of(images: np.ndarray) -> Moments:
 def statistics_of(moments: Sequence[Moments]) -> dict[str, list[float]]:
     """Mean and standard deviation of each band, from the moments of its parts, in the order given."""
     count = sum(part[0] for part in moments)
-    mean = sum(part[1] for part in moments) / count
-    square = sum(part[2] for part in moments) / count
+    mean = np.sum([part[1] for part in moments], axis=0) / count
+    square = np.sum([part[2] for part in moments], axis=0) / count
     std = np.sqrt(np.maximum(square - mean**2, 0))
     return {"mean": [float(value) for value in mean], "std": [float(value) for value in std]}
 
@@ -305,7 +311,8 @@ def find_splits(dataset: Path) -> list[Path]:
 
 
 def verify_split(folder: Path) -> tuple[list[str], dict[int, str]]:
-    """Read a whole split. Returns what is wrong (a line each, naming the shard), and image hashes with their sample's id."""
+    """Read a whole split. Returns what is wrong (a line each, naming the shard), and image hashes with their sample's
+    id."""
     try:
         manifest = Manifest.read(folder)
     except ValueError as error:
@@ -328,23 +335,35 @@ def verify_split(folder: Path) -> tuple[list[str], dict[int, str]]:
 def damage(path: Path, shard: Mapping[str, Any]) -> str | None:
     """What is wrong with a shard file, given its line in the manifest, or None."""
     if not path.exists():
-        return "is missing; remove the manifest and make the data set again: only this shard is made anew"
+        return "is missing; remove the manifest, and make the split again: only what is missing is made"
     if path.stat().st_size != shard["bytes"]:
-        return f"has {path.stat().st_size} bytes where the manifest says {shard['bytes']}; remove it and the manifest, and make it again"
+        found, expected = path.stat().st_size, shard["bytes"]
+        return f"has {found} bytes where the manifest says {expected}; {REMAKE}"
     if checksum(path) != shard["xxh3_128"]:
-        return "does not match its checksum: it is damaged; remove it and the manifest, and make it again"
+        return f"does not match its checksum: it is damaged; {REMAKE}"
     return None
+
+
+def column(file: h5py.File, name: str) -> np.ndarray:
+    """A whole array of a shard."""
+    return np.asarray(file[name])
+
+
+def image_offset(file: h5py.File) -> int:
+    """Where in the file the images begin, bytes."""
+    return cast("h5py.Dataset", file["image"]).id.get_offset()
 
 
 def image_hashes(path: Path) -> dict[int, str]:
     """A hash of each image of a shard, with the sample's id."""
     with h5py.File(path) as file:
-        images, ids = file["image"][:], file["id"][:]  # type: ignore[index]
+        images, ids = column(file, "image"), column(file, "id")
     return {xxhash.xxh3_64_intdigest(image.tobytes()): name.decode() for image, name in zip(images, ids, strict=True)}
 
 
 def verify(dataset: Path) -> list[str]:
-    """Read every byte of a data set and say what is wrong, a line each: damaged or missing shards, images in two splits."""
+    """Read every byte of a data set and say what is wrong, a line each: damaged or missing shards, images in two
+    splits."""
     problems, seen = [], {}
     for folder in find_splits(dataset):
         wrong, hashes = verify_split(folder)

@@ -1,4 +1,5 @@
-"""What is done to a batch of images on its device: normalisation and augmentation. B batch, C bands, H W pixels, R random numbers."""
+"""What is done to a batch of images on its device: normalisation and augmentation. B batch, C bands, H W pixels, R
+random numbers."""
 
 import math
 
@@ -10,12 +11,17 @@ NUM_UNIFORMS = 3
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor, *, stretch: str) -> Tensor:
-    """Images in units of the data set's standard deviation, about its mean (C,); `asinh` then compresses what is bright.
+    """Images in units of the data set's standard deviation (C,): about its mean, or about zero with what is bright
+    compressed.
 
-    `asinh` is linear to about a tenth of a standard deviation and logarithmic above, so that faint arcs beside bright cores are seen.
+    `linear` is (x - mean) / std; `asinh` is asinh(10 x / std) / 2 (Lupton et al. 2004), linear below a tenth of a
+    standard
+    deviation and logarithmic above, so that a small change counts alike in a faint arc and beside a bright core.
     """
-    scaled = (images - mean[:, None, None]) / std[:, None, None]
-    return torch.asinh(10 * scaled) / 2 if stretch == "asinh" else scaled
+    scale = std.clamp(min=torch.finfo(std.dtype).tiny)[:, None, None]
+    if stretch == "asinh":
+        return torch.asinh(10 * images / scale) / 2
+    return (images - mean[:, None, None]) / scale
 
 
 def augment(images: Tensor, uniforms: Tensor, *, flips: bool, random_zoom: float, random_rotation: float) -> Tensor:
@@ -38,7 +44,8 @@ def augment(images: Tensor, uniforms: Tensor, *, flips: bool, random_zoom: float
 
 
 def flip_and_turn(images: Tensor, ways: Tensor) -> Tensor:
-    """Each square image in one of the eight ways of the dihedral group; way w turns by w % 4 quarters, and flips where w >= 4."""
+    """Each square image in one of the eight ways of the dihedral group; way w turns by w % 4 quarters, and flips
+    where w >= 4."""
     out = torch.empty_like(images)
     for way in range(8):
         chosen = ways == way
@@ -48,7 +55,8 @@ def flip_and_turn(images: Tensor, ways: Tensor) -> Tensor:
 
 
 def zoom_and_rotate(images: Tensor, zoom: Tensor, angle: Tensor) -> Tensor:
-    """Enlarge by `zoom` (B,) and turn by `angle` (B,) radian about the centre; bilinear, the outside is a reflection."""
+    """Enlarge by `zoom` (B,) and turn by `angle` (B,) radian about the centre; bilinear, the outside is a
+    reflection."""
     cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
     zero = torch.zeros_like(cos)
     matrices = torch.stack([torch.stack([cos, -sin, zero], dim=-1), torch.stack([sin, cos, zero], dim=-1)], dim=-2)

@@ -1,6 +1,7 @@
 """Metrics with their uncertainty. N samples, K classes, R resamples.
 
-Every metric takes weights (R, N), the number of times that each sample counts, and gives (R,): a row of ones is the estimate, multinomial rows
+Every metric takes weights (R, N), the number of times that each sample counts, and gives (R,): a row of ones is the
+estimate, multinomial rows
 are the bootstrap. Agreement with scikit-learn is tested.
 """
 
@@ -36,7 +37,8 @@ def softmax(logits: Array) -> Array:
 
 
 def auc(scores: Array, positive: NDArray[np.bool_], weights: Array) -> Array:
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting half. NaN without one of either."""
+    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting half. NaN without
+    one of either."""
     order = np.argsort(scores, kind="stable")
     sorted_scores = scores[order]
     starts = np.flatnonzero(np.r_[True, sorted_scores[1:] != sorted_scores[:-1]])
@@ -61,7 +63,8 @@ def expected_calibration_error(confidence: Array, correct: Array, weights: Array
 
 
 def classification_metrics(probabilities: Array, labels: NDArray[np.integer], weights: Array) -> Metrics:
-    """AUC of each class against the rest, their mean, the AUC over all decisions together, accuracy and calibration error."""
+    """AUC of each class against the rest, their mean, the AUC over all decisions together, accuracy and calibration
+    error."""
     num_classes = probabilities.shape[1]
     positive = labels[:, None] == np.arange(num_classes)
     by_class = [auc(probabilities[:, k], positive[:, k], weights) for k in range(num_classes)]
@@ -95,7 +98,8 @@ def bootstrap_weights(num_samples: int, num_resamples: int, *, seed: int) -> Arr
 def with_intervals(
     metrics: Callable[[Array], Metrics], num_samples: int, *, num_resamples: int = 1000, seed: int = 0
 ) -> dict[str, Estimate]:
-    """Each metric with the 95 % percentile interval of the bootstrap over samples (Efron and Tibshirani 1993, section 13.3)."""
+    """Each metric with the 95 % percentile interval of the bootstrap over samples (Efron and Tibshirani 1993, section
+    13.3)."""
     values = {name: float(row[0]) for name, row in metrics(np.ones((1, num_samples))).items()}
     parts = []
     for start in range(0, num_resamples, ROWS_AT_A_TIME):
@@ -133,7 +137,8 @@ def classification_report(
 
 
 def perfect_trials(labels: NDArray[np.integer], num_classes: int) -> Mapping[str, int]:
-    """How many independent trials each metric rests on at least: disjoint pairs of a positive and a negative, or samples."""
+    """How many independent trials each metric rests on at least: disjoint pairs of a positive and a negative, or
+    samples."""
     counts = np.bincount(labels, minlength=num_classes)
     pairs = {f"auc_{k}": int(min(count, len(labels) - count)) for k, count in enumerate(counts)}
     return pairs | {"auc_macro": min(pairs.values()), "auc_micro": len(labels), "accuracy": len(labels)}
@@ -142,14 +147,17 @@ def perfect_trials(labels: NDArray[np.integer], num_classes: int) -> Mapping[str
 def widen_if_perfect(estimate: Estimate, num_trials: int | None) -> Estimate:
     """Where a score is exactly 1 every resample is perfect too, and the bootstrap would claim certainty.
 
-    The lower end is then that of Clopper and Pearson (1934) for as many successes in as many trials: 0.025 ** (1 / trials).
+    The lower end is then that of Clopper and Pearson (1934) for as many successes in as many trials: 0.025 ** (1 /
+    trials).
     """
     if num_trials and estimate.value == 1.0:
         return Estimate(1.0, 0.025 ** (1 / num_trials), 1.0)
     return estimate
 
 
-def confusion_matrix(labels: NDArray[np.integer], predicted: NDArray[np.integer], num_classes: int) -> NDArray[np.integer]:
+def confusion_matrix(
+    labels: NDArray[np.integer], predicted: NDArray[np.integer], num_classes: int
+) -> NDArray[np.integer]:
     """Counts (K, K), truth by row."""
     return np.bincount(labels * num_classes + predicted, minlength=num_classes**2).reshape(num_classes, num_classes)
 

@@ -1,6 +1,6 @@
 """The figures of a report. Each function draws on one axes; `figure` saves it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -22,7 +22,8 @@ def figure(path: Path, draw: Callable[[Axes], None], *, size: tuple[float, float
 
 
 def roc(axes: Axes, probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
-    """ROC of each class against the rest, false positives on a logarithmic scale: lens finding lives at the left end."""
+    """ROC of each class against the rest, false positives on a logarithmic scale: lens finding lives at the left
+    end."""
     floor = 0.5 / len(labels)
     for k, name in enumerate(classes):
         if 0 < (labels == k).sum() < len(labels):
@@ -41,7 +42,9 @@ def confusion(axes: Axes, counts: np.ndarray, classes: Sequence[str]) -> None:
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
         dark = shares[row, column] > 0.5
-        axes.text(column, row, f"{count}\n{shares[row, column]:.1%}", ha="center", va="center", color="w" if dark else "k")
+        axes.text(
+            column, row, f"{count}\n{shares[row, column]:.1%}", ha="center", va="center", color="w" if dark else "k"
+        )
     axes.set_xticks(range(len(classes)), classes)
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted", ylabel="true", title="Confusion")
@@ -57,7 +60,7 @@ def reliability(axes: Axes, probabilities: np.ndarray, labels: np.ndarray) -> No
     axes.legend(loc="upper left", frameon=False)
 
 
-def curves(axes: Axes, series: dict[str, tuple[Sequence[float], Sequence[float]]], *, ylabel: str) -> None:
+def curves(axes: Axes, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, ylabel: str) -> None:
     """Named curves over steps."""
     for k, (name, (steps, values)) in enumerate(series.items()):
         axes.plot(steps, values, color=COLOURS[k % len(COLOURS)], label=name, marker="." if len(steps) < 40 else None)

@@ -32,11 +32,16 @@ def predict(forward: Callable[[Batch], Tensor], batches: Iterable[Batch], *, dev
 
 
 def join(parts: Iterable[Predictions], indices: np.ndarray) -> Predictions:
-    """Predictions of all ranks in the order of `indices`. Raises RuntimeError unless each sample is there exactly once."""
+    """Predictions of all ranks in the order of `indices`. Raises RuntimeError unless each sample is there exactly
+    once."""
     whole = list(parts)
-    columns = {name: np.concatenate([getattr(part, name) for part in whole]) for name in Predictions.__dataclass_fields__}
+    columns = {
+        name: np.concatenate([getattr(part, name) for part in whole]) for name in Predictions.__dataclass_fields__
+    }
     order = np.argsort(columns["indices"], kind="stable")
     if not np.array_equal(columns["indices"][order], np.sort(indices)):
-        raise RuntimeError(f"{len(order)} predictions do not cover the {len(indices)} samples once each; this is a bug.")
+        raise RuntimeError(
+            f"{len(order)} predictions do not cover the {len(indices)} samples once each; this is a bug."
+        )
     place = order[np.searchsorted(columns["indices"][order], indices)]
     return Predictions(**{name: column[place] for name, column in columns.items()})

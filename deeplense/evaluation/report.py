@@ -15,8 +15,9 @@ from deeplense.evaluation.plots import figure
 from deeplense.files import replacing
 
 METHOD = (
-    "Intervals are percentiles of 1000 bootstrap resamples of the images; where a score is exactly 1, the lower end is that of Clopper and "
-    "Pearson. They hold for new images of this kind and this one trained model; they do not hold the spread between trainings with other seeds."
+    "Intervals are percentiles of 1000 bootstrap resamples of the images; where a score is exactly 1, the lower end is "
+    "that of Clopper and Pearson. They hold for new images of this kind and this one trained model; they do not hold "
+    "the spread between trainings with other seeds."
 )
 
 
@@ -62,10 +63,20 @@ def write_report(
             resources.files("deeplense.evaluation").joinpath("report.html").read_text()
         )
         embedded = [
-            {"caption": plot.caption, "wide": plot.wide, "png": base64.b64encode((temporary / f"{plot.name}.png").read_bytes()).decode()}
+            {
+                "caption": plot.caption,
+                "wide": plot.wide,
+                "png": base64.b64encode((temporary / f"{plot.name}.png").read_bytes()).decode(),
+            }
             for plot in plots
         ]
         page = template.render(
-            title=title, lead=lead, metrics=content["metrics"], method=METHOD, figures=embedded, facts=facts, settings=settings
+            title=title,
+            lead=lead,
+            metrics=content["metrics"],
+            method=METHOD,
+            figures=embedded,
+            facts=facts,
+            settings=settings,
         )
         (temporary / "index.html").write_text(page)

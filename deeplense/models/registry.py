@@ -1,8 +1,10 @@
-"""Models by name: the baselines of the field, and everything in timm, at any size of image. B batch, C bands, S pixels a side, D features."""
+"""Models by name: the baselines of the field, and everything in timm, at any size of image. B batch, C bands, S
+pixels a side, D features."""
 
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ BASELINES = ("simple_cnn", "resnet18")
 
 @dataclass(frozen=True)
 class InputSize:
-    """How images of any size reach a network that wants `size` pixels a side: `native`, `pad` (reflected border) or `resize`."""
+    """How images of any size reach a network that wants `size` pixels a side: `native`, `pad` (reflected border) or
+    `resize`."""
 
     way: str
     size: int
@@ -36,7 +39,8 @@ class InputSize:
 
 
 class Network(nn.Module):
-    """A backbone with its last layers. With `tune` off only the last layers learn; the rest, batch statistics included, stands still."""
+    """A backbone with its last layers. With `tune` off only the last layers learn; the rest, batch statistics
+    included, stands still."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module, *, input_size: InputSize, tune: bool) -> None:
         super().__init__()
@@ -82,10 +86,13 @@ def build(
         pretrained_file: take those weights from this file rather than from the hub.
 
     Raises:
-        ValueError: unknown name (the nearest is told), weights that cannot be had, or a size that the network cannot take.
+        ValueError: unknown name (the nearest is told), weights that cannot be had, or a size that the network cannot
+            take.
     """
     if source == "baseline" and name not in BASELINES:
-        raise ValueError(f"model_source=baseline has the models {list(BASELINES)}, not {name!r}; or use --model_source timm.")
+        raise ValueError(
+            f"model_source=baseline has the models {list(BASELINES)}, not {name!r}; or use --model_source timm."
+        )
     if name == "simple_cnn":
         backbone: nn.Module = SimpleCNN(in_chans=in_chans, num_classes=0, dropout=dropout)
         input_size = InputSize("native", image_size)
@@ -102,7 +109,7 @@ def last_layers(num_features: int, num_outputs: int, *, dropout: float, extra_la
     """From features (B, D) to outputs: one linear layer, or an MLP before it."""
     widths = (num_features, 1024, 512, 128) if extra_layers else (num_features,)
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.GELU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers, nn.Dropout(dropout), nn.Linear(widths[-1], num_outputs))
 
@@ -119,7 +126,9 @@ def build_timm(name: str, image_size: int, options: dict[str, Any]) -> tuple[nn.
     """A timm model without its classifier, in the first form that takes the images."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise ValueError(f"timm has no model {name!r}. Nearest: {', '.join(near) or 'none'}; `timm.list_models()` gives all.")
+        raise ValueError(
+            f"timm has no model {name!r}. Nearest: {', '.join(near) or 'none'}; `timm.list_models()` gives all."
+        )
     refusals = []
     for input_size, extra in input_sizes(name, image_size):
         try:
@@ -133,7 +142,8 @@ def build_timm(name: str, image_size: int, options: dict[str, Any]) -> tuple[nn.
 
 
 def input_sizes(name: str, image_size: int) -> Iterator[tuple[InputSize, dict[str, int]]]:
-    """Ways to give images to a timm model, best first: as they are; padded to a multiple of 32, so that no patch is cut off; resized."""
+    """Ways to give images to a timm model, best first: as they are; padded to a multiple of 32, so that no patch is
+    cut off; resized."""
     config = timm.get_pretrained_cfg(name)
     native, fixed = (config.input_size[-1], config.fixed_input_size) if config else (image_size, False)
     if not fixed:
@@ -153,9 +163,9 @@ def create(name: str, options: dict[str, Any]) -> nn.Module:
         if not options.get("pretrained"):
             raise
         raise ValueError(
-            f"The pretrained weights of {name} cannot be had ({type(error).__name__}: {str(error)[:200]}). Where the hub cannot be "
-            f"reached, fetch model.safetensors of timm/{name} from the Hugging Face hub elsewhere, copy it here, and give "
-            "--pretrained_file FILE."
+            f"The pretrained weights of {name} cannot be had ({type(error).__name__}: {str(error)[:200]}). "
+            f"Where the hub cannot be reached, fetch model.safetensors of timm/{name} from the Hugging Face hub "
+            "elsewhere, copy it here, and give --pretrained_file FILE."
         ) from error
 
 

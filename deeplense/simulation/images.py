@@ -1,10 +1,11 @@
 """From systems to images: lens, source, PSF, pixels, noise. B images, H x W pixels, K point masses.
 
-Image i of a split is a function of (seed, split, i) alone: its class is i modulo 3, its draws come from generators of its own,
+Image i of a split is a function of (seed, split, i) alone: its class is i modulo 3, its draws come from generators of
+its own,
 and no operation here lets one image of a batch touch another.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,7 +67,8 @@ def render(systems: Sequence[System], *, population: Population, dtype: torch.dt
 
 
 def render_groups(systems: Sequence[System]) -> list[list[int]]:
-    """Positions of the systems, by class, so that no image pays for another's substructure; at most `BATCH` in a group."""
+    """Positions of the systems, by class, so that no image pays for another's substructure; at most `BATCH` in a
+    group."""
     by_class = [[i for i, system in enumerate(systems) if system.label == label] for label in range(len(CLASSES))]
     return [members[k : k + BATCH] for members in by_class for k in range(0, len(members), BATCH)]
 
@@ -103,7 +105,9 @@ def pixel_grid(survey: Survey, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return along[None, :], along[:, None]
 
 
-def source_positions(x: Tensor, y: Tensor, systems: Sequence[System], column) -> tuple[Tensor, Tensor]:
+def source_positions(
+    x: Tensor, y: Tensor, systems: Sequence[System], column: Callable[[str], Tensor]
+) -> tuple[Tensor, Tensor]:
     """Where in the source plane each pixel looks: beta = theta - alpha(theta), (B, H, W) each."""
     e1, e2 = (torch.tensor(e, dtype=x.dtype) for e in HOST_ELLIPTICITY)
     deflections = [
@@ -149,7 +153,8 @@ def expose(
 ) -> np.ndarray:
     """What the instrument records, float32 (B, H, W): see `expose_counts` (Model I), else
 
-    published: twice the noiseless model, as in the public images; noisy, physical: the model with read-out, sky and photon
+    published: twice the noiseless model, as in the public images; noisy, physical: the model with read-out, sky and
+        photon
     noise in the Gaussian approximation (lenstronomy, `noise_for_model`).
     """
     model = clean.numpy()
@@ -170,7 +175,8 @@ def expose(
 def expose_counts(image: np.ndarray, exposure_s: float, generator: Generator, *, published: bool) -> np.ndarray:
     """Counts of a Model I image.
 
-    published: photon noise twice (Gaussian, then Poisson), a background of 0.01 per second, negative values cut, as in the public code.
+    published: photon noise twice (Gaussian, then Poisson), a background of 0.01 per second, negative values cut, as
+        in the public code.
     Otherwise photon noise once and the same background, which may go below zero.
     """
     background = generator.normal(0.0, MODEL_I_BACKGROUND, size=image.shape)

@@ -1,6 +1,7 @@
 """Deflection angles of lens models, in pure torch: batched, differentiable, float32 or float64.
 
-Shapes: positions `x`, `y` and every parameter broadcast against each other, so an open grid (1, W), (H, 1) and parameters
+Shapes: positions `x`, `y` and every parameter broadcast against each other, so an open grid (1, W), (H, 1) and
+    parameters
 of shape (B, 1, 1) give (B, H, W). K numbers the masses of one lens. Angles on the sky are in arcsec.
 Ellipticities are (e1, e2) = (1 - q) / (1 + q) * (cos 2 phi, sin 2 phi), with q the axis ratio and phi the major axis.
 """
@@ -72,7 +73,8 @@ def line_deflection(x: Tensor, y: Tensor, *, theta_E: Tensor, half_length: Tenso
 
     `theta_E` is the Einstein radius that the whole mass would have as a point. With w the position turned into the
     frame of the segment and L its half length, the conjugate of the complex deflection is the integral of
-    theta_E^2 / (2 L (w - t)) over t, that is theta_E^2 / (2 L) * ln((w + L) / (w - L)). It is finite except at the ends.
+    theta_E^2 / (2 L (w - t)) over t, that is theta_E^2 / (2 L) * ln((w + L) / (w - L)). It is finite except at the
+    ends.
     """
     cos, sin = torch.cos(angle), torch.sin(angle)
     u, v = cos * x + sin * y, cos * y - sin * x

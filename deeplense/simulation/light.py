@@ -32,7 +32,8 @@ def sersic_brightness(
 ) -> Tensor:
     """Surface brightness of an elliptical Sersic profile, per arcsec^2 (Sersic 1963).
 
-    `amplitude` is the brightness at `radius` (arcsec, the product average of the axes). Radii below 1e-4 arcsec count as 1e-4.
+    `amplitude` is the brightness at `radius` (arcsec, the product average of the axes). Radii below 1e-4 arcsec count
+    as 1e-4.
     """
     dx, dy = x - center_x, y - center_y
     stretch = (1 - e1 * e1 - e2 * e2) ** 0.5

@@ -1,11 +1,12 @@
 """What is drawn for each image: the lens, its substructure and the source, from a generator of its own.
 
-The recipe is that of DeepLenseSim (github.com/mwt5345/DeepLenseSim), read from its code and checked on its public images.
+The recipe is that of DeepLenseSim (github.com/mwt5345/DeepLenseSim), read from its code and checked on its public
+images.
 """
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.random import Generator
@@ -46,7 +47,8 @@ SURVEYS: dict[ModelName, Survey] = {"Model_I": MODEL_I, "Model_II": EUCLID_VIS, 
 
 @dataclass(frozen=True)
 class Population:
-    """A model (I, II, III) under a preset. `mass_slope` is beta in dN/dm ~ m^beta for the subhaloes; it is -0.9 in the public data."""
+    """A model (I, II, III) under a preset. `mass_slope` is beta in dN/dm ~ m^beta for the subhaloes; it is -0.9 in
+    the public data."""
 
     model: ModelName
     preset: Preset
@@ -85,7 +87,8 @@ def default_mass_slope(preset: Preset) -> float:
 class System:
     """One lens and its source: what the renderer needs, and the truth. Angles in arcsec, masses in solar masses.
 
-    Point masses (subhaloes, or the published vortex) are arrays of shape (K,). The vortex as a line has a positive `line_half_length`.
+    Point masses (subhaloes, or the published vortex) are arrays of shape (K,). The vortex as a line has a positive
+    `line_half_length`.
     `exposure_s` is the exposure that noise is drawn for.
     """
 
@@ -106,7 +109,8 @@ class System:
 
 
 def power_law_masses(uniform: np.ndarray, *, slope: float, low: float, high: float) -> np.ndarray:
-    """Masses with dN/dm ~ m^slope between `low` and `high`, by inversion of uniform numbers in [0, 1[. `slope` may be -1."""
+    """Masses with dN/dm ~ m^slope between `low` and `high`, by inversion of uniform numbers in [0, 1[. `slope` may be
+    -1."""
     exponent = slope + 1
     if exponent == 0:
         return low * (high / low) ** uniform
@@ -137,7 +141,8 @@ def draw_nothing(population: Population, generator: Generator) -> dict[str, floa
 
 
 def draw_subhalos(population: Population, generator: Generator) -> dict[str, float | np.ndarray]:
-    """Point-mass subhaloes between 0.25 and 2 arcsec from the centre; 25 of them, a Poisson number about 25 in `physical`."""
+    """Point-mass subhaloes between 0.25 and 2 arcsec from the centre; 25 of them, a Poisson number about 25 in
+    `physical`."""
     count = generator.poisson(NUM_SUBHALOS) if population.physical else NUM_SUBHALOS
     low, high = SUBHALO_MASSES
     masses = power_law_masses(generator.uniform(size=count), slope=population.mass_slope, low=low, high=high)
@@ -157,7 +162,7 @@ def draw_vortex(population: Population, generator: Generator) -> dict[str, float
     log10_mass = generator.uniform(-24, -22)
     half_length = 0.03 * 10 ** (-22 - log10_mass)
     angle = generator.uniform(0, 2 * math.pi)
-    truth = {"substructure_mass": VORTEX_MASS, "log10_axion_mass": log10_mass}
+    truth: dict[str, float | np.ndarray] = {"substructure_mass": VORTEX_MASS, "log10_axion_mass": log10_mass}
     if population.preset == "published":
         return truth | vortex_points(population, half_length, angle)
     theta_E = math.sqrt(population.deflection_scale) * population.einstein_radius(VORTEX_MASS)
@@ -173,4 +178,3 @@ def vortex_points(population: Population, half_length: float, angle: float) -> d
 
 
 DRAW_SUBSTRUCTURE = {"no_sub": draw_nothing, "cdm": draw_subhalos, "axion": draw_vortex}
-assert tuple(DRAW_SUBSTRUCTURE) == CLASSES and tuple(SURVEYS) == get_args(ModelName)

@@ -39,7 +39,8 @@ class Survey:
         return math.sqrt(self.num_exposures * self.read_noise**2 + sky) / self.total_exposure_s
 
 
-# lenstronomy 1.9.2, ObservationConfig/Euclid.py, with which the public Model II was made (checked on its pixels); 1.14.2 has another zero point.
+# lenstronomy 1.9.2, ObservationConfig/Euclid.py, with which the public Model II was made (checked on its pixels);
+# 1.14.2 has another zero point.
 EUCLID_VIS = Survey(
     name="Euclid VIS",
     num_pixels=64,

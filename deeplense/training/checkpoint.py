@@ -1,4 +1,5 @@
-"""Checkpoints: folders of safetensors and JSON, each file hashed, written beside, synced, renamed into place, verified when read.
+"""Checkpoints: folders of safetensors and JSON, each file hashed, written beside, synced, renamed into place,
+verified when read.
 
     CHECKPOINTS/step_00001200/  NAME.safetensors  NAME.json  ...  manifest.json
 
@@ -28,9 +29,7 @@ def flatten(state: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
         return {TENSOR: path}
     if isinstance(state, Mapping):
         # Optimizers number their states: keys that are integers must come back as such.
-        return {
-            "__items__": [[name, flatten(value, tensors, f"{path}/{name}")] for name, value in state.items()]
-        }
+        return {"__items__": [[name, flatten(value, tensors, f"{path}/{name}")] for name, value in state.items()]}
     if isinstance(state, list | tuple):
         return [flatten(value, tensors, f"{path}/{k}") for k, value in enumerate(state)]
     return state
@@ -81,7 +80,9 @@ def load(path: Path) -> dict[str, State]:
     if problem:
         raise ValueError(f"The checkpoint {path} is damaged: {problem}.")
     names = [file.stem for file in sorted(path.glob("*.safetensors"))]
-    return {name: unflatten(read_json(path / f"{name}.json"), load_file(path / f"{name}.safetensors")) for name in names}
+    return {
+        name: unflatten(read_json(path / f"{name}.json"), load_file(path / f"{name}.safetensors")) for name in names
+    }
 
 
 def step_folder(checkpoints: Path, step: int, *, kind: str = "step") -> Path:
@@ -90,7 +91,8 @@ def step_folder(checkpoints: Path, step: int, *, kind: str = "step") -> Path:
 
 
 def newest_good(checkpoints: Path, *, kind: str = "step") -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and a line for each newer one that is not; those are renamed to `damaged_...`."""
+    """The newest checkpoint that is whole, and a line for each newer one that is not; those are renamed to
+    `damaged_...`."""
     reports = []
     for path in sorted(checkpoints.glob(f"{kind}_*"), reverse=True):
         problem = damage(path)

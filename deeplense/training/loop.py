@@ -24,7 +24,8 @@ Step = Callable[[Batch], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Update:
-    """One update made: the number of updates so far, the learning rate used, and the mean of each metric over this rank's samples."""
+    """One update made: the number of updates so far, the learning rate used, and the mean of each metric over this
+    rank's samples."""
 
     step: int
     lr: float
@@ -34,7 +35,8 @@ class Update:
 def make_accelerator(*, device: str, precision: Precision) -> Accelerator:
     """The Accelerator of this process; ranks come from RANK, WORLD_SIZE, LOCAL_RANK.
 
-    Raises ValueError where the device is not there, or where WORLD_SIZE processes were started and do not form one group.
+    Raises ValueError where the device is not there, or where WORLD_SIZE processes were started and do not form one
+    group.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch sees no GPU here; use --device cpu, or a machine with a GPU.")
@@ -116,7 +118,8 @@ def accumulate_gradients(
 
 
 def agree(accelerator: Accelerator, requests: int) -> int:
-    """The bitwise union of what the ranks request, for two requests (1 and 2) at most; every rank must call it at the same step."""
+    """The bitwise union of what the ranks request, for two requests (1 and 2) at most; every rank must call it at the
+    same step."""
     if accelerator.num_processes == 1:
         return requests
     flags = torch.tensor([requests & 1, requests >> 1 & 1], device=accelerator.device, dtype=torch.int32)

@@ -21,7 +21,8 @@ def learning_rate(
 
     Args:
         step: updates made so far.
-        schedule: `constant`; `cosine` from lr to lr_min at num_steps; `restarts`, that cosine again and again, each `period_steps`
+        schedule: `constant`; `cosine` from lr to lr_min at num_steps; `restarts`, that cosine again and again, each
+            `period_steps`
             long (Loshchilov and Hutter 2017, with T_mult = 1); `step`, times `gamma` after every `period_steps`.
         lr: the highest rate.
         lr_min: the lowest rate of the cosines.
