@@ -20,11 +20,20 @@ from deeplense.training.loop import from_main, make_accelerator
 from deeplense.training.tracking import METRICS
 from jobs.config import from_plain, require
 from jobs.evaluate import Settings
-from jobs.experiment import Part, find_dataset, held_out_part, learning_parts, make_network, make_objective
+from jobs.experiment import (
+    Part,
+    find_dataset,
+    held_out_part,
+    learning_parts,
+    make_network,
+    make_objective,
+    predict_part,
+    without_shared,
+)
 from jobs.progress import say
+from jobs.ranks import on_main
 from jobs.runs import find_run, stored_config
 from jobs.train import Settings as TrainSettings
-from jobs.training_run import on_main, predict_part
 
 GALLERY = 12
 
@@ -39,6 +48,7 @@ class Evaluated:
     predictions: Predictions
     step: int
     chance: float
+    num_shared: int
 
 
 def evaluate(settings: Settings) -> int:
@@ -49,6 +59,7 @@ def evaluate(settings: Settings) -> int:
     require_no_sample_twice(evaluated)
     folder = settings.output or paths[0] / "report"
     on_main(accelerator, lambda: report(settings, evaluated, folder))
+    accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
 
@@ -64,9 +75,10 @@ def evaluate_run(settings: Settings, run: Path, accelerator: Accelerator) -> Eva
     trained = from_plain(TrainSettings, stored_config(run))
     home = find_dataset(trained.dataset, trained.data_root)
     dataset = find_dataset(settings.dataset, trained.data_root) if settings.dataset else home
-    train, _ = learning_parts(trained)
-    part = held_out_part(trained, dataset, settings.split)
-    refuse_other_kind(train, part)
+    train, val = learning_parts(trained)
+    held = held_out_part(trained, dataset, settings.split)
+    refuse_other_kind(train, held)
+    part, num_shared = without_shared(held, [train, val])
     kind = {"best": "best", "last": "step"}[settings.weights]
     path, reports = from_main(
         accelerator, on_main(accelerator, lambda: checkpoint.newest_good(run / "checkpoints", kind=kind))
@@ -81,7 +93,7 @@ def evaluate_run(settings: Settings, run: Path, accelerator: Accelerator) -> Eva
     predictions = predict_part(
         network.to(accelerator.device), objective, part, accelerator, trained, batch_size=settings.batch_size
     )
-    return Evaluated(run, trained, part, predictions, saved["progress"]["step"], objective.target_scale[0])
+    return Evaluated(run, trained, part, predictions, saved["progress"]["step"], objective.target_scale[0], num_shared)
 
 
 def refuse_other_kind(train: Part, part: Part) -> None:
@@ -116,7 +128,8 @@ def report(settings: Settings, evaluated: Sequence[Evaluated], folder: Path) -> 
     facts = {
         "runs": ", ".join(str(e.run) for e in evaluated),
         "data set": f"{first.part.split.folder} ({first.part.split.manifest.dataset_id[:16]})",
-        "held out": f"{len(joined.labels)} images, {held}; none was learnt from or chose the weights",
+        "held out": f"{len(joined.labels)} images, {held}; no image with the same pixels was learnt from or chose the "
+        f"weights ({sum(e.num_shared for e in evaluated)} that were are left out)",
         "weights": f"{settings.weights}, of step " + ", ".join(str(e.step) for e in evaluated),
         "provenance": json.dumps(first.part.split.schema.provenance),
     }

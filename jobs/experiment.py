@@ -1,19 +1,22 @@
 """What the settings of a run mean: its data, its network, its loss. Training and evaluation share it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from accelerate import Accelerator
+from torch import Tensor, nn
 from torch.nn import functional
 
-from deeplense.data.dataset import Batch, Split, splits_of
-from deeplense.data.order import fold_of, split_off
+from deeplense.data.dataset import Batch, Split, evaluation_batches, splits_of
+from deeplense.data.order import fold_of, rank_slice, split_off
 from deeplense.data.transforms import augment, normalise
+from deeplense.evaluation.predict import Predictions, join, predict
 from deeplense.models.registry import Network, build
+from deeplense.training.loop import gather_lists
 from jobs.config import require
 
 if TYPE_CHECKING:
@@ -98,6 +101,20 @@ def held_out_part(settings: "Settings", dataset: Path, split_name: str) -> Part:
     return Part(split, usable(split, settings))
 
 
+def without_shared(held: Part, learnt: Sequence[Part]) -> tuple[Part, int]:
+    """The held-out samples less those whose very pixels were learnt from or chose the weights, and how many those are.
+
+    Raises ValueError where none is left.
+    """
+    seen = np.concatenate([part.split.hashes(part.indices) for part in learnt])
+    shared = np.isin(held.split.hashes(held.indices), seen)
+    require(
+        not shared.all(),
+        f"all {len(held)} images of {held.split.folder} were learnt from or chose the weights; evaluate on others.",
+    )
+    return Part(held.split, held.indices[~shared]), int(shared.sum())
+
+
 def folds(split: Split, indices: np.ndarray, settings: "Settings") -> np.ndarray:
     """The fold of each of these samples; it does not depend on the seed of the training, so that seeds can be
     compared."""
@@ -172,3 +189,27 @@ def make_objective(settings: "Settings", part: Part, statistics: Statistics) -> 
         return Objective(settings, statistics, (0.0, 1.0))
     values = part.split.targets[settings.target][part.indices]
     return Objective(settings, statistics, (float(np.median(values)), float(np.std(values)) or 1.0))
+
+
+def predict_part(
+    network: nn.Module,
+    objective: Objective,
+    part: Part,
+    accelerator: Accelerator,
+    settings: "Settings",
+    *,
+    batch_size: int,
+) -> Predictions:
+    """Outputs on all samples of a part, each computed on one rank only, the same on all ranks."""
+    mine = part.indices[rank_slice(len(part), accelerator.process_index, accelerator.num_processes)]
+    target = settings.target if settings.regression else None
+    training = network.training
+    network.eval()
+    with accelerator.autocast():
+        parts = predict(
+            lambda batch: objective.forward(network, batch),
+            evaluation_batches(part.split, mine, batch_size=batch_size, target=target),
+            device=accelerator.device,
+        )
+    network.train(training)
+    return join(gather_lists(accelerator, parts), part.indices)

@@ -39,12 +39,12 @@ class Settings:
     """npz: name of the labels: an array of the file, or a column of the catalogue"""
     catalog: Path | None = None
     """npz: CSV file with a line for each image"""
-    classes: list[str] | None = None
-    """npz: labels in the order of their numbers; by default all, sorted"""
-    where: list[str] | None = None
-    """npz: COLUMN=VALUE conditions on the catalogue"""
-    bands: list[str] | None = None
-    """npz: names of the bands"""
+    classes: str = ""
+    """npz: labels in the order of their numbers, with commas between; by default all, sorted"""
+    where: str = ""
+    """npz: COLUMN=VALUE and COLUMN!=VALUE conditions on the catalogue, with commas between"""
+    bands: str = ""
+    """npz: names of the bands, with commas between"""
 
     def __post_init__(self) -> None:
         fractions = (self.val_fraction, self.test_fraction)
@@ -53,8 +53,13 @@ class Settings:
             f"val_fraction and test_fraction are {fractions}; their sum must be below 1.",
         )
         require(self.crop is None or self.crop > 0, f"crop={self.crop} must be above 0.")
-        for condition in self.where or ():
-            require("=" in condition, f"where={condition!r} must be COLUMN=VALUE.")
+        for condition in listed(self.where):
+            require("=" in condition, f"where={condition!r} must be COLUMN=VALUE or COLUMN!=VALUE.")
+
+
+def listed(text: str) -> list[str]:
+    """The items of a list with commas."""
+    return [item.strip() for item in text.split(",") if item.strip()]
 
 
 def run(settings: Settings) -> int:
@@ -97,9 +102,9 @@ def read_layout(settings: Settings) -> "Layout":
             image_key=settings.image_key,
             label_key=settings.label_key,
             catalog=settings.catalog,
-            classes=settings.classes or (),
-            where=dict(condition.split("=", 1) for condition in settings.where or ()),
-            bands=settings.bands or (),
+            classes=listed(settings.classes),
+            where=listed(settings.where),
+            bands=listed(settings.bands),
         )
     readers = {"deeplense": layouts.deeplense, "gsoc": layouts.gsoc, "lens-finding": layouts.lens_finding}
     return readers[settings.layout](settings.source)

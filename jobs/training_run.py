@@ -2,10 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,26 +15,25 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
-from deeplense.data.dataset import StepBatches, evaluation_batches, step_loader
-from deeplense.data.order import key, num_steps, rank_slice
+from deeplense.data.dataset import StepBatches, step_loader
+from deeplense.data.order import key, num_steps, step_seed
 from deeplense.evaluation.metrics import classification_metrics, regression_metrics, softmax
-from deeplense.evaluation.predict import Predictions, join, predict
 from deeplense.files import write_json
 from deeplense.models.registry import Network
 from deeplense.training import checkpoint
-from deeplense.training.loop import Update, agree, fit, from_main, gather_lists, make_accelerator, mean_over_ranks
+from deeplense.training.loop import Update, agree, fit, from_main, make_accelerator, mean_over_ranks
 from deeplense.training.schedules import learning_rate
 from deeplense.training.stopping import StopFlag
 from deeplense.training.tracking import Tracker
 from jobs.config import plain, require
-from jobs.experiment import Objective, Part, learning_parts, make_network, make_objective
+from jobs.experiment import Objective, Part, learning_parts, make_network, make_objective, predict_part
 from jobs.progress import Reporter, say
+from jobs.ranks import announce, on_main
 from jobs.runs import EXIT_STOPPED, FINISHED, STOPPED, begin_attempt, end_attempt, open_run
 from jobs.train import Settings
 
 STOP, SAVE = 1, 2
 EVALUATION_BATCH = 256
-Result = TypeVar("Result")
 
 
 @dataclass
@@ -137,26 +136,6 @@ def begin(settings: Settings) -> TrainingRun | None:
     )
 
 
-def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result | None:
-    """Do something on the main process while the others wait; a ValueError there is raised on all."""
-    problem, result = None, None
-    if accelerator.is_main_process:
-        try:
-            result = action()
-        except ValueError as error:
-            problem = str(error)
-    problem = from_main(accelerator, problem)
-    if problem is not None:
-        raise ValueError(problem)
-    return result
-
-
-def announce(accelerator: Accelerator, message: str) -> None:
-    """One line to the user, from the main process."""
-    if accelerator.is_main_process:
-        say(message)
-
-
 def announce_beginning(
     settings: Settings, accelerator: Accelerator, train: Part, val: Part, network: Network, progress: Progress
 ) -> None:
@@ -237,6 +216,8 @@ def train_to_the_end(training: TrainingRun, stop: StopFlag) -> int:
         if training.tracker is not None:
             end_attempt(training.settings.run, last_step=training.progress.step, reason=reason)
             training.tracker.close(exit_code=0 if code in (0, EXIT_STOPPED) else 1)
+    # Without the wait a rank may tear the group down while another still reads the last message.
+    training.accelerator.wait_for_everyone()
     training.accelerator.end_training()
     return code
 
@@ -303,7 +284,7 @@ def updates(training: TrainingRun) -> Iterator[Update]:
         learning_rate=lambda step: rate_of(training, step),
         first_step=steps.start,
         num_steps=steps.stop,
-        seed=settings.seed,
+        step_seed=lambda step: step_seed(settings.seed, step, accelerator.process_index),
         accumulate=settings.gradient_accumulation,
         clip_grad=settings.clip_grad,
         ema=training.ema,
@@ -387,30 +368,6 @@ def validation_metrics(training: TrainingRun) -> dict[str, float]:
     else:
         rows = classification_metrics(softmax(found.outputs), found.labels, weights)
     return {name: float(row[0]) for name, row in rows.items()}
-
-
-def predict_part(
-    network: nn.Module,
-    objective: Objective,
-    part: Part,
-    accelerator: Accelerator,
-    settings: Settings,
-    *,
-    batch_size: int,
-) -> Predictions:
-    """Outputs on all samples of a part, each computed on one rank only, the same on all ranks."""
-    mine = part.indices[rank_slice(len(part), accelerator.process_index, accelerator.num_processes)]
-    target = settings.target if settings.regression else None
-    training = network.training
-    network.eval()
-    with accelerator.autocast():
-        parts = predict(
-            lambda batch: objective.forward(network, batch),
-            evaluation_batches(part.split, mine, batch_size=batch_size, target=target),
-            device=accelerator.device,
-        )
-    network.train(training)
-    return join(gather_lists(accelerator, parts), part.indices)
 
 
 def save(training: TrainingRun) -> None:

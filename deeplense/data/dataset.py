@@ -9,6 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -33,14 +34,16 @@ class Batch:
     indices: Tensor
     uniforms: Tensor
 
+    def __len__(self) -> int:
+        return len(self.images)
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
         return Batch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
 
     def split(self, parts: int) -> list["Batch"]:
         """The batch in `parts` pieces of nearly equal size."""
-        size = len(self.images)
-        pieces = [rank_slice(size, part, parts) for part in range(parts)]
+        pieces = [rank_slice(len(self), part, parts) for part in range(parts)]
         return [Batch(*(getattr(self, name)[piece] for name in self.__dataclass_fields__)) for piece in pieces]
 
 
@@ -103,6 +106,13 @@ class Split:
             places = places[np.argsort(indices[places], kind="stable")]
             images[places] = self.mapped(int(number))[indices[places] - self.starts[number]]
         return images
+
+    def hashes(self, indices: np.ndarray) -> np.ndarray:
+        """A 64-bit hash of the pixels of each of these images, (n,)."""
+        parts = [self.images(indices[k : k + READ_ROWS]) for k in range(0, len(indices), READ_ROWS)]
+        return np.array(
+            [xxhash.xxh3_64_intdigest(image.tobytes()) for part in parts for image in part], dtype=np.uint64
+        )
 
     def statistics(self, indices: np.ndarray) -> dict[str, list[float]]:
         """Mean and standard deviation of each band over these images; from the manifest where they are all of the

@@ -180,7 +180,7 @@ def npz(
     label_key: str,
     catalog: Path | None,
     classes: Sequence[str],
-    where: Mapping[str, str],
+    where: Sequence[str],
     bands: Sequence[str],
 ) -> Layout:
     """One file with an array of images, (N, C, H, W), (N, H, W, C) or (N, H, W), and a label for each.
@@ -191,7 +191,7 @@ def npz(
         label_key: name of the labels in it, or of their column in the catalogue.
         catalog: a CSV file with one line for each image, or None.
         classes: the labels, in the order of their numbers; empty for all there are, sorted.
-        where: only samples with these values in these columns of the catalogue.
+        where: only samples for which these hold: COLUMN=VALUE or COLUMN!=VALUE, on the catalogue.
         bands: names of the bands; numbered if empty.
     """
     arrays = read_npz(source)
@@ -205,15 +205,17 @@ def npz(
     if len(labels) != len(images):
         raise ValueError(f"{catalog or source}: has {len(labels)} labels for {len(images)} images.")
     kept = np.ones(len(images), dtype=bool)
-    for column, value in where.items():
-        kept &= pick(catalog or source, columns, column) == value
+    for condition in where:
+        name, value = condition.split("=", 1)
+        equal = pick(catalog or source, columns, name.removesuffix("!")) == value
+        kept &= ~equal if name.endswith("!") else equal
     chosen = tuple(classes) or tuple(sorted(set(labels[kept])))
     records = [
         Record(source, f"{source.stem}-{row:06d}", class_number(source, row, labels[row], chosen), "", row)
         for row in np.flatnonzero(kept).tolist()
     ]
     if not records:
-        raise ValueError(f"{source}: no image is left of {len(images)} where {dict(where)}.")
+        raise ValueError(f"{source}: no image is left of {len(images)} where {' and '.join(where)}.")
     names = tuple(bands) or tuple(f"band{k}" for k in range(images.shape[1]))
     if len(names) != images.shape[1]:
         raise ValueError(f"{source}: has {images.shape[1]} bands; --bands names {list(names)}.")
@@ -224,8 +226,8 @@ def class_number(source: Path, row: int, label: str, classes: Sequence[str]) -> 
     """The number of a label. Raises ValueError, naming the row, where it is no class."""
     if label not in classes:
         raise ValueError(
-            f"{source}: image {row} has the label {label!r}, which is none of the classes {list(classes)}. "
-            "Name it in --classes, or leave such images out by --where COLUMN=VALUE."
+            f"{source}: image {row} has the label {str(label)!r}, which is none of the classes {list(classes)}. "
+            "Name it in --classes, or leave such images out by --where COLUMN!=VALUE."
         )
     return list(classes).index(label)
 

@@ -2,12 +2,29 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deeplense.data.dataset import Batch
+
+class Labelled(Protocol):
+    """A batch of samples, as far as is needed here: labels, targets and indices (b,)."""
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def target(self) -> Tensor: ...
+
+    @property
+    def indices(self) -> Tensor: ...
+
+    def to(self, device: torch.device) -> Self: ...
+
+
+BatchT = TypeVar("BatchT", bound=Labelled)
 
 
 @dataclass(frozen=True)
@@ -21,7 +38,9 @@ class Predictions:
 
 
 @torch.no_grad()
-def predict(forward: Callable[[Batch], Tensor], batches: Iterable[Batch], *, device: torch.device) -> list[Predictions]:
+def predict(
+    forward: Callable[[BatchT], Tensor], batches: Iterable[BatchT], *, device: torch.device
+) -> list[Predictions]:
     """Outputs of a model in evaluation mode on each batch."""
     parts = []
     for batch in batches:

@@ -6,7 +6,7 @@ Accelerate lives here and nowhere else.
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -15,11 +15,20 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from deeplense.data.dataset import Batch
-from deeplense.data.order import step_seed
-
 Precision = Literal["fp32", "bf16", "fp16"]
-Step = Callable[[Batch], Mapping[str, Tensor]]
+
+
+class Divisible(Protocol):
+    """A batch of samples, as far as the loop knows it."""
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: torch.device) -> Self: ...
+
+    def split(self, parts: int) -> list[Self]: ...
+
+
+BatchT = TypeVar("BatchT", bound=Divisible)
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,10 @@ def make_accelerator(*, device: str, precision: Precision) -> Accelerator:
         raise ValueError("device=cuda, but torch sees no GPU here; use --device cpu, or a machine with a GPU.")
     if device == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device=mps, but torch sees no Apple GPU here; use --device cpu.")
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision={"fp32": "no"}.get(precision, precision))
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    accelerator = Accelerator(
+        cpu=device == "cpu" or not has_gpu, mixed_precision={"fp32": "no"}.get(precision, precision)
+    )
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
         raise ValueError(
@@ -53,8 +65,8 @@ def make_accelerator(*, device: str, precision: Precision) -> Accelerator:
 
 
 def fit(
-    step: Step,
-    batches: Iterator[Batch],
+    step: Callable[[BatchT], Mapping[str, Tensor]],
+    batches: Iterator[BatchT],
     *,
     accelerator: Accelerator,
     model: nn.Module,
@@ -62,7 +74,7 @@ def fit(
     learning_rate: Callable[[int], float],
     first_step: int,
     num_steps: int,
-    seed: int,
+    step_seed: Callable[[int], int],
     accumulate: int = 1,
     clip_grad: float | None = None,
     ema: ModelEmaV3 | None = None,
@@ -78,7 +90,8 @@ def fit(
         learning_rate: of the update after so many updates.
         first_step: updates made before.
         num_steps: updates of the whole training.
-        seed: library generators are seeded by (seed, step, rank) before each update, so that they need not be saved.
+        step_seed: seed of the library generators (dropout and the like) for each update, so that they need not be
+            saved; it must differ between ranks.
         accumulate: pieces that a batch is worked through in.
         clip_grad: largest norm of the gradient, if any.
         ema: running mean of the weights, updated after each step.
@@ -86,7 +99,7 @@ def fit(
     model.train()
     for number in range(first_step, num_steps):
         batch = next(batches).to(accelerator.device)
-        torch.manual_seed(step_seed(seed, number, accelerator.process_index))
+        torch.manual_seed(step_seed(number))
         lr = learning_rate(number)
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -101,13 +114,13 @@ def fit(
 
 
 def accumulate_gradients(
-    step: Step, pieces: list[Batch], *, accelerator: Accelerator, model: nn.Module
+    step: Callable[[BatchT], Mapping[str, Tensor]], pieces: list[BatchT], *, accelerator: Accelerator, model: nn.Module
 ) -> dict[str, Tensor]:
     """Gradients of the mean loss over the pieces; ranks exchange them with the last. Returns the mean metrics."""
-    total = sum(len(piece.images) for piece in pieces)
+    total = sum(len(piece) for piece in pieces)
     metrics: dict[str, Tensor] = {}
     for k, piece in enumerate(pieces):
-        share = len(piece.images) / total
+        share = len(piece) / total
         with accelerator.no_sync(model) if k < len(pieces) - 1 else accelerator.autocast():
             with accelerator.autocast():
                 values = step(piece)

@@ -1,0 +1,150 @@
+"""What many tests share: a small data set, and jobs that run in processes of their own and can be killed."""
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deeplense.data.shards import Samples, Schema, build
+
+CONTEXT = get_context("forkserver")
+CONTEXT.set_forkserver_preload(["jobs.training_run", "jobs.evaluation_run"])
+CLASSES = ("left", "right", "middle")
+SIZE = 16
+
+torch.set_num_threads(1)
+
+
+def blobs(rows: range, *, split: str, num_bands: int = 1) -> Samples:
+    """Noisy images with a bright column, left, right or in the middle; `column` says where, but not for the right."""
+    generator = np.random.default_rng((len(split), 7))
+    images = generator.normal(0, 1, size=(1000, num_bands, SIZE, SIZE)).astype(np.float32)
+    labels = np.arange(1000) % len(CLASSES)
+    columns = np.array([3, 12, 8])[labels]
+    images[np.arange(1000), :, :, columns] += 1.5
+    known = np.where(labels != 1, columns + 0.1 * images[:, 0, 0, 0], np.nan)
+    chosen = slice(rows.start, rows.stop)
+    return Samples(
+        images[chosen],
+        labels[chosen],
+        {"column": known[chosen]},
+        [f"{split}-{k}" for k in rows],
+        np.arange(rows.start, rows.stop),
+    )
+
+
+def write_blobs(dataset: Path, split: str, num_samples: int) -> None:
+    """One split of such images."""
+    schema = Schema(
+        split=split,
+        num_samples=num_samples,
+        shape=(1, SIZE, SIZE),
+        dtype="float32",
+        bands=("r",),
+        unit="",
+        pixel_scale_arcsec=0.1,
+        classes=CLASSES,
+        targets={"column": "pixel"},
+    )
+    list(build(dataset / split, schema, lambda rows: blobs(rows, split=split)))
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of 96 samples to learn from and 45 to test on, 16 x 16 pixels, three classes."""
+    folder = tmp_path_factory.mktemp("blobs")
+    write_blobs(folder, "train", 96)
+    write_blobs(folder, "test", 45)
+    return folder
+
+
+def free_port() -> str:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def rank_variables(num_processes: int) -> list[dict[str, str]]:
+    """The environment of each rank of a group on this machine."""
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(num_processes), "OMP_NUM_THREADS": "1"}
+    return [group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
+
+
+def run_command(
+    arguments: list[str], log: Path, environment: dict[str, str], prepare: Callable[[], None] | None
+) -> None:
+    """Run a `deeplense` command in a process of its own; its output goes to a file."""
+    from launch.__main__ import main
+
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    if prepare:
+        prepare()
+    os._exit(main(arguments))
+
+
+class Command:
+    """A `deeplense` command in another process."""
+
+    def __init__(
+        self,
+        arguments: list[str],
+        log: Path,
+        environment: dict[str, str] | None = None,
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
+        self.log = log
+        target = (arguments, log, environment or {}, prepare)
+        self.process: BaseProcess = CONTEXT.Process(target=run_command, args=target)
+        self.process.start()
+
+    def wait(self) -> int:
+        """Its exit code; negative for the signal that ended it."""
+        self.process.join(120)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise TimeoutError(self.log.read_text())
+        return self.process.exitcode
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self.process.pid
+        os.kill(self.process.pid, number)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    """Starts commands, and ends those that a failing test leaves."""
+    started: list[Command] = []
+
+    def begin(
+        *arguments: str, environment: dict[str, str] | None = None, prepare: Callable[[], None] | None = None
+    ) -> Command:
+        started.append(Command(list(arguments), tmp_path / "log.txt", environment, prepare))
+        return started[-1]
+
+    yield begin
+    for command in started:
+        if command.process.is_alive():
+            command.process.kill()
+            command.process.join()
+
+
+@pytest.fixture(scope="session")
+def public_data() -> Path:
+    """The folder of real and public images, outside the project."""
+    folder = Path(os.environ.get("DEEPLENSE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"the real images are not at {folder}; set DEEPLENSE_DATA to their folder")
+    return folder

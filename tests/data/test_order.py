@@ -1,0 +1,226 @@
+"""The order of samples: each once an epoch, a function of (seed, step) alone, uniform."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chi2, chisquare, kstest
+
+from deeplense.data.order import (
+    batch_indices,
+    fold_of,
+    num_steps,
+    permutation,
+    rank_slice,
+    split_off,
+    step_seed,
+    uniforms,
+)
+
+WORD = 2**64
+GOLDEN = 0x9E3779B97F4A7C15
+few = settings(deadline=None, max_examples=40, derandomize=True)
+sizes, seeds = st.integers(1, 60), st.integers(0, 2**63)
+
+
+def scramble(word: int) -> int:
+    """The finaliser of splitmix64, in Python's integers."""
+    word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 % WORD
+    word = (word ^ (word >> 27)) * 0x94D049BB133111EB % WORD
+    return word ^ (word >> 31)
+
+
+def chained(*words: int) -> int:
+    state = 0
+    for word in words:
+        state = scramble((state + GOLDEN) % WORD ^ word % WORD)
+    return state
+
+
+def order_by_integers(num_samples: int, seed: int, epoch: int) -> list[int]:
+    start = chained(seed, 1, epoch)
+    return sorted(range(num_samples), key=lambda i: scramble((i * GOLDEN + start) % WORD))
+
+
+def stream(first: int, last: int, *, num_samples: int, batch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The batches of some steps, one after the other."""
+    parts = [batch_indices(n, num_samples=num_samples, batch_size=batch_size, seed=seed) for n in range(first, last)]
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+def test_splitmix_by_integers_is_the_published_generator() -> None:
+    outputs = [scramble(1234567 + k * GOLDEN & WORD - 1) for k in range(1, 4)]
+    assert outputs == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
+@few
+@given(num_samples=st.integers(1, 200), seed=seeds, epoch=st.integers(0, 10**6))
+def test_the_order_is_that_of_an_implementation_in_integers(num_samples: int, seed: int, epoch: int) -> None:
+    assert permutation(num_samples, seed, epoch).tolist() == order_by_integers(num_samples, seed, epoch)
+
+
+def test_the_random_numbers_are_those_of_an_implementation_in_integers() -> None:
+    seed, epoch, index = 7, 3, 11
+    base = scramble(scramble((epoch * GOLDEN + chained(seed, 2)) % WORD) + index * GOLDEN & WORD - 1)
+    expected = [(scramble((base + k * GOLDEN) % WORD) >> 11) * 2.0**-53 for k in (1, 2, 3)]
+    assert uniforms(seed, np.array([epoch]), np.array([index]), count=3)[0].tolist() == expected
+
+
+@few
+@given(num_samples=sizes, batch_size=st.integers(1, 90), seed=seeds, first_epoch=st.integers(0, 5))
+def test_each_epoch_holds_every_sample_once(num_samples: int, batch_size: int, seed: int, first_epoch: int) -> None:
+    start = first_epoch * num_samples // batch_size
+    end = -(-(first_epoch + 2) * num_samples // batch_size)
+    indices, epochs = stream(start, end, num_samples=num_samples, batch_size=batch_size, seed=seed)
+    assert (np.diff(epochs) >= 0).all()
+    for epoch in (first_epoch, first_epoch + 1):
+        assert sorted(indices[epochs == epoch]) == list(range(num_samples))
+
+
+@few
+@given(num_samples=sizes, seed=seeds, step=st.integers(0, 50), factor=st.integers(1, 6))
+def test_a_larger_batch_is_several_smaller_ones(num_samples: int, seed: int, step: int, factor: int) -> None:
+    large = batch_indices(step, num_samples=num_samples, batch_size=5 * factor, seed=seed)
+    small = stream(step * factor, (step + 1) * factor, num_samples=num_samples, batch_size=5, seed=seed)
+    for one, other in zip(large, small, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_batch_does_not_depend_on_what_was_asked_before() -> None:
+    def batch(step: int) -> list[int]:
+        return batch_indices(step, num_samples=23, batch_size=8, seed=1)[0].tolist()
+
+    forwards = [batch(step) for step in range(12)]
+    permutation.cache_clear()
+    assert [batch(step) for step in reversed(range(12))] == forwards[::-1]
+    permutation.cache_clear()
+    assert batch(11) == forwards[11]
+
+
+@few
+@given(num_items=st.integers(0, 200), world_size=st.integers(1, 40))
+def test_the_parts_of_the_ranks_make_the_whole(num_items: int, world_size: int) -> None:
+    parts = [range(num_items)[rank_slice(num_items, rank, world_size)] for rank in range(world_size)]
+    assert [item for part in parts for item in part] == list(range(num_items))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_epochs_seeds_and_purposes_do_not_repeat_one_another() -> None:
+    pairs = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (3, 1), (1, 3), (2**32, 0), (0, 2**32)]
+    assert len({tuple(permutation(50, *pair)) for pair in pairs}) == len(pairs)
+    first, second = (np.array(permutation(5000, *pair)) for pair in ((0, 1), (1, 0)))
+    assert abs(np.corrcoef(first, second)[0, 1]) < 4 / 5000**0.5
+    triples = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 1, 1), (1, 0, 1)]
+    words = {step_seed(*triple) for triple in triples}
+    assert len(words) == len(triples)
+    assert all(0 <= word < 2**63 for word in words)
+
+
+def places_are_uniform(order: Callable[[int], np.ndarray], num_samples: int = 10, num_epochs: int = 4000) -> bool:
+    """Whether each sample comes at each place equally often, by a chi-square test of the whole table."""
+    table = np.zeros((num_samples, num_samples))
+    for epoch in range(num_epochs):
+        table[order(epoch), np.arange(num_samples)] += 1
+    expected = num_epochs / num_samples
+    statistic = ((table - expected) ** 2 / expected).sum()
+    return bool(chi2.sf(statistic, (num_samples - 1) ** 2) > 1e-3)
+
+
+def slightly_sorted(epoch: int) -> np.ndarray:
+    """A good order, spoilt: the first two samples of one epoch in ten come sorted."""
+    order = np.random.default_rng(epoch).permutation(10)
+    order[:2] = np.sort(order[:2]) if epoch % 10 == 0 else order[:2]
+    return order
+
+
+def test_every_sample_comes_at_every_place_equally_often() -> None:
+    assert places_are_uniform(lambda epoch: permutation(10, 0, epoch))
+    assert places_are_uniform(lambda epoch: permutation(10, epoch, 0))
+
+
+def test_an_order_slightly_sorted_is_detected() -> None:
+    assert not places_are_uniform(slightly_sorted, num_epochs=20000)
+
+
+def test_all_orders_of_four_are_equally_frequent() -> None:
+    orders = [tuple(permutation(4, 9, epoch)) for epoch in range(4800)]
+    counts = [orders.count(each) for each in set(orders)]
+    assert len(counts) == 24
+    assert chisquare(counts).pvalue > 1e-3
+
+
+def test_random_numbers_are_uniform_and_uncorrelated() -> None:
+    epochs, indices = (grid.ravel() for grid in np.meshgrid(np.arange(40), np.arange(100)))
+    numbers = uniforms(0, epochs, indices, count=3)
+    assert numbers.shape == (4000, 3)
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    assert kstest(numbers.ravel(), "uniform").pvalue > 1e-3
+    assert kstest(numbers.ravel() ** 1.1, "uniform").pvalue < 1e-3
+    bound = 4 / 4000**0.5
+    for first, second in [(0, 1), (0, 2), (1, 2)]:
+        assert abs(np.corrcoef(numbers[:, first], numbers[:, second])[0, 1]) < bound
+    cube = numbers.reshape(100, 40, 3)
+    for shifted, kept in [(cube[1:], cube[:-1]), (cube[:, 1:], cube[:, :-1])]:
+        assert abs(np.corrcoef(shifted.ravel(), kept.ravel())[0, 1]) < bound
+
+
+def test_random_numbers_are_a_function_of_seed_epoch_and_index() -> None:
+    epochs, indices = np.array([0, 0, 5, 2]), np.array([3, 0, 1, 3])
+    together = uniforms(4, epochs, indices, count=3)
+    np.testing.assert_array_equal(uniforms(4, epochs[::-1], indices[::-1], count=3)[::-1], together)
+    np.testing.assert_array_equal(uniforms(4, epochs[2:3], indices[2:3], count=3)[0], together[2])
+    np.testing.assert_array_equal(uniforms(4, epochs, indices, count=2), together[:, :2])
+    others = [
+        uniforms(seed, np.array([e]), np.array([i]), count=1)[0, 0] for seed, e, i in [(0, 0, 1), (0, 1, 0), (1, 0, 0)]
+    ]
+    assert len({*others, *together.ravel()}) == 15
+
+
+@few
+@given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=4), fraction=st.floats(0, 1), seed=st.integers(0, 1000))
+def test_a_part_split_off_has_its_fraction_of_each_class(counts: list[int], fraction: float, seed: int) -> None:
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    rest, part = split_off(labels, fraction, seed=seed)
+    assert sorted([*rest, *part]) == list(range(len(labels)))
+    assert all((np.diff(each) > 0).all() for each in (rest, part))
+    for label, count in enumerate(counts):
+        assert (labels[part] == label).sum() == round(fraction * count)
+
+
+@few
+@given(
+    counts=st.lists(st.integers(0, 40), min_size=1, max_size=4), num_folds=st.integers(1, 7), seed=st.integers(0, 1000)
+)
+def test_folds_hold_each_class_evenly(counts: list[int], num_folds: int, seed: int) -> None:
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    folds = fold_of(labels, num_folds, seed=seed)
+    assert len(folds) == len(labels)
+    assert set(folds) <= set(range(num_folds))
+    for label in range(len(counts)):
+        in_fold = np.bincount(folds[labels == label], minlength=num_folds)
+        assert in_fold.max() - in_fold.min() <= 1
+
+
+def test_splits_and_folds_are_drawn_by_the_seed() -> None:
+    labels = np.arange(300) % 3
+    assert split_off(labels, 0.3, seed=1)[1].tolist() == split_off(labels, 0.3, seed=1)[1].tolist()
+    assert split_off(labels, 0.3, seed=1)[1].tolist() != split_off(labels, 0.3, seed=2)[1].tolist()
+    assert fold_of(labels, 5, seed=1).tolist() != fold_of(labels, 5, seed=2).tolist()
+    drawn = np.concatenate([split_off(labels, 0.3, seed=seed)[1] for seed in range(100)])
+    assert chisquare(np.bincount(drawn, minlength=300)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("epochs", "num_samples", "batch_size", "steps"), [(1, 10, 5, 2), (1, 11, 5, 2), (2.5, 10, 5, 5), (0.01, 10, 5, 1)]
+)
+def test_steps_are_whole_batches_and_at_least_one(epochs: float, num_samples: int, batch_size: int, steps: int) -> None:
+    assert num_steps(epochs, num_samples=num_samples, batch_size=batch_size) == steps
+
+
+def test_more_epochs_are_never_fewer_steps() -> None:
+    steps = [num_steps(epochs / 10, num_samples=37, batch_size=8) for epochs in range(1, 100)]
+    assert all(first <= second for first, second in pairwise(steps))

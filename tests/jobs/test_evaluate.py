@@ -1,0 +1,165 @@
+"""Evaluation: every number is of images that were held out, each counted once."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import Command, rank_variables, write_blobs
+from sklearn.metrics import accuracy_score, confusion_matrix, mean_absolute_error, roc_auc_score
+
+from deeplense.data.dataset import Split
+from deeplense.data.shards import Samples, build
+from deeplense.evaluation.metrics import softmax
+from deeplense.training import checkpoint
+from jobs.config import from_plain
+from jobs.experiment import make_network
+from jobs.runs import stored_config
+from jobs.train import Settings
+
+Start = Callable[..., Command]
+SMALL = ("--model_source=baseline", "--model_name=simple_cnn", "--batch_size=16", "--epochs=2", "--device=cpu")
+
+
+def numbers(folder: Path) -> dict[str, Any]:
+    """What a report says."""
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    command = Command(
+        ["train", f"--dataset={dataset}", f"--run={run}", "--wandb=offline", *SMALL], run.parent / "log.txt"
+    )
+    assert command.wait() == 0, command.log.read_text()
+    return run
+
+
+def outputs_by_hand(run: Path, split: Split) -> np.ndarray:
+    """The outputs of a run's best weights, by as little of the project's code as will do."""
+    path, _ = checkpoint.newest_good(run / "checkpoints", kind="best")
+    assert path is not None
+    saved = checkpoint.load(path)
+    network = make_network(from_plain(Settings, stored_config(run)), split, load_pretrained=False).eval()
+    network.load_state_dict(saved["model"])
+    statistics = saved["progress"]["statistics"]
+    images = (split.images(np.arange(len(split))) - statistics["mean"][0]) / statistics["std"][0]
+    with torch.no_grad():
+        return network(torch.from_numpy(images).float()).numpy()
+
+
+def test_the_report_agrees_with_scikit_learn(dataset: Path, trained: Path, start: Start) -> None:
+    assert start("evaluate", f"--run={trained}", "--device=cpu").wait() == 0
+    found, split = numbers(trained / "report"), Split(dataset / "test")
+    probabilities = softmax(outputs_by_hand(trained, split))
+    metrics = {name: value["value"] for name, value in found["metrics"].items()}
+    expected = roc_auc_score(split.labels, probabilities, multi_class="ovr", average=None)  # type: ignore[arg-type]
+    for k, name in enumerate(split.schema.classes):
+        assert metrics[f"auc_{name}"] == pytest.approx(np.asarray(expected)[k], abs=1e-6)
+    assert metrics["auc_macro"] == pytest.approx(np.mean(expected), abs=1e-6)
+    predicted = probabilities.argmax(axis=1)
+    assert metrics["accuracy"] == pytest.approx(accuracy_score(split.labels, predicted))
+    assert found["confusion"] == confusion_matrix(split.labels, predicted).tolist()
+    for value in found["metrics"].values():
+        assert value["low"] <= value["value"] <= value["high"] or value["value"] == pytest.approx(
+            value["high"], abs=0.2
+        )
+
+
+def test_the_number_of_processes_changes_no_number(trained: Path, tmp_path: Path, start: Start) -> None:
+    assert start("evaluate", f"--run={trained}", "--device=cpu", f"--output={tmp_path / 'one'}").wait() == 0
+    ranks = [
+        start("evaluate", f"--run={trained}", "--device=cpu", f"--output={tmp_path / 'many'}", environment=variables)
+        for variables in rank_variables(4)
+    ]
+    assert [rank.wait() for rank in ranks] == [0] * 4, ranks[0].log.read_text()
+    one, many = numbers(tmp_path / "one"), numbers(tmp_path / "many")
+    assert one["confusion"] == many["confusion"]
+    assert sum(map(sum, many["confusion"])) == 45
+    for name, value in one["metrics"].items():
+        assert many["metrics"][name]["value"] == pytest.approx(value["value"], abs=1e-6)
+
+
+def test_a_run_is_found_by_its_wandb_id(trained: Path, tmp_path: Path, start: Start) -> None:
+    name = (trained / "wandb_id.txt").read_text().strip()
+    found = start("evaluate", f"--run={name}", f"--runs_root={trained.parent}", f"--output={tmp_path / 'report'}")
+    assert found.wait() == 0, found.log.read_text()
+    unknown = start("evaluate", "--run=abc123", f"--runs_root={trained.parent}")
+    assert unknown.wait() == 2
+    assert "neither a run folder nor the W&B id" in unknown.log.read_text()
+
+
+def test_images_that_were_learnt_from_are_refused(trained: Path, start: Start) -> None:
+    command = start("evaluate", f"--run={trained}", "--split=train")
+    assert command.wait() == 2
+    assert "all 96 images" in command.log.read_text()
+
+
+def test_images_that_were_learnt_from_are_left_out_of_another_data_set_and_counted(
+    dataset: Path, trained: Path, tmp_path: Path, start: Start
+) -> None:
+    train, test = Split(dataset / "train"), Split(dataset / "test")
+    images = np.concatenate([test.images(np.arange(20)), train.images(np.arange(7))])
+    labels = np.concatenate([test.labels[:20], train.labels[:7]])
+    schema = test.schema.__class__(**(vars(test.schema) | {"num_samples": 27, "targets": {}}))
+    samples = Samples(images, labels, {}, [f"mixed-{k}" for k in range(27)], np.arange(27))
+    list(build(tmp_path / "mixed" / "test", schema, lambda rows: samples))
+    command = start(
+        "evaluate", f"--run={trained}", f"--dataset={tmp_path / 'mixed'}", f"--output={tmp_path / 'report'}"
+    )
+    assert command.wait() == 0, command.log.read_text()
+    found = numbers(tmp_path / "report")
+    assert sum(map(sum, found["confusion"])) == 20
+    assert "7 that were are left out" in found["facts"]["held out"]
+
+
+def test_images_of_another_kind_are_refused(trained: Path, tmp_path: Path, start: Start) -> None:
+    write_blobs(tmp_path, "test", 12)
+    path = next((tmp_path / "test").glob("shard-*.h5"))
+    with h5py.File(path) as file:
+        assert "image" in file
+    other = Split(tmp_path / "test")
+    schema = other.schema.__class__(**(vars(other.schema) | {"classes": ("a", "b", "c"), "targets": {}}))
+    samples = Samples(other.images(np.arange(12)), other.labels, {}, other.ids, np.arange(12))
+    list(build(tmp_path / "other" / "test", schema, lambda rows: samples))
+    command = start("evaluate", f"--run={trained}", f"--dataset={tmp_path / 'other'}")
+    assert command.wait() == 2
+    assert "but the run learnt from" in command.log.read_text()
+
+
+def test_folds_hold_out_every_sample_once_and_are_put_together(dataset: Path, tmp_path: Path, start: Start) -> None:
+    for fold in range(3):
+        command = start(
+            "train", f"--dataset={dataset}", f"--run={tmp_path}/fold{fold}", "--num_folds=3", f"--fold={fold}", *SMALL
+        )
+        assert command.wait() == 0, command.log.read_text()
+    together = start("evaluate", f"--run={tmp_path}/fold*", f"--output={tmp_path / 'report'}")
+    assert together.wait() == 0, together.log.read_text()
+    confusion = np.array(numbers(tmp_path / "report")["confusion"])
+    assert confusion.sum(axis=1).tolist() == [32, 32, 32]
+    again = start("train", f"--dataset={dataset}", f"--run={tmp_path}/fold0b", "--num_folds=3", "--seed=1", *SMALL)
+    assert again.wait() == 0
+    twice = start("evaluate", f"--run={tmp_path}/fold0*")
+    assert twice.wait() == 2
+    assert "predict the same image" in twice.log.read_text()
+
+
+def test_a_number_is_learnt_and_told_against_chance(dataset: Path, tmp_path: Path, start: Start) -> None:
+    run = tmp_path / "run"
+    settings = ("--target=column", "--epochs=12", "--lr=3e-3", "--flips=0", *SMALL[:3], "--device=cpu")
+    command = start("train", f"--dataset={dataset}", f"--run={run}", *settings)
+    assert command.wait() == 0, command.log.read_text()
+    assert start("evaluate", f"--run={run}").wait() == 0
+    metrics = {name: value["value"] for name, value in numbers(run / "report")["metrics"].items()}
+    truth = Split(dataset / "test").targets["column"]
+    known = truth[np.isfinite(truth)]
+    learnt = Split(dataset / "train").targets["column"]
+    guess = np.full(len(known), np.median(learnt[np.isfinite(learnt)]))
+    assert metrics["mae_chance"] == pytest.approx(mean_absolute_error(known, guess), abs=0.2)
+    assert metrics["mae"] < 0.6 * metrics["mae_chance"]

@@ -1,0 +1,390 @@
+"""Training: whatever happens on the way, the end is the same, to the bit."""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import Command, rank_variables
+
+from deeplense.training import checkpoint
+from jobs.runs import EXIT_STOPPED, read_attempts
+
+Start = Callable[..., Command]
+SMALL = {
+    "model_source": "baseline",
+    "model_name": "simple_cnn",
+    "batch_size": 16,
+    "epochs": 3,
+    "log_interval": 1,
+    "device": "cpu",
+    "lr": 1e-3,
+}
+LONG = SMALL | {"epochs": 40, "evaluate_epochs": 10, "checkpoint_minutes": 1e-9}
+RICH = SMALL | {
+    "dropout": 0.2,
+    "random_zoom": 1.2,
+    "random_rotation": 20,
+    "ema_decay": 0.9,
+    "optimizer": "sgd",
+    "schedule": "restarts",
+    "period_epochs": 1,
+    "warmup_epochs": 0.5,
+    "gradient_accumulation": 2,
+    "clip_grad": 1.0,
+    "label_smoothing": 0.1,
+    "complex": 1,
+    "stretch": "asinh",
+    "checkpoint_minutes": 1e-9,
+}
+
+
+def train(dataset: Path, run: Path, settings: dict[str, object]) -> list[str]:
+    """The command line of a training."""
+    words = [f"--{name}={value}" for name, value in settings.items()]
+    return ["train", f"--dataset={dataset}", f"--run={run}", *words]
+
+
+def final_states(run: Path) -> dict[str, checkpoint.State]:
+    """All that the last checkpoint of a finished run holds."""
+    path, reports = checkpoint.newest_good(run / "checkpoints")
+    assert path is not None
+    assert not reports
+    return checkpoint.load(path)
+
+
+def final_tensors(run: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the last checkpoint by its path: weights, optimizer, running mean."""
+    tensors: dict[str, torch.Tensor] = {}
+    checkpoint.flatten(final_states(run), tensors)
+    return tensors
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Whether all tensors are equal, to the bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """The lines of metrics of a run."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    """Wait until a run has written the metrics of a step."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        path = run / "metrics.jsonl"
+        if path.exists() and any(
+            json.loads(line)["step"] >= step for line in path.read_text().splitlines(True) if line[-1] == "\n"
+        ):
+            return
+        time.sleep(0.005)
+    raise TimeoutError(step)
+
+
+@pytest.fixture(scope="module")
+def unbroken(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Runs that nothing disturbed, by the name of their settings."""
+    done: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in done:
+            run = tmp_path_factory.mktemp(name) / "run"
+            settings = {"small": SMALL, "rich": RICH, "long": LONG}[name]
+            command = Command(train(dataset, run, settings), run.parent / "log.txt")
+            assert command.wait() == 0, command.log.read_text()
+            done[name] = run
+        return done[name]
+
+    return get
+
+
+def die_at_sync(countdown: int) -> None:
+    """Make this process kill itself at the n-th time that something is synced to the disk."""
+    import os
+
+    from deeplense import files
+
+    left = [countdown]
+    sync = files.sync
+
+    def sync_or_die(path: Path) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        sync(path)
+
+    files.sync = sync_or_die
+
+
+@pytest.mark.parametrize("name", ["small", "rich"])
+def test_the_same_settings_give_the_same_bits(
+    name: str, dataset: Path, tmp_path: Path, start: Start, unbroken: Callable[[str], Path]
+) -> None:
+    settings = {"small": SMALL, "rich": RICH}[name]
+    assert start(*train(dataset, tmp_path / "run", settings)).wait() == 0
+    assert same(final_tensors(tmp_path / "run"), final_tensors(unbroken(name)))
+
+
+def test_another_seed_gives_other_bits(
+    dataset: Path, tmp_path: Path, start: Start, unbroken: Callable[[str], Path]
+) -> None:
+    assert start(*train(dataset, tmp_path / "run", SMALL | {"seed": 1})).wait() == 0
+    assert not same(final_tensors(tmp_path / "run"), final_tensors(unbroken("small")))
+
+
+def test_a_run_killed_again_and_again_while_it_saves_ends_with_the_bits_of_an_unbroken_one(
+    dataset: Path, tmp_path: Path, start: Start, unbroken: Callable[[str], Path]
+) -> None:
+    run, kills = tmp_path / "run", 0
+    for countdown in (7, 23, 30, 41, 12, 58, 67, 35):
+        code = start(*train(dataset, run, RICH), prepare=partial(die_at_sync, countdown)).wait()
+        assert code in (-signal.SIGKILL, 0)
+        kills += code == -signal.SIGKILL
+    assert kills >= 6, "the negative control: most attempts were really killed"
+    assert start(*train(dataset, run, RICH)).wait() == 0
+    assert same(final_tensors(run), final_tensors(unbroken("rich")))
+    assert metrics(run) == metrics(unbroken("rich"))
+    assert "killed" in {attempt["ended"] for attempt in read_attempts(run)}
+    assert not list(run.rglob(".writing-*"))
+
+
+def test_a_run_killed_between_saves_ends_with_the_bits_of_an_unbroken_one(
+    dataset: Path, tmp_path: Path, start: Start, unbroken: Callable[[str], Path]
+) -> None:
+    run = tmp_path / "run"
+    for step in (40, 90, 150):
+        command = start(*train(dataset, run, LONG | {"checkpoint_minutes": 0.004}))
+        wait_for_step(run, step)
+        command.send(signal.SIGKILL)
+        assert command.wait() == -signal.SIGKILL
+    assert start(*train(dataset, run, LONG | {"checkpoint_minutes": 5})).wait() == 0
+    assert same(final_tensors(run), final_tensors(unbroken("long")))
+    assert metrics(run) == metrics(unbroken("long"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_signal_however_often_leads_to_a_save_and_the_same_command_continues(
+    number: signal.Signals, dataset: Path, tmp_path: Path, start: Start, unbroken: Callable[[str], Path]
+) -> None:
+    run, settings = tmp_path / "run", LONG | {"checkpoint_minutes": 5}
+    command = start(*train(dataset, run, settings))
+    wait_for_step(run, 20)
+    for _ in range(3):
+        command.send(number)
+    assert command.wait() == EXIT_STOPPED
+    stopped = json.loads((run / "stopped.json").read_text())
+    assert stopped["signal"] == number.name
+    assert checkpoint.step_folder(run / "checkpoints", stopped["step"]).is_dir()
+    assert start(*train(dataset, run, settings)).wait() == 0
+    assert not (run / "stopped.json").exists()
+    assert same(final_tensors(run), final_tensors(unbroken("long")))
+    first, second = read_attempts(run)
+    assert first["ended"] == f"stopped by {number.name}"
+    assert (first["last_step"], second["ended"]) == (second["first_step"], "finished")
+
+
+def test_a_signal_before_the_first_step_is_heeded(dataset: Path, tmp_path: Path, start: Start) -> None:
+    run = tmp_path / "run"
+    command = start(*train(dataset, run, LONG), prepare=signal_during_start)
+    assert command.wait() == EXIT_STOPPED
+    assert json.loads((run / "stopped.json").read_text())["step"] == 1
+
+
+def signal_during_start() -> None:
+    """Send this process SIGTERM as soon as it begins to build the network."""
+    import os
+
+    from jobs import training_run
+
+    make = training_run.make_network
+
+    def make_after_signal(*arguments: object, **named: object) -> object:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return make(*arguments, **named)  # type: ignore[arg-type]
+
+    training_run.make_network = make_after_signal  # type: ignore[assignment]
+
+
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_gives_the_same_end(
+    dataset: Path, tmp_path: Path, start: Start, unbroken: Callable[[str], Path]
+) -> None:
+    run = tmp_path / "run"
+    command = start(*train(dataset, run, LONG))
+    wait_for_step(run, 12)
+    command.send(signal.SIGTERM)
+    assert command.wait() == EXIT_STOPPED
+    newest = max((run / "checkpoints").glob("step_*"))
+    file = newest / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    resumed = start(*train(dataset, run, LONG))
+    assert resumed.wait() == 0
+    assert f"damaged_{newest.name}" in resumed.log.read_text()
+    assert same(final_tensors(run), final_tensors(unbroken("long")))
+
+
+def test_reading_ahead_in_other_processes_changes_nothing(
+    dataset: Path, tmp_path: Path, start: Start, unbroken: Callable[[str], Path]
+) -> None:
+    assert start(*train(dataset, tmp_path / "run", SMALL | {"num_workers": 1})).wait() == 0
+    assert same(final_tensors(tmp_path / "run"), final_tensors(unbroken("small")))
+
+
+def record_samples(folder: Path, rank: int) -> None:
+    """Write the samples of each step that this process takes, a line each."""
+    import os
+
+    from deeplense.data.dataset import Batch, StepBatches
+
+    take = StepBatches.__getitem__
+
+    def take_and_tell(batches: StepBatches, step: int) -> Batch:
+        batch = take(batches, step)
+        with (folder / f"samples-{os.getpid()}").open("a") as file:
+            file.write(json.dumps([step, rank, batch.indices.tolist()]) + "\n")
+        return batch
+
+    StepBatches.__getitem__ = take_and_tell
+
+
+def samples_of_steps(folder: Path) -> dict[int, list[int]]:
+    """The samples of each step, over all processes."""
+    lines = [json.loads(line) for path in folder.glob("samples-*") for line in path.read_text().splitlines()]
+    steps: dict[int, list[int]] = {}
+    for step, _, indices in sorted(lines):
+        steps.setdefault(step, []).extend(indices)
+    return steps
+
+
+def test_the_samples_of_each_step_do_not_depend_on_the_number_of_processes(
+    dataset: Path, tmp_path: Path, start: Start
+) -> None:
+    settings = SMALL | {"epochs": 12, "batch_size": 12}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    alone = start(*train(dataset, tmp_path / "alone", settings), prepare=partial(record_samples, whole, 0))
+    assert alone.wait() == 0
+    for num_processes, ending in ((2, EXIT_STOPPED), (3, EXIT_STOPPED), (1, 0)):
+        ranks = [
+            start(
+                *train(dataset, tmp_path / "run", settings),
+                environment=variables,
+                prepare=partial(record_samples, parts, rank),
+            )
+            for rank, variables in enumerate(rank_variables(num_processes))
+        ]
+        if ending:
+            done = read_attempts(tmp_path / "run")[-1]["last_step"] if (tmp_path / "run/attempts.jsonl").exists() else 0
+            wait_for_step(tmp_path / "run", (done or 0) + 10)
+            ranks[-1].send(signal.SIGTERM)
+        assert [rank.wait() for rank in ranks] == [ending] * num_processes, ranks[0].log.read_text()
+    assert samples_of_steps(parts) == samples_of_steps(whole)
+    assert [attempt["num_processes"] for attempt in read_attempts(tmp_path / "run")] == [2, 3, 1]
+
+
+def test_a_finished_run_is_left_as_it_is(dataset: Path, start: Start, unbroken: Callable[[str], Path]) -> None:
+    run = unbroken("small")
+    before = (run / "attempts.jsonl").read_text()
+    again = start(*train(dataset, run, SMALL))
+    assert again.wait() == 0
+    assert "is finished" in again.log.read_text()
+    assert (run / "attempts.jsonl").read_text() == before
+
+
+def test_a_run_is_not_continued_with_settings_that_change_its_numbers(
+    dataset: Path, start: Start, unbroken: Callable[[str], Path]
+) -> None:
+    refused = start(*train(dataset, unbroken("small"), SMALL | {"lr": 0.5}))
+    assert refused.wait() == 2
+    assert "lr=0.5 (the run has 0.001)" in refused.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"batch_size": 500}, "batch_size=500 is more than the 87 training samples"),
+        ({"gradient_accumulation": 3}, "does not divide among 1 ranks of 3 pieces; use a multiple of 3"),
+        ({"model_name": "simple_cmn", "model_source": "timm"}, "timm has no model 'simple_cmn'"),
+        ({"dataset": "nowhere"}, "there is no data set 'nowhere'"),
+        ({"target": "mass"}, "has no target 'mass'; it has ['column']"),
+        ({"device": "cuda"}, "torch sees no GPU"),
+        ({"lr": 1e9, "optimizer": "sgd"}, "the loss is"),
+    ],
+)
+def test_bad_input_is_one_clear_error(
+    change: dict[str, object], told: str, dataset: Path, tmp_path: Path, start: Start
+) -> None:
+    if change.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    command = start(*train(dataset, tmp_path / "run", SMALL | change))
+    assert command.wait() == 2
+    assert told in command.log.read_text()
+    assert "Traceback" not in command.log.read_text()
+
+
+def test_a_full_disk_is_an_error_and_the_checkpoint_before_stands(dataset: Path, tmp_path: Path, start: Start) -> None:
+    run = tmp_path / "run"
+    command = start(*train(dataset, run, LONG), prepare=partial(fill_disk_at_step, 5))
+    assert command.wait() not in (0, EXIT_STOPPED)
+    path, reports = checkpoint.newest_good(run / "checkpoints")
+    assert path is not None
+    assert (path.name, reports) == ("step_00000004", [])
+    assert "No space left" in read_attempts(run)[-1]["ended"]
+    assert not list((run / "checkpoints").glob(".writing-*"))
+
+
+def fill_disk_at_step(step: int) -> None:
+    """Make writing tensors fail, as on a full disk, from a step on."""
+    import errno
+
+    save_file = checkpoint.save_file
+    written: list[Path] = []
+
+    def write(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if f"step_{step:08d}" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        save_file(tensors, path)
+
+    checkpoint.save_file = write  # type: ignore[assignment]
+
+
+def test_only_the_last_layers_learn_where_tune_is_off(dataset: Path, tmp_path: Path, start: Start) -> None:
+    first, last = tmp_path / "first", tmp_path / "last"
+    frozen = SMALL | {"tune": 0}
+    assert start(*train(dataset, first, frozen | {"epochs": 0.1})).wait() == 0
+    assert start(*train(dataset, last, frozen)).wait() == 0
+    before, after = final_states(first)["model"], final_states(last)["model"]
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"head.1.weight", "head.1.bias"}
+
+
+def test_wandb_keeps_one_id_over_attempts_and_needs_no_login(dataset: Path, tmp_path: Path, start: Start) -> None:
+    run, settings = tmp_path / "run", LONG | {"wandb": "offline"}
+    home = {"HOME": str(tmp_path / "home"), "WANDB_API_KEY": ""}
+    command = start(*train(dataset, run, settings), environment=home)
+    wait_for_step(run, 10)
+    command.send(signal.SIGTERM)
+    assert command.wait() == EXIT_STOPPED
+    assert start(*train(dataset, run, settings), environment=home).wait() == 0
+    folders = list((run / "wandb").glob("offline-run-*"))
+    assert len(folders) == 2
+    assert {folder.name.split("-")[-1] for folder in folders} == {(run / "wandb_id.txt").read_text().strip()}
+
+
+def test_a_recipe_gives_settings_and_the_run_keeps_them(dataset: Path, tmp_path: Path, start: Start) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(SMALL | {"epochs": 0.2}))
+    command = start("train", f"--config={recipe}", f"--dataset={dataset}", f"--run={tmp_path / 'run'}", "--lr=0.01")
+    assert command.wait() == 0
+    stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (stored["lr"], stored["batch_size"], stored["epochs"]) == (0.01, 16, 0.2)
