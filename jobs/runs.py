@@ -45,10 +45,12 @@ def open_run(run: Path, settings: Any) -> None:
     Raises ValueError, naming the differences, where it is not; settings that change no number may differ.
     """
     path = run / CONFIG
-    if path.exists():
+    if path.exists() and (run / ATTEMPTS).exists():
         refuse_differences(run, stored_config(run), settings)
         return
-    require(not run.is_dir() or not any(run.iterdir()), f"{run} is no run folder, and not empty; give another --run.")
+    # A folder with a configuration but no attempt is left from settings that failed before the first step.
+    fresh = not run.is_dir() or path.exists() or not any(run.iterdir())
+    require(fresh, f"{run} is no run folder, and not empty; give another --run.")
     write_json(run / ENVIRONMENT, environment())
     with replacing(path) as temporary:
         temporary.write_text(dump(settings))

@@ -74,7 +74,12 @@ def free_port() -> str:
 
 def rank_variables(num_processes: int) -> list[dict[str, str]]:
     """The environment of each rank of a group on this machine."""
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(num_processes), "OMP_NUM_THREADS": "1"}
+    group = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+        "WORLD_SIZE": str(num_processes),
+        "OMP_NUM_THREADS": "1",
+    }
     return [group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
 
 

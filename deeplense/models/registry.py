@@ -162,9 +162,11 @@ def create(name: str, options: dict[str, Any]) -> nn.Module:
     except (OSError, KeyError) as error:
         if not options.get("pretrained"):
             raise
+        config = timm.get_pretrained_cfg(name)
+        hub = (config and config.hf_hub_id) or f"timm/{name}"
         raise ValueError(
             f"The pretrained weights of {name} cannot be had ({type(error).__name__}: {str(error)[:200]}). "
-            f"Where the hub cannot be reached, fetch model.safetensors of timm/{name} from the Hugging Face hub "
+            f"Where the hub cannot be reached, fetch model.safetensors of {hub} from the Hugging Face hub "
             "elsewhere, copy it here, and give --pretrained_file FILE."
         ) from error
 

@@ -39,7 +39,7 @@ MODEL_I = Survey(
     exposure_s=1000.0,
     num_exposures=1,
     read_noise=0.0,
-    sky_magnitude=math.inf,
+    sky_magnitude=None,
     magnitude_zero_point=0.0,
 )
 SURVEYS: dict[ModelName, Survey] = {"Model_I": MODEL_I, "Model_II": EUCLID_VIS, "Model_III": HST_F160W}

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 class Survey:
     """One instrument and band. Brightness is in electrons per second, magnitudes are AB.
 
-    `magnitude_zero_point` is the magnitude of one electron per second, `sky_magnitude` is per arcsec^2,
+    `magnitude_zero_point` is the magnitude of one electron per second, `sky_magnitude` is per arcsec^2
+    (None for no sky),
     `read_noise` is in electrons for each of `num_exposures` exposures of `exposure_s` seconds.
     """
 
@@ -20,7 +21,7 @@ class Survey:
     exposure_s: float
     num_exposures: int
     read_noise: float
-    sky_magnitude: float
+    sky_magnitude: float | None
     magnitude_zero_point: float
 
     @property
@@ -35,7 +36,9 @@ class Survey:
     @property
     def background_sigma(self) -> float:
         """Standard deviation of read-out and sky noise in one pixel, electrons per second."""
-        sky = self.flux(self.sky_magnitude) * self.pixel_scale_arcsec**2 * self.total_exposure_s
+        sky = 0.0
+        if self.sky_magnitude is not None:
+            sky = self.flux(self.sky_magnitude) * self.pixel_scale_arcsec**2 * self.total_exposure_s
         return math.sqrt(self.num_exposures * self.read_noise**2 + sky) / self.total_exposure_s
 
 

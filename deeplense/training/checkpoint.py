@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -113,12 +112,3 @@ def keep_newest(checkpoints: Path, *, count: int, kind: str = "step") -> None:
         remove(doomed)
         path.rename(doomed)
     remove_leftovers(checkpoints)
-
-
-def restore_tensors(state: Any, device: torch.device) -> Any:
-    """A state with its tensors moved to a device."""
-    if isinstance(state, Tensor):
-        return state.to(device)
-    if isinstance(state, Mapping):
-        return {name: restore_tensors(value, device) for name, value in state.items()}
-    return [restore_tensors(value, device) for value in state] if isinstance(state, list) else state

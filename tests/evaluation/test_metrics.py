@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 from sklearn import metrics as oracle
@@ -41,6 +41,7 @@ def guesses(num_samples: int, num_classes: int, *, seed: int = 0) -> tuple[np.nd
     return special.softmax(logits, axis=1), labels
 
 
+@settings(derandomize=True, deadline=None)
 @given(ROWS)
 def test_auc_is_that_of_scikit_learn_with_ties_and_weights(rows: list[tuple[int, bool, int]]) -> None:
     scores, positive, weights = (np.array(column) for column in zip(*rows, strict=True))
@@ -51,6 +52,7 @@ def test_auc_is_that_of_scikit_learn_with_ties_and_weights(rows: list[tuple[int,
         assert got == pytest.approx(oracle.roc_auc_score(positive, scores, sample_weight=weights))
 
 
+@settings(derandomize=True, deadline=None)
 @given(ROWS)
 def test_auc_depends_on_the_order_of_scores_alone_and_is_mirrored_with_them(rows: list[tuple[int, bool, int]]) -> None:
     scores, positive, _ = (np.array(column) for column in zip(*rows, strict=True))

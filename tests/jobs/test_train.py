@@ -291,6 +291,31 @@ def test_the_samples_of_each_step_do_not_depend_on_the_number_of_processes(
     assert [attempt["num_processes"] for attempt in read_attempts(tmp_path / "run")] == [2, 3, 1]
 
 
+def test_two_processes_killed_and_started_again_end_with_the_bits_of_two_that_were_not(
+    dataset: Path, tmp_path: Path, start: Start
+) -> None:
+    settings = RICH | {"epochs": 6}
+
+    def both(run: Path) -> list[Command]:
+        return [start(*train(dataset, run, settings), environment=variables) for variables in rank_variables(2)]
+
+    assert [rank.wait() for rank in both(tmp_path / "unbroken")] == [0, 0]
+    killed = both(tmp_path / "run")
+    wait_for_step(tmp_path / "run", 9)
+    for rank in killed:
+        rank.send(signal.SIGKILL)
+    assert [rank.wait() for rank in killed] == [-signal.SIGKILL] * 2
+    assert [rank.wait() for rank in both(tmp_path / "run")] == [0, 0]
+    assert same(final_tensors(tmp_path / "run"), final_tensors(tmp_path / "unbroken"))
+
+
+def test_settings_that_failed_before_the_first_step_leave_a_run_free(
+    dataset: Path, tmp_path: Path, start: Start
+) -> None:
+    assert start(*train(dataset, tmp_path / "run", SMALL | {"model_name": "none", "model_source": "timm"})).wait() == 2
+    assert start(*train(dataset, tmp_path / "run", SMALL | {"epochs": 0.2})).wait() == 0
+
+
 def test_a_finished_run_is_left_as_it_is(dataset: Path, start: Start, unbroken: Callable[[str], Path]) -> None:
     run = unbroken("small")
     before = (run / "attempts.jsonl").read_text()

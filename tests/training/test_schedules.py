@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, LRScheduler, StepLR
 
@@ -71,7 +71,7 @@ def test_a_cosine_falls_all_the_way_to_the_lowest_rate_and_stays_there() -> None
     for warmup_steps in (0, 10, NUM_STEPS):
         found = rates("cosine", warmup_steps=warmup_steps, count=NUM_STEPS + 20)[warmup_steps:]
         assert found == sorted(found, reverse=True)
-        assert found[NUM_STEPS - warmup_steps + 1 :] == pytest.approx([LR_MIN] * (19))
+        assert found[NUM_STEPS - warmup_steps + 1 :] == pytest.approx([LR_MIN] * 19)
 
 
 def test_restarts_are_periodic_and_a_step_multiplies_by_gamma() -> None:
@@ -81,6 +81,7 @@ def test_restarts_are_periodic_and_a_step_multiplies_by_gamma() -> None:
     assert steps[PERIOD:] == pytest.approx([GAMMA * rate for rate in steps[:-PERIOD]])
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.sampled_from(SCHEDULES), st.permutations(range(NUM_STEPS)), st.integers(0, NUM_STEPS))
 def test_a_rate_depends_on_its_step_alone_and_stays_within_bounds(
     schedule: Schedule, order: list[int], warmup_steps: int
@@ -88,5 +89,5 @@ def test_a_rate_depends_on_its_step_alone_and_stays_within_bounds(
     in_order = rates(schedule, warmup_steps=warmup_steps)
     for step in order[:5]:
         assert rates(schedule, warmup_steps=warmup_steps, count=step + 1)[step] == in_order[step]
-    assert 0 < min(in_order)
+    assert min(in_order) > 0
     assert max(in_order) <= LR

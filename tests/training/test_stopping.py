@@ -40,11 +40,17 @@ def test_of_several_signals_the_first_is_kept() -> None:
         assert stop.signal_name == "SIGUSR1"
 
 
-def test_the_handlers_before_it_are_restored_also_after_an_error() -> None:
-    before = [signal.getsignal(number) for number in STOP_SIGNALS]
-    with pytest.raises(ZeroDivisionError), StopFlag():
+def fail_while_listening(before: list[object]) -> None:
+    """Fail where signals are noted."""
+    with StopFlag():
         assert all(signal.getsignal(number) not in before for number in STOP_SIGNALS)
         raise ZeroDivisionError
+
+
+def test_the_handlers_before_it_are_restored_also_after_an_error() -> None:
+    before: list[object] = [signal.getsignal(number) for number in STOP_SIGNALS]
+    with pytest.raises(ZeroDivisionError):
+        fail_while_listening(before)
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
 

@@ -1,0 +1,147 @@
+"""Augmentation: what it must not change, and scipy and numpy for the rest."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import map_coordinates
+from torch import Tensor
+
+from deeplense.data.transforms import NUM_UNIFORMS, augment, flip_and_turn, normalise, zoom_and_rotate
+
+
+def images(count: int = 3, size: int = 8, bands: int = 2) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(0).uniform(size=(count, bands, size, size)))
+
+
+def smooth(size: int = 33, sigma: float = 4.0) -> Tensor:
+    """One image of two round blobs off the centre, wide enough to be interpolated well."""
+    x = torch.arange(size, dtype=torch.float64) - size // 2
+
+    def blob(x0: float, y0: float) -> Tensor:
+        return torch.exp(-((x[None, :] - x0) ** 2 + (x[:, None] - y0) ** 2) / (2 * sigma**2))
+
+    return (blob(5, -2) + 0.5 * blob(-3, -4))[None, None]
+
+
+def uniforms(count: int, seed: int = 0) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).uniform(size=(count, NUM_UNIFORMS)))
+
+
+def zoomed(image: Tensor, zoom: float, degrees: float) -> Tensor:
+    factors = torch.full((len(image),), zoom, dtype=image.dtype)
+    return zoom_and_rotate(image, factors, torch.full_like(factors, math.radians(degrees)))
+
+
+def test_the_eight_ways_are_distinct_permutations_of_the_pixels() -> None:
+    numbered = torch.arange(25.0).reshape(1, 1, 5, 5).repeat(8, 1, 1, 1)
+    ways = flip_and_turn(numbered, torch.arange(8))
+    assert len({tuple(way.ravel().tolist()) for way in ways}) == 8
+    for way in ways:
+        assert sorted(way.ravel().tolist()) == list(range(25))
+    assert torch.equal(ways[0], numbered[0])
+
+
+def test_the_eight_ways_form_a_group() -> None:
+    image = images(1, 5, 1)
+    ways = {tuple(each.ravel().tolist()) for each in flip_and_turn(image.repeat(8, 1, 1, 1), torch.arange(8))}
+    twice = flip_and_turn(flip_and_turn(image.repeat(64, 1, 1, 1), torch.arange(64) // 8), torch.arange(64) % 8)
+    assert {tuple(each.ravel().tolist()) for each in twice} == ways
+
+
+def test_each_way_is_drawn_alike() -> None:
+    numbers = torch.stack([torch.arange(80) / 80, torch.full((80,), 0.5), torch.full((80,), 0.5)], dim=1)
+    out = augment(images(1).repeat(80, 1, 1, 1), numbers, flips=True, random_zoom=1, random_rotation=0)
+    ways = [tuple(each.ravel().tolist()) for each in out]
+    assert [ways.count(each) for each in set(ways)] == [10] * 8
+
+
+@pytest.mark.parametrize(("flips", "zoom", "rotation"), [(True, 1.0, 0.0), (False, 1.3, 0.0), (True, 1.2, 30.0)])
+def test_augmentation_is_a_function_of_the_random_numbers_of_the_image(
+    flips: bool, zoom: float, rotation: float
+) -> None:
+    before, numbers = images(12), uniforms(12)
+
+    def augmented(chosen: list[int]) -> Tensor:
+        return augment(before[chosen], numbers[chosen], flips=flips, random_zoom=zoom, random_rotation=rotation)
+
+    together = augmented(list(range(12)))
+    assert torch.equal(augmented(list(range(12))[::-1]).flip(0), together)
+    for k in (0, 5, 11):
+        assert torch.equal(augmented([k])[0], together[k])
+    assert not torch.equal(together, before)
+
+
+def test_no_augmentation_leaves_images_alone() -> None:
+    before = images()
+    assert torch.equal(augment(before, uniforms(3), flips=False, random_zoom=1, random_rotation=0), before)
+
+
+def test_zoom_one_and_no_rotation_is_the_identity() -> None:
+    torch.testing.assert_close(zoomed(images(), 1.0, 0.0), images(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_rotation_by_quarters_is_a_quarter_turn(quarters: int) -> None:
+    turned = zoomed(smooth(), 1.0, 90.0 * quarters)
+    candidates = [torch.rot90(smooth(), sign * quarters, dims=(-2, -1)) for sign in (1, -1)]
+    assert min(float((turned - each).abs().max()) for each in candidates) < 1e-9
+
+
+@pytest.mark.parametrize(("zoom", "degrees"), [(1.5, 0.0), (0.8, 0.0), (1.0, 25.0), (1.2, -40.0)])
+def test_zoom_and_rotation_are_those_of_scipy(zoom: float, degrees: float) -> None:
+    angle = math.radians(degrees)
+    rotation = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    image, places = smooth()[0, 0].numpy(), np.indices((33, 33)).reshape(2, -1) - 16
+    candidates = [
+        map_coordinates(image, turn @ places / zoom + 16, order=1, mode="reflect").reshape(33, 33)
+        for turn in (rotation, rotation.T)
+    ]
+    ours = zoomed(smooth(), zoom, degrees)[0, 0].numpy()
+    assert min(np.abs(ours - each)[5:-5, 5:-5].max() for each in candidates) < 1e-9
+
+
+def test_a_zoom_enlarges_and_its_inverse_undoes_it() -> None:
+    larger = zoomed(smooth(), 1.25, 15.0)
+    assert larger.sum() > 1.4 * smooth().sum()
+    back = zoomed(larger, 1 / 1.25, -15.0)
+    assert (back - smooth())[..., 8:-8, 8:-8].abs().max() < 0.03
+    assert (larger - smooth())[..., 8:-8, 8:-8].abs().max() > 0.1
+
+
+def test_zoom_and_angle_stay_within_what_is_asked_for() -> None:
+    centre = torch.zeros(200, 1, 33, 33, dtype=torch.float64)
+    centre += smooth(sigma=2.0)
+    sums = augment(centre, uniforms(200), flips=False, random_zoom=1.2, random_rotation=0).sum((1, 2, 3))
+    factors = (sums / smooth(sigma=2.0).sum()).sqrt()
+    assert 1 / 1.25 < factors.min() < 1 / 1.15
+    assert 1.15 < factors.max() < 1.25
+    assert abs(float(factors.log().mean())) < 0.03
+
+
+@pytest.mark.parametrize("stretch", ["linear", "asinh"])
+def test_normalised_images_have_the_scale_of_the_data_set(stretch: str) -> None:
+    bright = images(50) * torch.tensor([10.0, 1000.0]).double()[:, None, None] + 5
+    mean, std = bright.mean((0, 2, 3)), bright.std((0, 2, 3))
+    out = normalise(bright, mean, std, stretch=stretch)
+    again = normalise(1e3 * bright, 1e3 * mean, 1e3 * std, stretch=stretch)
+    torch.testing.assert_close(out, again)
+    expected = (bright - mean[:, None, None]) / std[:, None, None]
+    if stretch == "asinh":
+        expected = torch.asinh(10 * bright / std[:, None, None]) / 2
+    torch.testing.assert_close(out, expected)
+
+
+def test_a_linear_normalisation_has_mean_zero_and_standard_deviation_one() -> None:
+    before = images(50).float() * 7 + 3
+    std, mean = torch.std_mean(before, dim=(0, 2, 3))
+    out = normalise(before, mean, std, stretch="linear")
+    torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(2), rtol=0, atol=1e-5)
+    torch.testing.assert_close(out.std((0, 2, 3)), torch.ones(2))
+
+
+def test_a_band_without_variation_stays_finite() -> None:
+    flat = torch.full((2, 1, 4, 4), 3.0)
+    out = normalise(flat, torch.tensor([3.0]), torch.tensor([0.0]), stretch="linear")
+    assert torch.equal(out, torch.zeros_like(out))

@@ -1,0 +1,82 @@
+"""What a job says: plain lines in a log, a bar on a terminal, and one voice."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from jobs import progress
+from jobs.progress import Reporter, say, track
+
+
+class Clock:
+    """A clock that goes when it is told."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def monotonic(self) -> float:
+        """The time now."""
+        return self.seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock that jobs look at."""
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+@pytest.mark.parametrize("message", ["[red]plain[/red] [1, 2]", "a" * 300, "data:key:1 :warning:", "50% {x} \\n"])
+def test_a_message_comes_out_as_it_is_on_one_line(message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    say(message)
+    assert capsys.readouterr().out == f"{message}\n"
+
+
+def test_a_log_gets_a_line_every_ten_seconds_and_one_at_the_end(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Reporter(total=100, unit="steps") as reporter:
+        for done in range(1, 101):
+            clock.seconds += 0.25
+            reporter.update(done, "loss 0.5")
+    assert capsys.readouterr().out.splitlines() == [
+        "40/100 steps (4.0 steps/s, 15 s left) loss 0.5",
+        "80/100 steps (4.0 steps/s, 5 s left) loss 0.5",
+        "100/100 steps loss 0.5",
+    ]
+
+
+def test_the_rate_of_a_resumed_job_counts_only_what_this_attempt_did(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Reporter(total=1000, unit="steps", done=900) as reporter:
+        clock.seconds = 20.0
+        reporter.update(940)
+    assert capsys.readouterr().out == "940/1000 steps (2.0 steps/s, 30 s left)\n"
+
+
+def test_a_process_that_is_not_the_main_one_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Reporter(total=2, unit="steps", enabled=False) as reporter:
+        clock.seconds = 100.0
+        reporter.update(1, "loss 0.5")
+        reporter.update(2, "loss 0.5")
+    assert capsys.readouterr().out == ""
+
+
+def test_work_is_done_and_its_end_is_told(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    done: list[int] = []
+    track((done.append(k) or k for k in (2, 4, 6)), total=6, unit="images")
+    assert done == [2, 4, 6]
+    assert capsys.readouterr().out == "6/6 images\n"
+
+
+def test_a_terminal_gets_a_bar_with_counts_and_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(progress, "CONSOLE", Console(file=screen, force_terminal=True, width=120))
+    with Reporter(total=8, unit="steps") as reporter:
+        reporter.update(8, "loss 0.5")
+    assert "8/8" in screen.getvalue()
+    assert "loss 0.5" in screen.getvalue()
+    assert "\x1b[" in screen.getvalue()

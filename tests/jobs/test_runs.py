@@ -1,0 +1,131 @@
+"""The run folder: who it belongs to, what was tried, and where it is found."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from deeplense.training.tracking import wandb_id
+from jobs.config import parse, plain
+from jobs.runs import (
+    ATTEMPTS,
+    CONFIG,
+    ENVIRONMENT,
+    STOPPED,
+    begin_attempt,
+    end_attempt,
+    find_run,
+    open_run,
+    read_attempts,
+    stored_config,
+)
+from jobs.train import Settings
+
+
+def settings_of(run: Path, *changes: str) -> Settings:
+    """Settings of a training."""
+    return parse("train", ["--run", str(run), "--dataset", "Model_I", *changes])
+
+
+def test_a_run_is_made_once_and_opened_by_the_same_settings(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "a"
+    settings = settings_of(run, "--lr", "1e-05", "--clip_grad", "0.3")
+    open_run(run, settings)
+    content = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert stored_config(run) == plain(settings)
+    open_run(run, settings)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == content
+    environment = json.loads((run / ENVIRONMENT).read_text())
+    assert environment["packages"].keys() >= {"torch", "timm", "numpy"}
+    assert all(environment["packages"].values())
+
+
+def test_the_config_of_a_run_is_a_recipe(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path / "a", "--schedule", "cosine", "--epochs", "3")
+    open_run(settings.run, settings)
+    assert parse("train", ["--config", str(settings.run / CONFIG)]) == settings
+
+
+def test_another_value_of_a_setting_that_counts_is_refused_with_both_values(tmp_path: Path) -> None:
+    open_run(tmp_path, settings_of(tmp_path, "--lr", "0.25"))
+    with pytest.raises(ValueError, match=r"lr=0\.5 \(the run has 0\.25\), seed=3 \(the run has 0\)"):
+        open_run(tmp_path, settings_of(tmp_path, "--lr", "0.5", "--seed", "3"))
+    assert stored_config(tmp_path)["lr"] == 0.25
+
+
+def test_settings_that_change_no_number_may_differ(tmp_path: Path) -> None:
+    open_run(tmp_path, settings_of(tmp_path))
+    free = {"device": "cpu", "log_interval": "3", "num_workers": "2", "checkpoint_minutes": "9", "wandb": "offline"}
+    open_run(tmp_path, settings_of(tmp_path, *(f"--{name}={value}" for name, value in free.items())))
+    marked = {field.name for field in dataclasses.fields(Settings) if field.metadata.get("free")}
+    assert marked == {*free, "data_root", "wandb_project"}
+
+
+def test_a_run_that_was_moved_can_be_continued(tmp_path: Path) -> None:
+    open_run(tmp_path / "a", settings_of(tmp_path / "a"))
+    (tmp_path / "a").rename(tmp_path / "b")
+    open_run(tmp_path / "b", settings_of(tmp_path / "b"))
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="not empty"):
+        open_run(tmp_path, settings_of(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    "left", [[], [".writing-environment.json-0"], [ENVIRONMENT], [ENVIRONMENT, ".writing-config.yaml-0"]]
+)
+def test_a_run_whose_making_was_killed_is_made_by_the_next_attempt(left: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in left:
+        (run / name).write_text("{}")
+    open_run(run, settings_of(run))
+    assert stored_config(run) == plain(settings_of(run))
+
+
+def test_each_attempt_is_told_with_its_end_and_a_killed_one_at_the_next_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "123")
+    assert read_attempts(tmp_path) == []
+    begin_attempt(tmp_path, first_step=0, num_processes=2)
+    end_attempt(tmp_path, last_step=40, reason="stopped by SIGTERM")
+    begin_attempt(tmp_path, first_step=40, num_processes=2)
+    begin_attempt(tmp_path, first_step=60, num_processes=1)
+    attempts = read_attempts(tmp_path)
+    told = [tuple(a[name] for name in ("attempt", "first_step", "last_step", "ended")) for a in attempts]
+    assert told == [(1, 0, 40, "stopped by SIGTERM"), (2, 40, 60, "killed"), (3, 60, None, None)]
+    assert {(a["job_id"], a["pid"]) for a in attempts} == {("123", os.getpid())}
+    end_attempt(tmp_path, last_step=90, reason="finished")
+    assert read_attempts(tmp_path)[-1] | {"last_step": 90, "ended": "finished"} == read_attempts(tmp_path)[-1]
+    assert len((tmp_path / ATTEMPTS).read_text().splitlines()) == 3
+
+
+def test_a_new_attempt_is_no_longer_stopped(tmp_path: Path) -> None:
+    (tmp_path / STOPPED).write_text("{}")
+    begin_attempt(tmp_path, first_step=4, num_processes=1)
+    assert not (tmp_path / STOPPED).exists()
+
+
+def test_a_run_is_found_by_its_folder_and_by_its_wandb_id(tmp_path: Path) -> None:
+    runs = [tmp_path / "runs" / "group" / name for name in ("a", "b")]
+    for run in runs:
+        open_run(run, settings_of(run))
+        assert find_run(wandb_id(run), tmp_path / "runs") == run
+        assert find_run(str(run), tmp_path / "elsewhere") == run
+
+
+def test_a_run_that_is_not_there_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    open_run(tmp_path / "lenses_1", settings_of(tmp_path / "lenses_1"))
+    identity = wandb_id(tmp_path / "lenses_1")
+    with pytest.raises(ValueError, match=f"Did you mean {identity}"):
+        find_run(identity[:-1] + "x", tmp_path)
+    with pytest.raises(ValueError, match=r"Did you mean .*lenses_1"):
+        find_run(str(tmp_path / "lense_1"), tmp_path)
+    with pytest.raises(ValueError, match="neither a run folder nor"):
+        find_run("anything", tmp_path / "nowhere")

@@ -1,0 +1,135 @@
+"""The real command line with two processes: what a user types, and what can happen to it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.runs import EXIT_STOPPED, read_attempts
+
+SETTINGS = (
+    "--model_source=baseline --model_name=simple_cnn --batch_size=16 --epochs=30 --evaluate_epochs=30 "
+    "--log_interval=1 --checkpoint_minutes=0.002 --device=cpu"
+).split()
+
+
+class Launched:
+    """A `deeplense` command in a process group of its own."""
+
+    def __init__(self, words: list[str], log: Path) -> None:
+        self.log = log
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "launch", *words], stdout=file, stderr=file, start_new_session=True
+            )
+
+    def wait(self) -> int:
+        """Its exit code."""
+        return self.process.wait(120)
+
+    def members(self) -> list[int]:
+        """Processes of its group that still run."""
+        found = subprocess.run(["ps", "-o", "pid=,stat=", "-g", str(self.process.pid)], capture_output=True, text=True)
+        lines = [line.split() for line in found.stdout.splitlines()]
+        return [int(pid) for pid, state in lines if not state.startswith("Z")]
+
+
+@pytest.fixture
+def launched(dataset: Path, tmp_path: Path) -> Iterator[list[Launched]]:
+    """Started commands, ended when the test is over."""
+    commands: list[Launched] = []
+    yield commands
+    for command in commands:
+        for pid in command.members():
+            os.kill(pid, signal.SIGKILL)
+        command.process.wait()
+
+
+def train(commands: list[Launched], dataset: Path, run: Path, *options: str) -> Launched:
+    """Start a training on two processes."""
+    words = [*options, "--num_processes", "2", "train", f"--dataset={dataset}", f"--run={run}", *SETTINGS]
+    commands.append(Launched(words, run.parent / f"log{len(commands)}.txt"))
+    return commands[-1]
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    """Wait until a run has logged a step."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        lines = (run / "metrics.jsonl").read_text().split("\n")[:-1] if (run / "metrics.jsonl").exists() else []
+        if lines and json.loads(lines[-1])["step"] >= step:
+            return
+        time.sleep(0.01)
+    raise TimeoutError(step)
+
+
+def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_launcher_goes_on_by_itself(
+    dataset: Path, tmp_path: Path, launched: list[Launched]
+) -> None:
+    run = tmp_path / "run"
+    command = train(launched, dataset, run, "--restarts", "1")
+    wait_for_step(run, 10)
+    os.kill(read_attempts(run)[0]["pid"], signal.SIGTERM)
+    assert command.wait() == 0, command.log.read_text()
+    first, second = read_attempts(run)
+    assert (first["ended"], second["ended"]) == ("stopped by SIGTERM", "finished")
+    assert first["last_step"] == second["first_step"] >= 10
+    assert command.members() == []
+
+
+def test_a_signal_to_the_launcher_stops_it_and_it_does_not_start_again(
+    dataset: Path, tmp_path: Path, launched: list[Launched]
+) -> None:
+    run = tmp_path / "run"
+    command = train(launched, dataset, run, "--restarts", "5")
+    wait_for_step(run, 10)
+    command.process.send_signal(signal.SIGINT)
+    assert command.wait() == EXIT_STOPPED, command.log.read_text()
+    assert [attempt["ended"] for attempt in read_attempts(run)] == ["stopped by SIGINT"]
+    assert command.members() == []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_takes_the_others_with_it_and_the_same_command_continues(
+    rank: int, dataset: Path, tmp_path: Path, launched: list[Launched]
+) -> None:
+    run = tmp_path / "run"
+    command = train(launched, dataset, run)
+    wait_for_step(run, 10)
+    main = read_attempts(run)[0]["pid"]
+    ranks = [pid for pid in command.members() if pid != command.process.pid]
+    os.kill(main if rank == 0 else next(pid for pid in ranks if pid != main), signal.SIGKILL)
+    assert command.wait() not in (0, EXIT_STOPPED)
+    assert command.members() == []
+    assert train(launched, dataset, run).wait() == 0
+    ends = [attempt["ended"] for attempt in read_attempts(run)]
+    assert ends[-1] == "finished"
+    assert len(ends) == 2
+
+
+def test_a_killed_launcher_leaves_no_rank_behind(dataset: Path, tmp_path: Path, launched: list[Launched]) -> None:
+    run = tmp_path / "run"
+    command = train(launched, dataset, run)
+    wait_for_step(run, 5)
+    command.process.kill()
+    deadline = time.monotonic() + 60
+    while command.members() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert command.members() == []
+    assert (run / "stopped.json").exists()
+
+
+def test_a_batch_that_does_not_divide_is_told_once(dataset: Path, tmp_path: Path, launched: list[Launched]) -> None:
+    words = ["--num_processes", "3", "train", f"--dataset={dataset}", f"--run={tmp_path / 'other'}", *SETTINGS]
+    three = Launched(words, tmp_path / "three.txt")
+    launched.append(three)
+    assert three.wait() == 2
+    told = three.log.read_text()
+    assert told.count("batch_size=16 does not divide among 3 ranks; use a multiple of 3.") == 1
+    assert "Traceback" not in told

@@ -1,0 +1,35 @@
+"""What only a GPU can show; run by `make test` wherever there is one. Speed: `deeplense benchmark train --device cuda`."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Command
+
+from jobs.runs import EXIT_STOPPED, read_attempts
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU on this machine")
+SETTINGS = ("--model_source=baseline", "--model_name=simple_cnn", "--batch_size=16", "--epochs=30", "--device=cuda")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_training_on_a_gpu_learns_stops_and_continues(
+    precision: str, dataset: Path, tmp_path: Path, start: Callable[..., Command]
+) -> None:
+    run = tmp_path / "run"
+    words = ["train", f"--dataset={dataset}", f"--run={run}", f"--precision={precision}", "--log_interval=1", *SETTINGS]
+    first = start(*words)
+    while first.process.is_alive() and not (run / "metrics.jsonl").exists():
+        first.process.join(0.1)
+    first.send(signal.SIGTERM)
+    assert first.wait() == EXIT_STOPPED, first.log.read_text()
+    second = start(*words)
+    assert second.wait() == 0, second.log.read_text()
+    ends = [attempt["ended"] for attempt in read_attempts(run)]
+    assert ends == ["stopped by SIGTERM", "finished"]
+    assert start("evaluate", f"--run={run}", "--device=cuda").wait() == 0
+    metrics = json.loads((run / "report" / "report.json").read_text())["metrics"]
+    assert metrics["auc_macro"]["value"] > 0.9
