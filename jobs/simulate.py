@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from deeplense.simulation.populations import Population
 
 
+ROWS_AT_A_TIME = 256
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What to simulate."""
@@ -109,14 +112,16 @@ def make_samples(rows: range, *, population: "Population", seed: int, split: str
     from deeplense.simulation.images import simulate
 
     torch.set_num_threads(1)
-    result = simulate(rows, population=population, seed=seed, split=split)
+    parts = [rows[k : k + ROWS_AT_A_TIME] for k in range(0, len(rows), ROWS_AT_A_TIME)]
+    done = [simulate(part, population=population, seed=seed, split=split) for part in parts]
+    systems = [system for result in done for system in result.systems]
 
     def column(name: str) -> Any:
-        return np.array([getattr(system, name) for system in result.systems])
+        return np.array([getattr(system, name) for system in systems])
 
     names = ("source_x", "source_y", "theta_E", "substructure_mass", "log10_axion_mass", "exposure_s")
     return Samples(
-        images=result.images[:, None],
+        images=np.concatenate([result.images for result in done])[:, None],
         labels=column("label"),
         targets={name: column(name) for name in names},
         ids=[f"{split}-{seed}-{i}" for i in rows],

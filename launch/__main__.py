@@ -24,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"deeplense: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("deeplense: interrupted; what is whole stays, and the same command continues\n")
+        return 130
 
 
 def run_job(command: list[str], options: argparse.Namespace) -> int:

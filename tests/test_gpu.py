@@ -1,4 +1,4 @@
-"""What only a GPU can show; run by `make test` wherever there is one. Speed: `deeplense benchmark train --device cuda`."""
+"""What only a GPU can show, run wherever there is one. For the speed: `deeplense benchmark train --device cuda`."""
 
 import json
 import signal

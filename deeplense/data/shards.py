@@ -124,7 +124,7 @@ def build(folder: Path, schema: Schema, make: Make, *, num_workers: int = 1) -> 
         for number in write_all(folder, schema, make, todo, num_workers):
             done += len(ranges[number])
             yield done
-    except (ValueError, OSError):
+    except ValueError:
         for number in todo:
             remove(folder / shard_name(number))
         if folder.is_dir() and not any(folder.iterdir()):
@@ -148,9 +148,12 @@ def write_all(folder: Path, schema: Schema, make: Make, numbers: Sequence[int], 
             pool.submit(make_and_write, folder / shard_name(number), schema, make, ranges[number]): number
             for number in numbers
         }
-        for job in as_completed(jobs):
-            job.result()
-            yield jobs[job]
+        try:
+            for job in as_completed(jobs):
+                job.result()
+                yield jobs[job]
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def make_and_write(path: Path, schema: Schema, make: Make, rows: range) -> None:

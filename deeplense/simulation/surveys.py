@@ -9,8 +9,7 @@ class Survey:
     """One instrument and band. Brightness is in electrons per second, magnitudes are AB.
 
     `magnitude_zero_point` is the magnitude of one electron per second, `sky_magnitude` is per arcsec^2
-    (None for no sky),
-    `read_noise` is in electrons for each of `num_exposures` exposures of `exposure_s` seconds.
+    (None for no sky), `read_noise` is in electrons for each of `num_exposures` exposures of `exposure_s` seconds.
     """
 
     name: str

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeplense.data.dataset import Batch, Split, StepBatches, evaluation_batches, splits_of, step_loader
+from deeplense.data.dataset import Batch, Split, StepBatches, evaluation_batches, step_loader
 from deeplense.data.shards import Samples, Schema, build
 
 NUM_SAMPLES = 200
@@ -60,16 +60,9 @@ def joined(batches: list[Batch]) -> Batch:
     return Batch(*(torch.cat([getattr(batch, field.name) for batch in batches]) for field in fields(Batch)))
 
 
-def step_batches(split: Split, *, rank: int = 0, world_size: int = 1, seed: int = 3) -> StepBatches:
+def step_batches(split: Split, *, rank: int = 0, world_size: int = 1) -> StepBatches:
     chosen = np.arange(5, 150)
-    return StepBatches(split, chosen, batch_size=24, seed=seed, rank=rank, world_size=world_size, target="mass")
-
-
-def test_a_split_knows_its_labels_targets_and_ids(split: Split) -> None:
-    assert len(split) == NUM_SAMPLES
-    np.testing.assert_array_equal(split.labels, LABELS)
-    np.testing.assert_array_equal(split.targets["mass"], MASSES)
-    assert split.ids == [f"id{i}" for i in range(NUM_SAMPLES)]
+    return StepBatches(split, chosen, batch_size=24, seed=3, rank=rank, world_size=world_size, target="mass")
 
 
 @settings(deadline=None, max_examples=40, derandomize=True)
@@ -112,30 +105,11 @@ def test_a_batch_holds_what_belongs_together(split: Split) -> None:
     assert split.batch(chosen, target=None, random=random).target.tolist() == LABELS[chosen].tolist()
 
 
-@pytest.mark.parametrize("parts", [1, 2, 5, 24])
-def test_the_pieces_of_a_batch_make_the_whole(split: Split, parts: int) -> None:
-    batch = step_batches(split)[0]
-    assert same(joined(batch.split(parts)), batch)
-
-
 @pytest.mark.parametrize("world_size", [2, 3, 5, 24])
 def test_all_ranks_together_see_the_same_step_whatever_their_number(split: Split, world_size: int) -> None:
     ranks = [step_batches(split, rank=rank, world_size=world_size) for rank in range(world_size)]
     for step in (0, 5, 6, 1000):
         assert same(joined([rank[step] for rank in ranks]), step_batches(split)[step])
-
-
-def test_an_epoch_of_steps_holds_each_chosen_sample_once(split: Split) -> None:
-    seen = joined([step_batches(split)[step] for step in range(7)]).indices[:145]
-    assert sorted(seen.tolist()) == list(range(5, 150))
-
-
-def test_random_numbers_of_a_sample_change_from_epoch_to_epoch_and_by_seed(split: Split) -> None:
-    steps = joined([step_batches(split)[step] for step in range(13)])
-    of_one = steps.uniforms[steps.indices == 77]
-    assert len(of_one) == 2
-    assert not torch.equal(of_one[0], of_one[1])
-    assert not torch.equal(step_batches(split, seed=4)[0].indices, step_batches(split)[0].indices)
 
 
 def test_a_loader_in_another_process_gives_the_same_batches(split: Split) -> None:
@@ -171,10 +145,3 @@ def test_a_damaged_shard_is_refused_by_name(tmp_path: Path, damage: Callable[[Pa
     damage(tmp_path / "shard-00001.h5")
     with pytest.raises(ValueError, match=r"shard-00001\.h5.*deeplense verify"):
         Split(tmp_path)
-
-
-def test_only_finished_splits_are_listed(tmp_path: Path) -> None:
-    for name in ("train", "test", "val"):
-        write(tmp_path / name, "uint8")
-    (tmp_path / "val" / "manifest.json").unlink()
-    assert splits_of(tmp_path) == ["test", "train"]

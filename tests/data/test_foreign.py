@@ -188,11 +188,3 @@ def test_an_archive_with_a_flipped_byte_is_refused_by_name(tmp_path: Path) -> No
     path.write_bytes(whole)
     with pytest.raises(ValueError, match=r"flipped\.npz"):
         read_npz(path)
-
-
-def test_an_archive_of_objects_is_refused(tmp_path: Path) -> None:
-    sentinel = tmp_path / "sentinel.npy"
-    np.savez(tmp_path / "objects.npz", images=pair(IMAGE, attacks(sentinel)[0]), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"objects\.npz"):
-        read_npz(tmp_path / "objects.npz")
-    assert not sentinel.exists()

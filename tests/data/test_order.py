@@ -1,10 +1,8 @@
 """The order of samples: each once an epoch, a function of (seed, step) alone, uniform."""
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2, chisquare, kstest
@@ -12,7 +10,6 @@ from scipy.stats import chi2, chisquare, kstest
 from deeplense.data.order import (
     batch_indices,
     fold_of,
-    num_steps,
     permutation,
     rank_slice,
     split_off,
@@ -145,13 +142,6 @@ def test_an_order_slightly_sorted_is_detected() -> None:
     assert not places_are_uniform(slightly_sorted, num_epochs=20000)
 
 
-def test_all_orders_of_four_are_equally_frequent() -> None:
-    orders = [tuple(permutation(4, 9, epoch)) for epoch in range(4800)]
-    counts = [orders.count(each) for each in set(orders)]
-    assert len(counts) == 24
-    assert chisquare(counts).pvalue > 1e-3
-
-
 def test_random_numbers_are_uniform_and_uncorrelated() -> None:
     epochs, indices = (grid.ravel() for grid in np.meshgrid(np.arange(40), np.arange(100)))
     numbers = uniforms(0, epochs, indices, count=3)
@@ -212,15 +202,3 @@ def test_splits_and_folds_are_drawn_by_the_seed() -> None:
     assert fold_of(labels, 5, seed=1).tolist() != fold_of(labels, 5, seed=2).tolist()
     drawn = np.concatenate([split_off(labels, 0.3, seed=seed)[1] for seed in range(100)])
     assert chisquare(np.bincount(drawn, minlength=300)).pvalue > 1e-3
-
-
-@pytest.mark.parametrize(
-    ("epochs", "num_samples", "batch_size", "steps"), [(1, 10, 5, 2), (1, 11, 5, 2), (2.5, 10, 5, 5), (0.01, 10, 5, 1)]
-)
-def test_steps_are_whole_batches_and_at_least_one(epochs: float, num_samples: int, batch_size: int, steps: int) -> None:
-    assert num_steps(epochs, num_samples=num_samples, batch_size=batch_size) == steps
-
-
-def test_more_epochs_are_never_fewer_steps() -> None:
-    steps = [num_steps(epochs / 10, num_samples=37, batch_size=8) for epochs in range(1, 100)]
-    assert all(first <= second for first, second in pairwise(steps))

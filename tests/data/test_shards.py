@@ -105,14 +105,6 @@ def test_the_manifest_tells_what_the_split_holds(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first.reshape(SCHEMA.shape), samples(range(64, 65)).images[0])
 
 
-def test_images_without_classes_have_the_label_minus_one(tmp_path: Path) -> None:
-    schema = replace(SCHEMA, classes=())
-    made(tmp_path / "a", schema, lambda rows: replace(samples(rows), labels=np.full(len(rows), -1)))
-    assert Manifest.read(tmp_path / "a").class_counts == {}
-    with pytest.raises(ValueError, match="id0: label 0"):
-        made(tmp_path / "b", schema, lambda rows: replace(samples(rows), labels=np.zeros(len(rows), int)))
-
-
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(num_samples=st.integers(1, 10**6), size=st.integers(1, 300), bands=st.integers(1, 5))
 def test_shards_are_whole_blocks_that_hold_every_sample_once(num_samples: int, size: int, bands: int) -> None:
@@ -123,13 +115,6 @@ def test_shards_are_whole_blocks_that_hold_every_sample_once(num_samples: int, s
     assert len({len(rows) for rows in ranges[:-1]}) <= 1
     assert all(len(rows) == 64 or len(rows) * bands * size**2 * 4 < 1.3 * 2**28 for rows in ranges)
     assert len(ranges) >= 8 or num_samples < 8 * 64 * 8
-
-
-def test_a_finished_split_is_left_alone(tmp_path: Path) -> None:
-    made(tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert made(tmp_path) == [NUM_SAMPLES]
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
 def die(*_: object) -> Any:
@@ -288,16 +273,3 @@ def test_verify_finds_an_image_in_two_splits(dataset: Path) -> None:
     assert "the same image" in problem
     assert "id3" in problem
     assert "val1" in problem
-
-
-def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no shards"):
-        verify(tmp_path)
-    with pytest.raises(ValueError, match="no folder"):
-        verify(tmp_path / "absent")
-
-
-def test_an_unfinished_split_is_a_problem(dataset: Path) -> None:
-    (dataset / "train" / MANIFEST).unlink()
-    (problem,) = verify(dataset)
-    assert "no finished split" in problem

@@ -208,8 +208,10 @@ def test_help_lists_every_setting_with_its_meaning_and_default(job: str, capsys:
     assert exit.value.code == 0
     entries = [" ".join(entry.split()) for entry in re.split(r"^  (?=\S)", capsys.readouterr().out, flags=re.M)]
     for field in dataclasses.fields(config.load_job(job).Settings):
-        name = field.name if config.POSITIONAL.get(job) == field.name else f"--{field.name}"
-        (entry,) = [entry for entry in entries if entry.split()[0] == name]
+        if config.POSITIONAL.get(job) == field.name:
+            assert any(field.metadata["help"] in entry for entry in entries)
+            continue
+        (entry,) = [entry for entry in entries if entry.startswith(f"--{field.name} ")]
         assert len(entry.partition("(")[0].split()) > 2, entry
         if field.default not in (dataclasses.MISSING, None):
             assert f"default: {field.default})" in entry

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,10 +20,8 @@ from scipy.stats import kstest
 from deeplense.simulation.images import (
     BATCH,
     PARAMETERS,
-    expose,
     expose_counts,
     image_generator,
-    pixel_grid,
     render,
     simulate,
 )
@@ -40,7 +37,6 @@ from deeplense.simulation.populations import (
 )
 
 MODELS, PRESETS = get_args(ModelName), get_args(Preset)
-PUBLIC = Path(os.environ.get("DEEPLENSE_DATA", Path(__file__).parents[3] / "shared" / "data")) / "deeplensesim"
 
 
 def population(model: ModelName = "Model_III", preset: Preset = "noisy") -> Population:
@@ -57,11 +53,10 @@ def clean_image(system: System, of: Population) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["nosub", "axion"])
-def test_the_public_images_are_reproduced(name: str) -> None:
-    if not (PUBLIC / "fits.json").exists():
-        pytest.skip(f"no public images in {PUBLIC}; name the folder of data in DEEPLENSE_DATA")
-    fit = json.loads((PUBLIC / "fits.json").read_text())[f"model_III_{name}"]
-    public = np.load(PUBLIC / fit["file"], allow_pickle=False).squeeze()
+def test_the_public_images_are_reproduced(name: str, public_data: Path) -> None:
+    folder = public_data / "deeplensesim"
+    fit = json.loads((folder / "fits.json").read_text())[f"model_III_{name}"]
+    public = np.load(folder / fit["file"], allow_pickle=False).squeeze()
     of = population(preset="published")
     bare = systems_of(of, "no_sub", 1)[0]
 
@@ -109,22 +104,6 @@ def test_a_vortex_of_a_hundred_points_looks_much_like_its_line(
     assert np.abs(ours - theirs).mean() < 0.05 * np.abs(ours - without).mean()
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_single_precision_renders_what_double_does(name: str) -> None:
-    of = population()
-    systems = systems_of(of, name, 4)
-    single, double = (render(systems, population=of, dtype=dtype) for dtype in (torch.float32, torch.float64))
-    assert (single.double() - double).abs().max() < 1e-4 * double.max()
-
-
-def test_pixel_centres_lie_evenly_about_the_origin() -> None:
-    x, y = pixel_grid(population("Model_II").survey, torch.float64)
-    assert x.shape == (1, 64)
-    assert y.shape == (64, 1)
-    torch.testing.assert_close(x, -x.flip(1), rtol=0, atol=1e-15)
-    torch.testing.assert_close(x.diff(), torch.full((1, 63), 0.101, dtype=torch.float64))
-
-
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_an_image_is_the_same_bytes_in_any_company(model: ModelName, preset: Preset) -> None:
@@ -133,20 +112,13 @@ def test_an_image_is_the_same_bytes_in_any_company(model: ModelName, preset: Pre
     def images(indices: list[int]) -> np.ndarray:
         return simulate(indices, population=of, seed=5, split="train").images
 
-    numbers = [0, 1, 2, 3, 4, 5, 103, 1_000_001]
+    numbers = [0, 1, 2, 3, 4, 5, 103, 1_000_001, *range(9, 9 + 3 * BATCH, 3)]
     together = images(numbers)
     assert together.dtype == np.float32
     np.testing.assert_array_equal(images(numbers[::-1])[::-1], together)
     np.testing.assert_array_equal(np.concatenate([images(numbers[:3]), images(numbers[3:])]), together)
-    for k in (1, 2, 6):
+    for k in (1, 2, 6, -1):
         np.testing.assert_array_equal(images([numbers[k]])[0], together[k])
-
-
-def test_an_image_does_not_depend_on_how_groups_are_cut() -> None:
-    of = population()
-    many = simulate(range(1, 3 * (BATCH + 2), 3), population=of, seed=5, split="train").images
-    last = simulate([3 * (BATCH + 1) + 1], population=of, seed=5, split="train").images
-    np.testing.assert_array_equal(many[-1], last[0])
 
 
 def test_an_image_is_the_same_bytes_from_another_process() -> None:
@@ -224,15 +196,11 @@ def test_a_wrong_variance_or_a_bias_of_noise_is_detected() -> None:
     assert abs(z_of_mean((residual + 2e-4) / np.sqrt(variance))) > 4
 
 
-def test_noise_of_two_images_is_unrelated() -> None:
-    first, second = residuals("Model_III", "noisy")[0][:2]
-    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 4 / math.sqrt(first.size)
-
-
 def test_published_model_i_images_are_counts() -> None:
     images = simulate(range(6), population=population("Model_I", "published"), seed=0, split="train").images
     np.testing.assert_array_equal(images, np.rint(images))
     assert images.min() == 0
+    assert images.max() > 100
 
 
 def test_model_i_counts_have_the_variance_that_is_stated() -> None:
@@ -244,20 +212,3 @@ def test_model_i_counts_have_the_variance_that_is_stated() -> None:
         assert abs(z_of_mean((counts - mean) / math.sqrt(variance))) < 4
         assert abs(z_of_variance((counts - mean) / math.sqrt(variance))) < 4
     assert abs(z_of_variance((published - mean) / math.sqrt(mean + 20.0**2))) > 4
-
-
-def test_published_model_i_cuts_a_dark_sky_at_zero() -> None:
-    sky = expose_counts(np.zeros((300, 300)), 2000.0, default_rng(2), published=True)
-    expected = 20.0 / math.sqrt(2 * math.pi)
-    assert sky.mean() == pytest.approx(expected, rel=0.02)
-    assert np.mean(sky == 0) > 0.5
-    assert expose_counts(np.zeros((9, 9)), 2000.0, default_rng(2), published=False).min() < 0
-
-
-def test_noise_of_model_i_is_drawn_for_the_exposure_of_the_image() -> None:
-    of = population("Model_I")
-    short, long = (replace(systems_of(of, "no_sub", 1)[0], exposure_s=time) for time in (1000.0, 3000.0))
-    flat = torch.full((2, 150, 150), 1.0, dtype=torch.float64)
-    counts = expose(flat, [short, long], [default_rng(0), default_rng(1)], population=of)
-    for image, time in zip(counts, (1000.0, 3000.0), strict=True):
-        assert image.mean() == pytest.approx(time, rel=4 / math.sqrt(time * image.size) * 2)

@@ -165,7 +165,7 @@ def test_the_deflection_of_a_line_is_that_of_many_points(half_length: float, ang
     along = half_length * (2 * (torch.arange(num_points, dtype=torch.float64) + 0.5) / num_points - 1)
     x, y = positions(100)
     distance = (math.cos(angle) * y - math.sin(angle) * x).abs()
-    x, y = x[distance > 0.02], y[distance > 0.02]
+    x, y = x[distance > 0.1], y[distance > 0.1]
     many = point_masses_deflection(
         x,
         y,
@@ -174,7 +174,7 @@ def test_the_deflection_of_a_line_is_that_of_many_points(half_length: float, ang
         center_y=along * math.sin(angle),
     )
     for ours, theirs in zip(line(half_length, 0.2, angle)(x, y), many, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
 def test_a_line_far_away_is_a_point() -> None:
@@ -213,33 +213,29 @@ def test_a_mass_of_zero_adds_exactly_nothing() -> None:
 
 
 def test_parameters_broadcast_over_an_open_grid() -> None:
-    x, y = (each[:6] for each in positions())
-    theta_E, angle = torch.tensor([0.5, 1.0, 1.5], dtype=torch.float64), torch.tensor([0.1, 1.0, 2.0]).double()
-    ones = torch.ones(3, dtype=torch.float64)
-    grid, wide, batch = (x[None, :], y[:5, None]), (None, None), [theta_E[:, None, None], angle[:, None, None]]
-    together = [
-        sie_deflection(*grid, theta_E=batch[0], e1=number(0.1), e2=number(0.2)),
-        line_deflection(*grid, theta_E=batch[0], half_length=ones[:, *wide], angle=batch[1]),
-        shear_deflection(*grid, gamma1=batch[0], gamma2=batch[1]),
-        point_masses_deflection(
-            *grid,
-            theta_E=theta_E[:, *wide, None].expand(3, 1, 1, 2),
-            center_x=angle[:, *wide, None].expand(3, 1, 1, 2),
-            center_y=angle[:, *wide, None].expand(3, 1, 1, 2),
-        ),
-    ]
-    for b in range(3):
-        at = x[4], y[2]
-        alone = [
-            sie_deflection(*at, theta_E=theta_E[b], e1=number(0.1), e2=number(0.2)),
-            line_deflection(*at, theta_E=theta_E[b], half_length=ones[b], angle=angle[b]),
-            shear_deflection(*at, gamma1=theta_E[b], gamma2=angle[b]),
-            point_masses_deflection(*at, theta_E=theta_E[[b, b]], center_x=angle[[b, b]], center_y=angle[[b, b]]),
+    x, y = positions(6)
+    first, second = torch.tensor([[0.5, 0.7, 0.9], [0.1, 0.2, 0.3]], dtype=torch.float64)
+
+    def deflections(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> list[Deflection]:
+        return [
+            sie_deflection(x, y, theta_E=a, e1=b, e2=b),
+            line_deflection(x, y, theta_E=a, half_length=a, angle=b),
+            shear_deflection(x, y, gamma1=a, gamma2=b),
+            point_masses_deflection(
+                x,
+                y,
+                theta_E=torch.stack([a, b], -1),
+                center_x=torch.stack([b, a], -1),
+                center_y=torch.stack([a, a], -1),
+            ),
         ]
-        for many, one in zip(together, alone, strict=True):
+
+    together = deflections(x[None, :], y[:5, None], first[:, None, None], second[:, None, None])
+    for b in range(3):
+        for many, one in zip(together, deflections(x[4], y[2], first[b], second[b]), strict=True):
             for component in (0, 1):
-                assert many[component].expand(3, 5, 6).shape == (3, 5, 6)
-                torch.testing.assert_close(many[component].expand(3, 5, 6)[b, 2, 4], one[component])
+                assert many[component].shape == (3, 5, 6)
+                torch.testing.assert_close(many[component][b, 2, 4], one[component])
 
 
 @pytest.mark.parametrize("deflect", [sie, shear, points, line])
@@ -250,15 +246,6 @@ def test_single_precision_agrees_with_double(deflect: Callable[..., Deflect]) ->
     for first, second in zip(single, double, strict=True):
         assert first.dtype == torch.float32
         torch.testing.assert_close(first.double(), second, rtol=2e-5, atol=2e-6)
-
-
-def test_a_nearly_round_lens_keeps_its_accuracy_in_single_precision() -> None:
-    x, y = positions(500)
-    for e1 in (0.0, 1e-6, 1e-4, 1e-3, 1e-2):
-        double = sie(e1=e1, e2=0.0)(x, y)
-        single = sie(e1=e1, e2=0.0, dtype=torch.float32)(x.float(), y.float())
-        for first, second in zip(single, double, strict=True):
-            torch.testing.assert_close(first.double(), second, rtol=0, atol=2e-4)
 
 
 def test_derivatives_by_the_parameters_are_those_of_finite_differences() -> None:

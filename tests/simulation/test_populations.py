@@ -1,17 +1,15 @@
 """Cosmology, instruments and what is drawn: astropy, published numbers, distributions."""
 
-import dataclasses
 import math
 from typing import Any, get_args
 
 import numpy as np
 import pytest
-from numpy.random import Generator, default_rng
+from numpy.random import default_rng
 from scipy.stats import chi2, kstest, poisson
 
-from deeplense.simulation.cosmology import FlatCosmology, einstein_radius, radius_of_point_mass
+from deeplense.simulation.cosmology import FlatCosmology, einstein_radius
 from deeplense.simulation.images import PARAMETERS, image_generator
-from deeplense.simulation.lenses import line_deflection, point_masses_deflection
 from deeplense.simulation.populations import (
     CLASSES,
     CONVENTION_COSMOLOGY,
@@ -66,11 +64,6 @@ def test_einstein_radii_are_those_of_astropy(mass: float) -> None:
     assert ours == pytest.approx(expected, rel=1e-7)
 
 
-def test_an_einstein_radius_grows_with_the_root_of_the_mass() -> None:
-    distances = {"d_lens": 1000.0, "d_source": 2000.0, "d_between": 900.0}
-    assert radius_of_point_mass(4e12, **distances) == pytest.approx(2 * radius_of_point_mass(1e12, **distances))
-
-
 def test_the_halo_has_the_published_and_the_physical_radius() -> None:
     assert population(preset="published").einstein_radius(1e12) == pytest.approx(1.2814905676, abs=2e-10)
     assert population(preset="noisy").einstein_radius(1e12) == pytest.approx(1.2814905676, abs=2e-10)
@@ -87,11 +80,6 @@ def test_deflections_are_scaled_as_in_the_public_images(model: ModelName, preset
 def test_the_background_of_the_instruments_is_the_published_one() -> None:
     assert pytest.approx(0.00592, abs=5e-6) == HST_F160W.background_sigma
     assert pytest.approx(0.00587, abs=5e-6) == EUCLID_VIS.background_sigma
-
-
-def test_five_magnitudes_are_a_factor_of_a_hundred() -> None:
-    assert HST_F160W.flux(25.96) == pytest.approx(1.0)
-    assert HST_F160W.flux(20.0) == pytest.approx(100 * HST_F160W.flux(25.0))
 
 
 @pytest.mark.parametrize("slope", [-2.5, -1.9, -1.0, -0.9, 0.0, 1.0])
@@ -115,21 +103,13 @@ def test_drawn_subhalos_have_the_mass_function_that_is_stated(preset: Preset, sl
         assert system.substructure_mass == pytest.approx(((system.point_theta_E / unit) ** 2).sum())
 
 
-def test_subhalos_are_spread_over_the_ring_that_is_stated() -> None:
-    systems = draw(population(), "cdm", 200)
-    x, y = (np.concatenate([getattr(system, name) for system in systems]) for name in ("point_x", "point_y"))
-    assert kstest(np.hypot(x, y), "uniform", args=(0.25, 1.75)).pvalue > 1e-3
-    assert kstest(np.arctan2(y, x), "uniform", args=(-math.pi, 2 * math.pi)).pvalue > 1e-3
-    assert kstest(np.hypot(x, y), "uniform", args=(0.0, 2.0)).pvalue < 1e-6
-
-
 def test_the_number_of_subhalos_is_fixed_but_in_physical_where_it_is_poisson() -> None:
     for preset in ("published", "noisy"):
         assert {len(system.point_x) for system in draw(population(preset=preset), "cdm", 20)} == {NUM_SUBHALOS}
     counts = np.array([len(system.point_x) for system in draw(population(preset="physical"), "cdm", 1000)])
     assert dispersion_is_poisson(counts)
     assert counts.mean() == pytest.approx(NUM_SUBHALOS, abs=4 * math.sqrt(NUM_SUBHALOS / 1000))
-    assert not dispersion_is_poisson(np.repeat(counts[:500], 2) // 2 * 3)
+    assert not dispersion_is_poisson(np.full(1000, NUM_SUBHALOS))
     assert kstest(counts + default_rng(0).uniform(size=1000), continuous_poisson).pvalue > 1e-3
 
 
@@ -163,63 +143,27 @@ def test_the_published_vortex_is_the_line_in_a_hundred_pieces(model: ModelName) 
     (pieces,), (line,) = draw(population(model, "published"), "axion", 1), draw(population(model), "axion", 1)
     assert line.log10_axion_mass == pieces.log10_axion_mass
     assert line.line_half_length == pytest.approx(0.03 * 10 ** (-22 - line.log10_axion_mass))
-    assert np.hypot(pieces.point_x, pieces.point_y).max() == pytest.approx(line.line_half_length)
-    assert len(pieces.point_x) == 100
-    assert (pieces.point_theta_E**2).sum() == pytest.approx(line.line_theta_E**2)
-    far = 100.0
-    as_points = point_masses_deflection(*tensors(far, far), **points_of(pieces))
-    as_line = line_deflection(*tensors(far, far), **line_of(line))
-    for first, second in zip(as_points, as_line, strict=True):
-        assert float(first) == pytest.approx(float(second), rel=1e-4)
+    along = np.linspace(-line.line_half_length, line.line_half_length, 100)
+    np.testing.assert_allclose(pieces.point_x, along * math.cos(line.line_angle))
+    np.testing.assert_allclose(pieces.point_y, along * math.sin(line.line_angle))
+    np.testing.assert_allclose(pieces.point_theta_E**2, line.line_theta_E**2 / 100)
 
 
-def tensors(*values: float | np.ndarray) -> list[Any]:
-    import torch
-
-    return [torch.as_tensor(value, dtype=torch.float64) for value in values]
-
-
-def points_of(system: System) -> dict[str, Any]:
-    names = ("theta_E", "center_x", "center_y")
-    return dict(zip(names, tensors(system.point_theta_E, system.point_x, system.point_y), strict=True))
-
-
-def line_of(system: System) -> dict[str, Any]:
-    names = ("theta_E", "half_length", "angle")
-    return dict(zip(names, tensors(system.line_theta_E, system.line_half_length, system.line_angle), strict=True))
+def test_places_and_exposures_are_spread_as_stated() -> None:
+    systems = draw(population("Model_I"), "cdm", 1000)
+    x, y = (np.concatenate([getattr(system, name) for system in systems]) for name in ("point_x", "point_y"))
+    drawn = {
+        (0.25, 1.75): np.hypot(x, y),
+        (-math.pi, 2 * math.pi): np.arctan2(y, x),
+        (-0.35, 0.7): np.array([[system.source_x, system.source_y] for system in systems]).ravel(),
+        (3.0, 0.5): np.log10([system.exposure_s for system in systems]),
+    }
+    for (low, width), values in drawn.items():
+        assert kstest(values, "uniform", args=(low, width)).pvalue > 1e-3
+        assert kstest(values, "uniform", args=(low - 0.1 * width, 1.2 * width)).pvalue < 1e-3
 
 
-def test_sources_are_spread_over_their_square() -> None:
-    systems = draw(population(), "no_sub", 2000)
-    for name in ("source_x", "source_y"):
-        values = [getattr(system, name) for system in systems]
-        assert kstest(values, "uniform", args=(-0.35, 0.7)).pvalue > 1e-3
-        assert kstest(values, "uniform", args=(-0.4, 0.8)).pvalue < 1e-3
-
-
-def test_exposures_of_model_i_are_even_in_their_logarithm() -> None:
-    exposures = np.log10([system.exposure_s for system in draw(population("Model_I"), "no_sub", 500)])
-    assert kstest(exposures, "uniform", args=(3, 0.5)).pvalue > 1e-3
-    assert {system.exposure_s for system in draw(population("Model_II"), "no_sub", 5)} == {4 * 565.0}
-
-
-def test_the_host_is_alike_in_all_systems_of_a_population() -> None:
-    systems = [system for name in CLASSES for system in draw(population(preset="published"), name, 5)]
-    assert {system.theta_E for system in systems} == {systems[0].theta_E}
-    assert systems[0].theta_E == pytest.approx(0.8128684, abs=1e-7)
-    assert systems[0].gamma1 == pytest.approx(0.0317157, abs=1e-7)
-
-
-@pytest.mark.parametrize("name", CLASSES)
-def test_a_draw_is_a_function_of_the_generator_alone(name: str) -> None:
-    first, second, other = (draw(population(), name, 1, seed=seed)[0] for seed in (3, 3, 4))
-    for field in dataclasses.fields(System):
-        np.testing.assert_array_equal(getattr(first, field.name), getattr(second, field.name))
-    assert first.source_x != other.source_x
-
-
-def test_generators_of_noise_and_parameters_are_apart() -> None:
-    words = [(0, "train", 0, 0), (0, "train", 0, 1), (0, "train", 1, 0), (0, "val", 0, 0), (1, "train", 0, 0)]
-    drawn = {image_generator(*each).uniform() for each in words}
-    assert len(drawn) == len(words)
-    assert isinstance(image_generator(*words[0]), Generator)
+def test_the_host_of_the_public_models_is_weakened_by_the_redshift_convention() -> None:
+    (system,) = draw(population(preset="published"), "no_sub", 1)
+    assert system.theta_E == pytest.approx(0.8128684, abs=1e-7)
+    assert system.gamma1 == pytest.approx(0.0317157, abs=1e-7)
