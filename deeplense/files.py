@@ -1,5 +1,6 @@
 """The one way a file that must survive is written: beside, synced, then renamed into place."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 import xxhash
 
 TEMPORARY = ".writing-"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 @contextmanager
@@ -27,15 +29,26 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         sync_tree(temporary)
         if path.is_dir():
-            aside = temporary.with_name(f"{temporary.name}-old")
-            path.rename(aside)
-            temporary.rename(path)
-            shutil.rmtree(aside)
+            exchange(temporary, path)
         else:
             temporary.replace(path)
         sync(path.parent)
     finally:
         remove(temporary)
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Let two paths change places at once (Linux); where the file system cannot, by three renames."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+        done = renameat2(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0
+    except AttributeError:
+        done = False
+    if not done:
+        aside = first.with_name(f"{first.name}-old")
+        second.rename(aside)
+        first.rename(second)
+        aside.rename(first)
 
 
 def sync_tree(path: Path) -> None:

@@ -70,10 +70,11 @@ def run(settings: Settings) -> int:
 
     layout = read_layout(settings)
     splits = assign_splits(settings, layout)
-    places = {record.name: k for k, record in enumerate(layout.records)}
+    places = {record: k for k, record in enumerate(layout.records)}
+    first, _ = load(settings, layout, next(iter(splits.values()))[0])
     finished = []
     for split, records in splits.items():
-        schema = schema_of(settings, layout, split, records)
+        schema = schema_of(settings, layout, split, records, first)
         folder = settings.output / split
         stood = (folder / MANIFEST).exists()
         say(f"packing {len(records)} images of {settings.source} into {folder}")
@@ -132,12 +133,11 @@ def assign_splits(settings: Settings, layout: "Layout") -> dict[str, list["Recor
     return {str(name): [records[i] for i in mixed if names[i] == name] for name in sorted(set(names))}
 
 
-def schema_of(settings: Settings, layout: "Layout", split: str, records: Sequence["Record"]) -> "Schema":
-    """What the split will hold; its shape is that of the first image."""
+def schema_of(settings: Settings, layout: "Layout", split: str, records: Sequence["Record"], first: Any) -> "Schema":
+    """What the split will hold; its shape and type are those of the first image of all."""
     from deeplense.data.shards import Schema
 
-    first, _ = load(settings, layout, records[0])
-    made_of = ("layout", "seed", "val_fraction", "test_fraction", "crop", "fill_nan", "where")
+    made_of = ("layout", "seed", "val_fraction", "test_fraction", "crop", "fill_nan", "where", "image_key", "label_key")
     return Schema(
         split=split,
         num_samples=len(records),
@@ -152,7 +152,7 @@ def schema_of(settings: Settings, layout: "Layout", split: str, records: Sequenc
             "made_by": "deeplense pack",
             "source": str(settings.source.resolve()),
             **{name: getattr(settings, name) for name in made_of},
-            "names": fingerprint([record.name for record in records]),
+            "names": fingerprint([f"{record.name} {record.label}" for record in records]),
         },
     )
 
@@ -192,7 +192,7 @@ class Maker:
     layout: "Layout"
     schema: "Schema"
     records: Sequence["Record"]
-    places: Mapping[str, int]
+    places: Mapping["Record", int]
 
     def __call__(self, rows: range) -> "Samples":
         import numpy as np
@@ -212,5 +212,5 @@ class Maker:
             labels=np.array([record.label for record in chosen]),
             targets={name: np.array([targets[name] for _, targets in loaded]) for name in self.schema.targets},
             ids=[record.name for record in chosen],
-            source_index=np.array([self.places[record.name] for record in chosen]),
+            source_index=np.array([self.places[record] for record in chosen]),
         )

@@ -75,11 +75,16 @@ class Split:
             raise ValueError(
                 f"{path} is missing or of another size than the manifest says; `deeplense verify` tells more."
             )
-        with h5py.File(path, locking=False) as file:
-            if image_offset(file) != shard["image_offset"]:
-                raise ValueError(f"{path} does not match the manifest; `deeplense verify` tells more.")
-            columns = {name: column(file, f"target/{name}") for name in self.schema.targets}
-            return columns | {name: column(file, name) for name in ("label", "id")}
+        try:
+            with h5py.File(path, locking=False) as file:
+                columns = {name: column(file, f"target/{name}") for name in self.schema.targets}
+                columns |= {name: column(file, name) for name in ("label", "id")}
+                offset = image_offset(file)
+        except (OSError, KeyError, RuntimeError) as error:
+            raise ValueError(f"{path} is damaged ({error}); `deeplense verify` tells more.") from error
+        if offset != shard["image_offset"]:
+            raise ValueError(f"{path} does not match the manifest; `deeplense verify` tells more.")
+        return columns
 
     def mapped(self, number: int) -> np.memmap:
         """The images of one shard, mapped into this process."""
@@ -117,7 +122,7 @@ class Split:
     def statistics(self, indices: np.ndarray) -> dict[str, list[float]]:
         """Mean and standard deviation of each band over these images; from the manifest where they are all of the
         split."""
-        if len(indices) == len(self):
+        if len(np.unique(indices)) == len(indices) == len(self):
             return self.manifest.statistics
         parts = [indices[k : k + READ_ROWS] for k in range(0, len(indices), READ_ROWS)]
         return statistics_of([moments_of(self.images(part)) for part in parts])

@@ -237,7 +237,7 @@ def read_npz(source: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(source, allow_pickle=False) as content:
             return {name: content[name] for name in content.files}
-    except (ValueError, OSError, EOFError, AttributeError, TypeError) as error:
+    except Exception as error:  # a torn archive may raise anything
         raise ValueError(f"{source}: is no readable .npz file of plain arrays ({error}).") from error
 
 

@@ -142,7 +142,8 @@ def write_all(folder: Path, schema: Schema, make: Make, numbers: Sequence[int], 
             yield number
         return
     context = get_context("forkserver")
-    context.set_forkserver_preload([make.func.__module__ if hasattr(make, "func") else make.__module__])  # type: ignore[attr-defined]
+    # Imported once, before the writers are forked: on a shared file system many imports at a time are slow.
+    context.set_forkserver_preload(["torch", getattr(make, "func", make).__module__])
     with ProcessPoolExecutor(min(num_workers, len(numbers)), mp_context=context) as pool:
         jobs = {
             pool.submit(make_and_write, folder / shard_name(number), schema, make, ranges[number]): number
@@ -206,7 +207,10 @@ def check_samples(schema: Schema, samples: Samples) -> None:
     """Raise ValueError, naming the first bad sample, unless shapes, values and labels fit the schema."""
     if samples.images.shape != (len(samples.ids), *schema.shape):
         raise ValueError(f"images have the shape {samples.images.shape[1:]} where {schema.shape} is expected.")
-    bad = ~np.isfinite(samples.images).all(axis=(1, 2, 3))
+    stored = samples.images.astype(schema.dtype, copy=False)
+    if stored.dtype.kind != "f" and (changed := (stored != samples.images).any(axis=(1, 2, 3))).any():
+        raise ValueError(f"{samples.ids[int(changed.argmax())]}: has values that {schema.dtype} cannot hold.")
+    bad = ~np.isfinite(stored).all(axis=(1, 2, 3))
     if bad.any():
         raise ValueError(
             f"{samples.ids[int(bad.argmax())]}: has pixels that are not finite (NaN or infinite). "

@@ -33,13 +33,14 @@ def sie_deflection(
     `theta_E` is the Einstein radius averaged over the axes as the square root of their product, the convention of
     lenstronomy: on the circle that encloses the same area as the critical curve. The circular lens is the limit e -> 0.
     """
+    smallest = 1e-4 if x.dtype == torch.float32 else 1e-8
+    e1 = torch.where(e1 * e1 + e2 * e2 < smallest**2, e1 + smallest, e1)
     q, phi = axis_ratio_and_angle(e1, e2)
-    smallest = 1e-4 if x.dtype == torch.float32 else 1e-7
-    f = torch.sqrt(torch.clamp(1 - q * q, min=smallest**2))
+    f = torch.sqrt(1 - q * q)
     cos, sin = torch.cos(phi), torch.sin(phi)
     dx, dy = x - center_x, y - center_y
     along, across = cos * dx + sin * dy, cos * dy - sin * dx
-    psi = torch.sqrt(q * q * along * along + across * across).clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
+    psi = torch.sqrt((q * q * along * along + across * across).clamp(min=torch.finfo(x.dtype).tiny))
     strength = theta_E * torch.sqrt(q) / f
     alpha_along = strength * torch.atan(f * along / psi)
     alpha_across = strength * torch.atanh(f * across / psi)
@@ -59,7 +60,7 @@ def point_masses_deflection(x: Tensor, y: Tensor, *, theta_E: Tensor, center_x: 
     """
     shape = torch.broadcast_shapes(x.shape, y.shape, theta_E.shape[:-1])
     alpha_x, alpha_y = x.new_zeros(shape), x.new_zeros(shape)
-    tiny = torch.finfo(x.dtype).tiny
+    tiny = torch.finfo(x.dtype).tiny ** 0.5
     for strength, x_k, y_k in zip((theta_E**2).unbind(-1), center_x.unbind(-1), center_y.unbind(-1), strict=True):
         dx, dy = x - x_k, y - y_k
         pull = strength / (dx * dx + dy * dy).clamp(min=tiny)
@@ -79,9 +80,9 @@ def line_deflection(x: Tensor, y: Tensor, *, theta_E: Tensor, half_length: Tenso
     cos, sin = torch.cos(angle), torch.sin(angle)
     u, v = cos * x + sin * y, cos * y - sin * x
     length = half_length
-    beyond = (u - length) ** 2 + v * v
+    to_nearer_end = (u.abs() - length) ** 2 + v * v
     floor = torch.finfo(x.dtype).tiny ** 0.5
-    log_ratio = torch.log1p(4 * u * length / beyond.clamp(min=floor)).clamp(min=-200.0) / 2
+    log_ratio = torch.sign(u) * torch.log1p(4 * u.abs() * length / to_nearer_end.clamp(min=floor)) / 2
     turn = torch.atan2(-2 * length * v, u * u + v * v - length * length)
     strength = theta_E**2 / (2 * length)
     alpha_u, alpha_v = strength * log_ratio, -strength * turn

@@ -29,10 +29,17 @@ def settings_of(run: Path, *changes: str) -> Settings:
     return parse("train", ["--run", str(run), "--dataset", "Model_I", *changes])
 
 
+def begin(run: Path, *changes: str) -> Settings:
+    """Make or continue a run."""
+    settings = settings_of(run, *changes)
+    open_run(run, settings)
+    begin_attempt(run, first_step=0, num_processes=1)
+    return settings
+
+
 def test_a_run_is_made_once_and_opened_by_the_same_settings(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "a"
-    settings = settings_of(run, "--lr", "1e-05", "--clip_grad", "0.3")
-    open_run(run, settings)
+    settings = begin(run, "--lr", "1e-05", "--clip_grad", "0.3")
     content = {path.name: path.read_bytes() for path in run.iterdir()}
     assert stored_config(run) == plain(settings)
     open_run(run, settings)
@@ -43,30 +50,35 @@ def test_a_run_is_made_once_and_opened_by_the_same_settings(tmp_path: Path) -> N
 
 
 def test_the_config_of_a_run_is_a_recipe(tmp_path: Path) -> None:
-    settings = settings_of(tmp_path / "a", "--schedule", "cosine", "--epochs", "3")
-    open_run(settings.run, settings)
+    settings = begin(tmp_path / "a", "--schedule", "cosine", "--epochs", "3")
     assert parse("train", ["--config", str(settings.run / CONFIG)]) == settings
 
 
 def test_another_value_of_a_setting_that_counts_is_refused_with_both_values(tmp_path: Path) -> None:
-    open_run(tmp_path, settings_of(tmp_path, "--lr", "0.25"))
+    begin(tmp_path, "--lr", "0.25")
     with pytest.raises(ValueError, match=r"lr=0\.5 \(the run has 0\.25\), seed=3 \(the run has 0\)"):
-        open_run(tmp_path, settings_of(tmp_path, "--lr", "0.5", "--seed", "3"))
+        begin(tmp_path, "--lr", "0.5", "--seed", "3")
     assert stored_config(tmp_path)["lr"] == 0.25
 
 
 def test_settings_that_change_no_number_may_differ(tmp_path: Path) -> None:
-    open_run(tmp_path, settings_of(tmp_path))
+    begin(tmp_path)
     free = {"device": "cpu", "log_interval": "3", "num_workers": "2", "checkpoint_minutes": "9", "wandb": "offline"}
-    open_run(tmp_path, settings_of(tmp_path, *(f"--{name}={value}" for name, value in free.items())))
+    begin(tmp_path, *(f"--{name}={value}" for name, value in free.items()))
     marked = {field.name for field in dataclasses.fields(Settings) if field.metadata.get("free")}
     assert marked == {*free, "data_root", "wandb_project"}
 
 
+def test_settings_that_failed_before_the_first_attempt_can_be_mended(tmp_path: Path) -> None:
+    open_run(tmp_path, settings_of(tmp_path, "--model_name", "resnet_18"))
+    mended = begin(tmp_path, "--model_name", "resnet18")
+    assert stored_config(tmp_path) == plain(mended)
+
+
 def test_a_run_that_was_moved_can_be_continued(tmp_path: Path) -> None:
-    open_run(tmp_path / "a", settings_of(tmp_path / "a"))
+    begin(tmp_path / "a")
     (tmp_path / "a").rename(tmp_path / "b")
-    open_run(tmp_path / "b", settings_of(tmp_path / "b"))
+    begin(tmp_path / "b")
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -35,7 +35,9 @@ if deed.startswith("wait"):
 tell(environment=dict(os.environ), arguments=sys.argv[1:])
 if deed.startswith("wait"):
     time.sleep(60)
-while open("told.jsonl").read().count("environment") < int(os.environ["WORLD_SIZE"]):
+    sys.exit(1)
+deadline = time.monotonic() + 60
+while open("told.jsonl").read().count("environment") < int(os.environ["WORLD_SIZE"]) and time.monotonic() < deadline:
     time.sleep(0.01)
 sys.exit(int(deed))
 """
