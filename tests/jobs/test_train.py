@@ -3,7 +3,7 @@
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -44,7 +44,7 @@ RICH = SMALL | {
 }
 
 
-def train(dataset: Path, run: Path, settings: dict[str, object]) -> list[str]:
+def train(dataset: Path, run: Path, settings: Mapping[str, object]) -> list[str]:
     """The command line of a training."""
     words = [f"--{name}={value}" for name, value in settings.items()]
     return ["train", f"--dataset={dataset}", f"--run={run}", *words]
@@ -252,7 +252,7 @@ def record_samples(folder: Path, rank: int) -> None:
             file.write(json.dumps([step, rank, batch.indices.tolist()]) + "\n")
         return batch
 
-    StepBatches.__getitem__ = take_and_tell
+    StepBatches.__getitem__ = take_and_tell  # type: ignore[method-assign]
 
 
 def samples_of_steps(folder: Path) -> dict[int, list[int]]:

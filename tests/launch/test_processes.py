@@ -13,10 +13,16 @@ import pytest
 
 from jobs.runs import EXIT_STOPPED, read_attempts
 
-SETTINGS = (
-    "--model_source=baseline --model_name=simple_cnn --batch_size=16 --epochs=30 --evaluate_epochs=30 "
-    "--log_interval=1 --checkpoint_minutes=0.002 --device=cpu"
-).split()
+SETTINGS = [
+    "--model_source=baseline",
+    "--model_name=simple_cnn",
+    "--batch_size=16",
+    "--epochs=30",
+    "--evaluate_epochs=30",
+    "--log_interval=1",
+    "--checkpoint_minutes=0.002",
+    "--device=cpu",
+]
 
 
 class Launched:
