@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from jobs.config import require
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -29,6 +31,10 @@ class Settings:
     """train: where"""
     output: Path | None = None
     """file for the numbers, as JSON"""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "num_images", "num_steps", "rounds"):
+            require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be above 0.")
 
 
 def run(settings: Settings) -> int:

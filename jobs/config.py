@@ -36,7 +36,7 @@ class SettingsParser(ArgumentParser):
     """Says what is wrong in one line, with the nearest right name of a misspelt setting."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
-        text = message if ex is None else str(ex)
+        text = " ".join((message if ex is None else str(ex)).split())
         sys.stderr.write(f"{self.prog}: {with_nearest(text, setting_names(self))}\n")
         sys.exit(2)
 
@@ -48,10 +48,10 @@ def setting_names(parser: ArgumentParser) -> list[str]:
 
 def with_nearest(message: str, names: Sequence[str]) -> str:
     """An error of the parser, with the nearest right names to a wrong one that it mentions."""
-    unknown = re.search(r"[Uu]nrecognized arguments?: '?-*([\w.]+)|[Kk]ey '([\w.]+)'", message)
+    unknown = re.search(r"(?:[Uu]nrecognized arguments?: '?-*|Key '|Option ')([\w.-]+)", message)
     if not unknown:
         return message
-    wrong = unknown[1] or unknown[2]
+    wrong = unknown[1]
     near = difflib.get_close_matches(wrong, names, n=2, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(sorted(names))}."
     return f"there is no setting {wrong!r}. {hint}"

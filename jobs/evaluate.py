@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from jobs.config import FREE
+from jobs.config import FREE, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,9 @@ class Settings:
     """images at a time; changes no number but by rounding"""
     device: Literal["auto", "cuda", "mps", "cpu"] = field(default="auto", metadata=FREE)
     """where to compute"""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size > 0, f"batch_size={self.batch_size} must be above 0.")
 
 
 def run(settings: Settings) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from deeplense.files import replacing, write_json
+from deeplense.files import TEMPORARY, replacing, write_json
 from jobs.config import dump, plain, require
 
 CONFIG, ENVIRONMENT, ATTEMPTS = "config.yaml", "environment.json", "attempts.jsonl"
@@ -49,8 +49,11 @@ def open_run(run: Path, settings: Any) -> None:
         refuse_differences(run, stored_config(run), settings)
         return
     # A folder with a configuration but no attempt is left from settings that failed before the first step.
-    fresh = not run.is_dir() or path.exists() or not any(run.iterdir())
-    require(fresh, f"{run} is no run folder, and not empty; give another --run.")
+    ours = {CONFIG, ENVIRONMENT}
+    others = (
+        [p for p in run.iterdir() if p.name not in ours and not p.name.startswith(TEMPORARY)] if run.is_dir() else []
+    )
+    require(not others or path.exists(), f"{run} is no run folder, and not empty; give another --run.")
     write_json(run / ENVIRONMENT, environment())
     with replacing(path) as temporary:
         temporary.write_text(dump(settings))

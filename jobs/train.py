@@ -111,6 +111,20 @@ class Settings:
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be above 0.")
         for name in ("dropout", "label_smoothing", "val_fraction"):
             require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} must be at least 0 and below 1.")
+        for name in (
+            "lr_min",
+            "weight_decay",
+            "warmup_epochs",
+            "random_rotation",
+            "num_workers",
+            "checkpoint_minutes",
+            "seed",
+        ):
+            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 or more.")
+        require(self.clip_grad is None or self.clip_grad > 0, f"clip_grad={self.clip_grad} must be above 0.")
+        require(
+            self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay={self.ema_decay} must be between 0 and 1."
+        )
         require(self.random_zoom >= 1, f"random_zoom={self.random_zoom} must be at least 1, which is no zoom.")
         require(self.num_folds != 1 and self.num_folds >= 0, f"num_folds={self.num_folds} must be 0, or 2 and more.")
         require(0 <= self.fold < max(self.num_folds, 1), f"fold={self.fold} must be below num_folds={self.num_folds}.")

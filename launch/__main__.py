@@ -4,7 +4,7 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jobs import config
@@ -33,7 +33,7 @@ def run_job(command: list[str], options: argparse.Namespace) -> int:
     """Run a job, here or in several processes; its settings are checked first."""
     job = config.load_job(command[0])
     settings = config.parse(command[0], command[1:])
-    if options.num_processes == 1:
+    if options.num_processes == 1 and not options.restarts:
         return job.run(settings)
     from launch.local import run_processes
 
@@ -60,8 +60,12 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="`deeplense JOB --help` lists the settings of a job.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--num_processes", type=positive, default=1, help="processes on this machine, one for each GPU")
-    parser.add_argument("--restarts", type=int, default=0, help="how often to start again after a scheduler's signal")
+    parser.add_argument(
+        "--num_processes", type=at_least(1), default=1, help="processes on this machine, one for each GPU"
+    )
+    parser.add_argument(
+        "--restarts", type=at_least(0), default=0, help="how often to start again after a scheduler's signal"
+    )
     return parser
 
 
@@ -71,11 +75,15 @@ def summaries() -> dict[str, str]:
     return {name: doc.splitlines()[0] for name, doc in docs.items()} | {DEMO: run_demo.__doc__ or ""}
 
 
-def positive(text: str) -> int:
-    """A number of at least 1."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return int(text)
+def at_least(smallest: int) -> Callable[[str], int]:
+    """A reader of whole numbers from `smallest` on."""
+
+    def number(text: str) -> int:
+        if int(text) < smallest:
+            raise argparse.ArgumentTypeError(f"{text} is below {smallest}")
+        return int(text)
+
+    return number
 
 
 def split_command(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:

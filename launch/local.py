@@ -25,7 +25,7 @@ def run_processes(command: Sequence[str], num_processes: int, *, restarts: int) 
     for attempt in range(restarts + 1):
         group = Group(command, num_processes)
         code = group.wait()
-        if code != EXIT_STOPPED or group.forwarded or attempt == restarts:
+        if code != EXIT_STOPPED or group.forwarded is not None or attempt == restarts:
             return code
         print("the ranks were told to stop and saved; starting again", flush=True)
     raise AssertionError
@@ -35,46 +35,54 @@ class Group:
     """The ranks of one attempt."""
 
     def __init__(self, command: Sequence[str], num_processes: int) -> None:
-        self.forwarded = False
+        self.forwarded: int | None = None
+        self.ranks: list[subprocess.Popen[bytes]] = []
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self.forward)
         port = free_port()
-        self.ranks = [
-            subprocess.Popen(
+        for rank in range(num_processes):
+            process = subprocess.Popen(
                 [sys.executable, "-m", "launch", *command],
                 env=os.environ | rank_environment(rank, num_processes, port),
                 preexec_fn=die_with_parent,
             )
-            for rank in range(num_processes)
-        ]
+            self.ranks.append(process)
+            if self.forwarded is not None:
+                process.send_signal(self.forwarded)
 
     def forward(self, number: int, frame: object) -> None:
         """Pass a signal on to the ranks."""
-        self.forwarded = True
+        self.forwarded = number
         for rank in self.ranks:
             if rank.poll() is None:
                 rank.send_signal(number)
 
     def wait(self) -> int:
         """Wait for all ranks; where one fails, end the others, which would wait for it for ever."""
-        while any(rank.poll() is None for rank in self.ranks):
-            if any(rank.returncode not in (None, 0, EXIT_STOPPED) for rank in self.ranks):
+        while None in (codes := [rank.poll() for rank in self.ranks]):
+            if failures(codes):
                 self.end()
+                break
             time.sleep(0.05)
-        codes = [rank.returncode for rank in self.ranks]
-        failures = [code for code in codes if code not in (0, EXIT_STOPPED)]
-        return abs(failures[0]) if failures else max(codes)
+        if failed := failures(codes):
+            return failed[0] if failed[0] > 0 else 128 - failed[0]
+        return max(code or 0 for code in codes)
 
     def end(self) -> None:
         """Terminate the ranks that still run, and kill those that do not heed it."""
         deadline = time.monotonic() + SECONDS_TO_DIE
         for rank in self.ranks:
             rank.terminate()
-        while any(rank.poll() is None for rank in self.ranks) and time.monotonic() < deadline:
+        while None in [rank.poll() for rank in self.ranks] and time.monotonic() < deadline:
             time.sleep(0.05)
         for rank in self.ranks:
             rank.kill()
             rank.wait()
+
+
+def failures(codes: Sequence[int | None]) -> list[int]:
+    """Exit codes that mean a failure, of those that are known."""
+    return [code for code in codes if code not in (None, 0, EXIT_STOPPED)]
 
 
 def rank_environment(rank: int, num_processes: int, port: int) -> dict[str, str]:

@@ -123,6 +123,11 @@ def classification_report(
 ) -> dict[str, Any]:
     """All metrics of a classifier with intervals, under names of classes, and the confusion matrix (rows: truth)."""
 
+    if not np.isfinite(probabilities).all():
+        raise ValueError(
+            f"{(~np.isfinite(probabilities)).any(axis=1).sum()} outputs of the model are no finite numbers."
+        )
+
     def metrics(weights: Array) -> Metrics:
         return classification_metrics(probabilities, labels, weights)
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -32,6 +33,15 @@ class Plot:
     wide: bool = False
 
 
+def finite(value: Any) -> Any:
+    """The same value with null for numbers that are not finite, which JSON does not know."""
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_report(
     folder: Path,
     *,
@@ -58,7 +68,7 @@ def write_report(
         for plot in plots:
             figure(temporary / f"{plot.name}.png", plot.draw, size=plot.size)
         document = {"title": title, **content, "facts": dict(facts), "settings": dict(settings)}
-        (temporary / "report.json").write_text(json.dumps(document, indent=2) + "\n")
+        (temporary / "report.json").write_text(json.dumps(finite(document), indent=2, allow_nan=False) + "\n")
         template = Environment(autoescape=True).from_string(
             resources.files("deeplense.evaluation").joinpath("report.html").read_text()
         )

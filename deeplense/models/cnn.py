@@ -6,19 +6,17 @@ from torch import nn
 
 
 class SimpleCNN(nn.Sequential):
-    """Four stages of convolution, batch normalisation, ReLU and halving, then a mean over the image. Takes any size
-    from 16 pixels on.
+    """Four stages of convolution, batch normalisation, ReLU and halving, then a mean over the image.
 
-    Maps images (B, C, H, W) to (B, num_classes), or to features (B, 256) where num_classes is 0.
+    Maps images (B, C, H, W) of any size from 16 pixels on to features (B, 256).
     """
 
     num_features = 256
 
-    def __init__(self, *, in_chans: int, num_classes: int, dropout: float) -> None:
+    def __init__(self, *, in_chans: int) -> None:
         widths = (in_chans, 32, 64, 128, self.num_features)
         stages = [stage(before, after) for before, after in pairwise(widths)]
-        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        super().__init__(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), head)
+        super().__init__(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 def stage(before: int, after: int) -> nn.Sequential:

@@ -47,6 +47,7 @@ class Network(nn.Module):
         self.backbone, self.head = backbone, head
         self.input_size, self.tune = input_size, tune
         self.backbone.requires_grad_(tune)
+        self.train()
 
     def forward(self, images: Tensor) -> Tensor:
         """Outputs (B, num_outputs) of images (B, C, S, S)."""
@@ -94,11 +95,13 @@ def build(
             f"model_source=baseline has the models {list(BASELINES)}, not {name!r}; or use --model_source timm."
         )
     if name == "simple_cnn":
-        backbone: nn.Module = SimpleCNN(in_chans=in_chans, num_classes=0, dropout=dropout)
+        if pretrained:
+            raise ValueError("simple_cnn has no published weights; leave out --pretrained 1.")
+        backbone: nn.Module = SimpleCNN(in_chans=in_chans)
         input_size = InputSize("native", image_size)
     else:
-        options: dict[str, Any] = {"in_chans": in_chans, "num_classes": 0, "drop_rate": dropout}
-        options |= pretrained_options(pretrained, pretrained_file)
+        options: dict[str, Any] = {"in_chans": in_chans, "num_classes": 0}
+        options |= pretrained_options(name, pretrained, pretrained_file)
         backbone, input_size = build_timm(name, image_size, options)
     num_features = probe(backbone, in_chans, input_size.size).shape[1]
     head = last_layers(num_features, num_outputs, dropout=dropout, extra_layers=extra_layers)
@@ -110,14 +113,19 @@ def last_layers(num_features: int, num_outputs: int, *, dropout: float, extra_la
     widths = (num_features, 1024, 512, 128) if extra_layers else (num_features,)
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.GELU(), nn.Dropout(dropout)]
+        layers += [nn.Dropout(dropout), nn.Linear(before, after), nn.GELU()]
     return nn.Sequential(*layers, nn.Dropout(dropout), nn.Linear(widths[-1], num_outputs))
 
 
-def pretrained_options(pretrained: bool, pretrained_file: Path | None) -> dict[str, Any]:
-    """What timm is told about weights."""
+def pretrained_options(name: str, pretrained: bool, pretrained_file: Path | None) -> dict[str, Any]:
+    """What timm is told about weights. Raises ValueError where there are none."""
     if not pretrained:
         return {}
+    if pretrained_file and not pretrained_file.exists():
+        raise ValueError(f"pretrained_file={pretrained_file} is not there.")
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if config and not (pretrained_file or config.has_weights):
+        raise ValueError(f"{name} has no published weights; give --pretrained_file FILE, or leave out --pretrained 1.")
     overlay = {"pretrained_cfg_overlay": {"file": str(pretrained_file)}} if pretrained_file else {}
     return {"pretrained": True, **overlay}
 

@@ -24,13 +24,20 @@ State = Mapping[str, Any]
 def flatten(state: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     """The nested state with each tensor replaced by a reference, the tensors going into `tensors` by their path."""
     if isinstance(state, Tensor):
+        while path in tensors:
+            path += "'"
         tensors[path] = state.detach().to("cpu", copy=True).contiguous()
         return {TENSOR: path}
     if isinstance(state, Mapping):
         # Optimizers number their states: keys that are integers must come back as such.
-        return {"__items__": [[name, flatten(value, tensors, f"{path}/{name}")] for name, value in state.items()]}
+        return {
+            "__items__": [
+                [name, flatten(value, tensors, f"{path}/{name}" if path else str(name))]
+                for name, value in state.items()
+            ]
+        }
     if isinstance(state, list | tuple):
-        return [flatten(value, tensors, f"{path}/{k}") for k, value in enumerate(state)]
+        return [flatten(value, tensors, f"{path}/{k}" if path else str(k)) for k, value in enumerate(state)]
     return state
 
 
@@ -65,7 +72,10 @@ def damage(path: Path) -> str | None:
         return str(error)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         return f"is not of the format {FORMAT}"
-    for name, expected in manifest["files"].items():
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        return f"{MANIFEST} lists no files"
+    for name, expected in files.items():
         if not (path / name).exists():
             return f"{name} is missing"
         if checksum(path / name) != expected:
