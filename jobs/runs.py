@@ -53,7 +53,7 @@ def open_run(run: Path, settings: Any) -> None:
     others = (
         [p for p in run.iterdir() if p.name not in ours and not p.name.startswith(TEMPORARY)] if run.is_dir() else []
     )
-    require(not others or path.exists(), f"{run} is no run folder, and not empty; give another --run.")
+    require(not others, f"{run} is no run folder, and not empty; give another --run.")
     write_json(run / ENVIRONMENT, environment())
     with replacing(path) as temporary:
         temporary.write_text(dump(settings))

@@ -21,7 +21,7 @@ from deeplense.evaluation.metrics import classification_metrics, regression_metr
 from deeplense.files import write_json
 from deeplense.models.registry import Network
 from deeplense.training import checkpoint
-from deeplense.training.loop import Update, agree, fit, from_main, make_accelerator, mean_over_ranks
+from deeplense.training.loop import Update, agree, fit, from_main, make_accelerator, mean_over_ranks, prepare
 from deeplense.training.schedules import learning_rate
 from deeplense.training.stopping import StopFlag
 from deeplense.training.tracking import Tracker
@@ -115,7 +115,7 @@ def begin(settings: Settings) -> TrainingRun | None:
         )
     else:
         progress.statistics = train.split.statistics(train.indices)
-    model, prepared = accelerator.prepare(network, optimizer)
+    model, prepared = prepare(accelerator, network, optimizer)
     if saved is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(saved["scaler"])
     tracker = start_record(settings, accelerator, progress.step)

@@ -4,8 +4,10 @@ import argparse
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from jobs import config
 
@@ -94,5 +96,17 @@ def split_command(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return make_parser().parse_args(arguments[:place]), arguments[place:]
 
 
+def leave_as_rank() -> NoReturn:
+    """Run one command as a rank of a group, and leave at once: to free the group's parts may hang (see `loop.KEPT`)."""
+    try:
+        code = main()
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_as_rank() if "RANK" in os.environ else sys.exit(main())

@@ -22,8 +22,9 @@ def run_processes(command: Sequence[str], num_processes: int, *, restarts: int) 
     as a
     scheduler does, they are started again, `restarts` times at most.
     """
+    group = Group()
     for attempt in range(restarts + 1):
-        group = Group(command, num_processes)
+        group.start(command, num_processes)
         code = group.wait()
         if code != EXIT_STOPPED or group.forwarded is not None or attempt == restarts:
             return code
@@ -32,14 +33,18 @@ def run_processes(command: Sequence[str], num_processes: int, *, restarts: int) 
 
 
 class Group:
-    """The ranks of one attempt."""
+    """The ranks of one attempt. From its making on, signals to this process go to the ranks, also those not yet
+    started."""
 
-    def __init__(self, command: Sequence[str], num_processes: int) -> None:
+    def __init__(self) -> None:
         self.forwarded: int | None = None
         self.ranks: list[subprocess.Popen[bytes]] = []
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self.forward)
-        port = free_port()
+
+    def start(self, command: Sequence[str], num_processes: int) -> None:
+        """Start the ranks of an attempt."""
+        self.ranks, port = [], free_port()
         for rank in range(num_processes):
             process = subprocess.Popen(
                 [sys.executable, "-m", "launch", *command],

@@ -89,9 +89,9 @@ def regression_metrics(predicted: Array, truth: Array, chance: float, weights: A
     }
 
 
-def bootstrap_weights(num_samples: int, num_resamples: int, *, seed: int) -> Array:
-    """How often each sample is drawn in each resample, (R, N)."""
-    generator = np.random.default_rng((seed, num_samples))
+def bootstrap_weights(num_samples: int, num_resamples: int, *, seed: int, block: int = 0) -> Array:
+    """How often each sample is drawn in each resample, (R, N); `block` tells parts of one bootstrap apart."""
+    generator = np.random.default_rng((seed, block, num_samples))
     return generator.multinomial(num_samples, np.full(num_samples, 1 / num_samples), size=num_resamples).astype(float)
 
 
@@ -104,7 +104,7 @@ def with_intervals(
     parts = []
     for start in range(0, num_resamples, ROWS_AT_A_TIME):
         rows = min(ROWS_AT_A_TIME, num_resamples - start)
-        parts.append(metrics(bootstrap_weights(num_samples, rows, seed=seed + start)))
+        parts.append(metrics(bootstrap_weights(num_samples, rows, seed=seed, block=start)))
     draws = {name: np.concatenate([part[name] for part in parts]) for name in values}
     return {name: Estimate(value, *percentiles(draws[name])) for name, value in values.items()}
 

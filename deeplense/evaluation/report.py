@@ -2,7 +2,6 @@
 
 import base64
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -13,7 +12,7 @@ from jinja2 import Environment
 from matplotlib.axes import Axes
 
 from deeplense.evaluation.plots import figure
-from deeplense.files import replacing
+from deeplense.files import finite, replacing
 
 METHOD = (
     "Intervals are percentiles of 1000 bootstrap resamples of the images; where a score is exactly 1, the lower end is "
@@ -31,15 +30,6 @@ class Plot:
     draw: Callable[[Axes], None]
     size: tuple[float, float] = (4.6, 4.2)
     wide: bool = False
-
-
-def finite(value: Any) -> Any:
-    """The same value with null for numbers that are not finite, which JSON does not know."""
-    if isinstance(value, Mapping):
-        return {name: finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_report(

@@ -146,6 +146,8 @@ def build_timm(name: str, image_size: int, options: dict[str, Any]) -> tuple[nn.
             refusals.append(f"{input_size.way} to {input_size.size}: {error}")
         else:
             return model, input_size
+    if all("state_dict" in refusal for refusal in refusals):
+        raise ValueError(f"the weights that were given are not those of {name}: {refusals[-1][:300]}")
     raise ValueError(f"{name} cannot take images of {image_size} pixels: {'; '.join(refusals)}")
 
 

@@ -76,10 +76,13 @@ def damage(path: Path) -> str | None:
     if not isinstance(files, dict):
         return f"{MANIFEST} lists no files"
     for name, expected in files.items():
-        if not (path / name).exists():
+        try:
+            if checksum(path / name) != expected:
+                return f"{name} does not match its checksum"
+        except FileNotFoundError:
             return f"{name} is missing"
-        if checksum(path / name) != expected:
-            return f"{name} does not match its checksum"
+        except OSError as error:
+            return f"{name} cannot be read ({error})"
     return None
 
 

@@ -64,6 +64,19 @@ def make_accelerator(*, device: str, precision: Precision) -> Accelerator:
     return accelerator
 
 
+KEPT: list[nn.Module] = []
+"""Prepared models, kept to the end of the process. To free one that exchanges gradients through gloo joins gloo's
+thread with Python's lock held, which that thread may wait for (torch 2.11): ranks then hang when all is done."""
+
+
+def prepare(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
+    """The model as it exchanges gradients with other ranks, and its optimizer. The process must end by `os._exit` where
+    there are other ranks."""
+    prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
+    KEPT.append(prepared)
+    return prepared, prepared_optimizer
+
+
 def fit(
     step: Callable[[BatchT], Mapping[str, Tensor]],
     batches: Iterator[BatchT],

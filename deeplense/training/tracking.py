@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from deeplense.files import replacing
+from deeplense.files import finite, replacing
 
 WandbMode = Literal["off", "offline", "online"]
 METRICS = "metrics.jsonl"
@@ -50,7 +50,7 @@ class Tracker:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write one line; `step` is the number of updates made."""
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        self.file.write(json.dumps(finite({"step": step, **values})) + "\n")
         if self.wandb:
             self.wandb.log(dict(values) | {"step": step})
 

@@ -81,11 +81,15 @@ def test_a_run_that_was_moved_can_be_continued(tmp_path: Path) -> None:
     begin(tmp_path / "b")
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
+@pytest.mark.parametrize("name", ["thesis.tex", CONFIG])
+def test_a_folder_of_something_else_is_left_alone(name: str, tmp_path: Path) -> None:
+    for path in (tmp_path / name, tmp_path / "notes.txt"):
+        path.write_text("years: of work\n")
     with pytest.raises(ValueError, match="not empty"):
         open_run(tmp_path, settings_of(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        (name, "notes.txt"), "years: of work\n"
+    )
 
 
 @pytest.mark.parametrize(
