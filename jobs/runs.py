@@ -107,6 +107,11 @@ def environment() -> dict[str, Any]:
     }
 
 
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def version_of(package: str) -> str | None:
     """Version of an installed package, without importing it."""
     try:

@@ -1,6 +1,5 @@
 """Simulate one split of a data set of lenses."""
 
-import os
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jobs.config import FREE, require
+from jobs.runs import num_cores
 
 if TYPE_CHECKING:
     from deeplense.data.shards import Samples, Schema
@@ -62,7 +62,7 @@ def run(settings: Settings) -> int:
     )
     start = time.monotonic()
     make = partial(make_samples, population=population, seed=settings.seed, split=settings.split)
-    workers = settings.num_workers or len(os.sched_getaffinity(0))
+    workers = settings.num_workers or num_cores()
     track(build(folder, schema, make, num_workers=workers), total=schema.num_samples, unit="images")
     say(f"{folder} is complete: {schema.num_samples} images, {time.monotonic() - start:.1f} s")
     return 0

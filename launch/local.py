@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from jobs.runs import EXIT_STOPPED
+from jobs.runs import EXIT_STOPPED, num_cores
 
 SECONDS_TO_DIE = 30.0
 PR_SET_PDEATHSIG = 1
@@ -92,7 +92,7 @@ def failures(codes: Sequence[int | None]) -> list[int]:
 
 def rank_environment(rank: int, num_processes: int, port: int) -> dict[str, str]:
     """The variables by which Accelerate and torch find the group; the cores are shared out among the ranks."""
-    threads = max(len(os.sched_getaffinity(0)) // num_processes, 1)
+    threads = max(num_cores() // num_processes, 1)
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

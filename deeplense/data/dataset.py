@@ -136,7 +136,8 @@ class Split:
             labels=labels,
             target=values,
             indices=torch.from_numpy(indices),
-            uniforms=torch.from_numpy(random),
+            # Some devices know float32 alone, and the cast must not round up to 1.
+            uniforms=torch.from_numpy(np.minimum(random, 1 - 2.0**-24).astype(np.float32)),
         )
 
 

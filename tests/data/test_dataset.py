@@ -94,6 +94,12 @@ def test_statistics_are_those_of_numpy(split: Split, chosen: np.ndarray) -> None
     np.testing.assert_allclose(found["std"], wide.std((0, 2, 3)), rtol=1e-10)
 
 
+def test_random_numbers_stay_below_one_in_single_precision(split: Split) -> None:
+    batch = split.batch(np.array([0]), target=None, random=np.full((1, 3), np.nextafter(1.0, 0.0)))
+    assert batch.uniforms.dtype == torch.float32
+    assert (batch.uniforms < 1).all()
+
+
 def test_a_batch_holds_what_belongs_together(split: Split) -> None:
     chosen, random = np.array([150, 2, 2]), np.random.default_rng(0).uniform(size=(3, 3))
     batch = split.batch(chosen, target="mass", random=random)
@@ -101,7 +107,7 @@ def test_a_batch_holds_what_belongs_together(split: Split) -> None:
     assert batch.labels.tolist() == LABELS[chosen].tolist()
     assert batch.indices.tolist() == chosen.tolist()
     np.testing.assert_array_equal(batch.target, MASSES[chosen].astype(np.float32))
-    np.testing.assert_array_equal(batch.uniforms, random)
+    np.testing.assert_array_equal(batch.uniforms, random.astype(np.float32))
     assert split.batch(chosen, target=None, random=random).target.tolist() == LABELS[chosen].tolist()
 
 
