@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, Self, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -53,7 +53,9 @@ def make_accelerator(*, device: str, precision: Precision) -> Accelerator:
         raise ValueError("device=mps, but torch sees no Apple GPU here; use --device cpu.")
     has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     accelerator = Accelerator(
-        cpu=device == "cpu" or not has_gpu, mixed_precision={"fp32": "no"}.get(precision, precision)
+        cpu=device == "cpu" or not has_gpu,
+        mixed_precision={"fp32": "no"}.get(precision, precision),
+        kwargs_handlers=[FIXED_BUCKETS],
     )
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
@@ -64,6 +66,9 @@ def make_accelerator(*, device: str, precision: Precision) -> Accelerator:
     return accelerator
 
 
+FIXED_BUCKETS = DistributedDataParallelKwargs(find_unused_parameters=True)
+"""Without it DDP lays out its buckets anew after the first update of an attempt; with three ranks or more the order in
+which gradients are summed would then tell a resumed attempt from an unbroken one."""
 KEPT: list[nn.Module] = []
 """Prepared models, kept to the end of the process. To free one that exchanges gradients through gloo joins gloo's
 thread with Python's lock held, which that thread may wait for (torch 2.11): ranks then hang when all is done."""

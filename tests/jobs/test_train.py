@@ -291,21 +291,24 @@ def test_the_samples_of_each_step_do_not_depend_on_the_number_of_processes(
     assert [attempt["num_processes"] for attempt in read_attempts(tmp_path / "run")] == [2, 3, 1]
 
 
-def test_two_processes_killed_and_started_again_end_with_the_bits_of_two_that_were_not(
-    dataset: Path, tmp_path: Path, start: Start
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_processes_killed_and_started_again_end_with_the_bits_of_as_many_that_were_not(
+    num_processes: int, dataset: Path, tmp_path: Path, start: Start
 ) -> None:
     settings = RICH | {"epochs": 6}
 
-    def both(run: Path) -> list[Command]:
-        return [start(*train(dataset, run, settings), environment=variables) for variables in rank_variables(2)]
+    def ranks_of(run: Path) -> list[Command]:
+        return [
+            start(*train(dataset, run, settings), environment=variables) for variables in rank_variables(num_processes)
+        ]
 
-    assert [rank.wait() for rank in both(tmp_path / "unbroken")] == [0, 0]
-    killed = both(tmp_path / "run")
+    assert {rank.wait() for rank in ranks_of(tmp_path / "unbroken")} == {0}
+    killed = ranks_of(tmp_path / "run")
     wait_for_step(tmp_path / "run", 9)
     for rank in killed:
         rank.send(signal.SIGKILL)
-    assert [rank.wait() for rank in killed] == [-signal.SIGKILL] * 2
-    assert [rank.wait() for rank in both(tmp_path / "run")] == [0, 0]
+    assert {rank.wait() for rank in killed} == {-signal.SIGKILL}
+    assert {rank.wait() for rank in ranks_of(tmp_path / "run")} == {0}
     assert same(final_tensors(tmp_path / "run"), final_tensors(tmp_path / "unbroken"))
 
 
