@@ -101,6 +101,8 @@ def rank_environment(rank: int, num_processes: int, port: int) -> dict[str, str]
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        # DDP warns that its buckets keep their layout, which is what we want (`loop.FIXED_BUCKETS`).
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
     }
 
 
