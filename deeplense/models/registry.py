@@ -140,7 +140,10 @@ def build_timm(name: str, image_size: int, options: dict[str, Any]) -> tuple[nn.
     refusals = []
     for input_size, extra in input_sizes(name, image_size):
         try:
+            generator = torch.get_rng_state()
             model = create(name, options | extra)
+            if options.get("pretrained"):
+                refuse_untouched(name, model, options | extra, generator)
             probe(model, options["in_chans"], input_size.size)
         except (TypeError, AssertionError, RuntimeError) as error:
             refusals.append(f"{input_size.way} to {input_size.size}: {error}")
@@ -179,6 +182,21 @@ def create(name: str, options: dict[str, Any]) -> nn.Module:
             f"Where the hub cannot be reached, fetch model.safetensors of {hub} from the Hugging Face hub "
             "elsewhere, copy it here, and give --pretrained_file FILE."
         ) from error
+
+
+def refuse_untouched(name: str, model: nn.Module, options: dict[str, Any], generator: Tensor) -> None:
+    """Raise ValueError where weights kept their random start: timm takes a file in which they are missing and only
+    logs it."""
+    plain = {key: value for key, value in options.items() if not key.startswith("pretrained")}
+    torch.set_rng_state(generator)
+    blank, other = (dict(timm.create_model(name, **plain).named_parameters()) for _ in range(2))
+    drawn = {key for key, value in blank.items() if not value.equal(other[key])}
+    untouched = [key for key, value in model.named_parameters() if key in drawn and value.equal(blank[key])]
+    if untouched:
+        raise ValueError(
+            f"the pretrained weights hold nothing for {len(untouched)} parts of {name}, such as {untouched[0]}; "
+            "give a file of weights of this very model, as timm names them."
+        )
 
 
 @torch.no_grad()

@@ -202,6 +202,20 @@ def test_a_missing_file_of_weights_is_named(tmp_path: Path) -> None:
         )
 
 
+def test_weights_that_do_not_name_the_parts_of_the_model_are_refused(tmp_path: Path) -> None:
+    weights = timm.create_model("resnet18").state_dict()
+    torch.save({f"backbone.{name}": value for name, value in weights.items()}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="hold nothing for 20 parts of resnet18"):
+        build(
+            "resnet18",
+            image_size=32,
+            in_chans=1,
+            num_outputs=2,
+            pretrained=True,
+            pretrained_file=tmp_path / "weights.pth",
+        )
+
+
 def test_a_model_that_has_no_published_weights_does_not_claim_to_start_from_them() -> None:
     with pytest.raises(ValueError, match="simple_cnn"):
         small(pretrained=True)
