@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from deeplense.data.shards import Samples, Schema, build
+from deeplense.simulation.populations import ModelName, Population, Preset, default_mass_slope
 
 CONTEXT = get_context("forkserver")
 CONTEXT.set_forkserver_preload(["jobs.training_run", "jobs.evaluation_run"])
@@ -63,6 +65,24 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_blobs(folder, "train", 96)
     write_blobs(folder, "test", 45)
     return folder
+
+
+def population(model: ModelName = "Model_III", preset: Preset = "noisy") -> Population:
+    """A population with the mass function of its preset."""
+    return Population(model, preset, default_mass_slope(preset))
+
+
+def put(path: Path, array: Any) -> None:
+    """Save a .npy file, its folder made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, array, allow_pickle=True)
+
+
+def axion(image: Any, mass: Any) -> np.ndarray:
+    """What DeepLenseSim saves for an axion image: objects, image and mass."""
+    array = np.empty(2, dtype=object)
+    array[0], array[1] = image, mass
+    return array
 
 
 def free_port() -> str:

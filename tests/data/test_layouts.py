@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import axion, put
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,17 +23,6 @@ from deeplense.data.layouts import (
 )
 
 IMAGE = np.arange(20.0).reshape(4, 5)
-
-
-def put(path: Path, array: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, array, allow_pickle=True)
-
-
-def axion(image: Any, mass: Any) -> np.ndarray:
-    array = np.empty(2, dtype=object)
-    array[0], array[1] = image, mass
-    return array
 
 
 def read_npz_layout(

@@ -16,6 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from conftest import axion, put
 
 from deeplense.data import shards
 from deeplense.data.dataset import Split
@@ -28,17 +29,6 @@ SYNONYMS = {"no_sub": "no", "cdm": "sphere", "axion": "vort"}
 
 def image_of(number: int, shape: tuple[int, ...] = (6, 8)) -> np.ndarray:
     return np.random.default_rng(number).normal(size=shape).astype(np.float32)
-
-
-def put(path: Path, array: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, array, allow_pickle=True)
-
-
-def axion(image: Any, mass: Any) -> np.ndarray:
-    array = np.empty(2, dtype=object)
-    array[0], array[1] = image, mass
-    return array
 
 
 def packed(layout: Any, source: Path, output: Path, **settings: Any) -> dict[str, Split]:
@@ -300,7 +290,8 @@ def die_at(number: int, source: str, output: str) -> None:
 def test_a_pack_that_was_killed_is_continued(tmp_path: Path, number: int) -> None:
     simulated(tmp_path / "in", per_class=48)
     arguments = (number, str(tmp_path / "in"), str(tmp_path / "torn"))
-    program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_pack as t"
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    program = f"import sys; sys.path[:0] = {folders!r}; import test_pack as t"
     command = [sys.executable, "-c", f"{program}; t.die_at(*{arguments!r})"]
     assert subprocess.run(command, check=False, stdout=subprocess.DEVNULL, timeout=60).returncode == 9
     torn = packed("deeplense", tmp_path / "in", tmp_path / "torn", test_fraction=0.5)

@@ -13,6 +13,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from conftest import population
 from numpy.random import default_rng
 from scipy.optimize import least_squares
 from scipy.stats import kstest
@@ -31,16 +32,11 @@ from deeplense.simulation.populations import (
     Population,
     Preset,
     System,
-    default_mass_slope,
     draw_system,
     vortex_points,
 )
 
 MODELS, PRESETS = get_args(ModelName), get_args(Preset)
-
-
-def population(model: ModelName = "Model_III", preset: Preset = "noisy") -> Population:
-    return Population(model, preset, default_mass_slope(preset))
 
 
 def systems_of(of: Population, name: str, count: int) -> list[System]:

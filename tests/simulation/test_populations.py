@@ -5,6 +5,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from conftest import population
 from numpy.random import default_rng
 from scipy.stats import chi2, kstest, poisson
 
@@ -19,17 +20,12 @@ from deeplense.simulation.populations import (
     Population,
     Preset,
     System,
-    default_mass_slope,
     draw_system,
     power_law_masses,
 )
 from deeplense.simulation.surveys import EUCLID_VIS, HST_F160W
 
 MODELS, PRESETS = get_args(ModelName), get_args(Preset)
-
-
-def population(model: ModelName = "Model_III", preset: Preset = "noisy") -> Population:
-    return Population(model, preset, default_mass_slope(preset))
 
 
 def draw(of: Population, name: str, count: int, seed: int = 0) -> list[System]:
