@@ -199,15 +199,21 @@ def predict_part(
     settings: "Settings",
     *,
     batch_size: int,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> Predictions:
     """Outputs on all samples of a part, each computed on one rank only, the same on all ranks."""
     mine = part.indices[rank_slice(len(part), accelerator.process_index, accelerator.num_processes)]
     target = settings.target if settings.regression else None
     training = network.training
     network.eval()
+
+    def forward(batch: Batch) -> Tensor:
+        after_batch()
+        return objective.forward(network, batch)
+
     with accelerator.autocast():
         parts = predict(
-            lambda batch: objective.forward(network, batch),
+            forward,
             evaluation_batches(part.split, mine, batch_size=batch_size, target=target),
             device=accelerator.device,
         )

@@ -1,15 +1,14 @@
 """The run folder: everything about a run, under one path.
 
 RUN/ config.yaml environment.json attempts.jsonl metrics.jsonl wandb/ checkpoints/ report/ stopped.json finished.json
+     and, where it was submitted, launch.json code/ logs/
 """
 
 import difflib
-import json
 import os
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import fields
 from importlib import metadata
@@ -19,12 +18,14 @@ from typing import Any
 import yaml
 
 from deeplense.files import TEMPORARY, replacing, write_json
+from jobs.attempts import ATTEMPTS, STACKS, has_begun
 from jobs.config import dump, plain, require
 
-CONFIG, ENVIRONMENT, ATTEMPTS = "config.yaml", "environment.json", "attempts.jsonl"
+CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 STOPPED, FINISHED = "stopped.json", "finished.json"
-EXIT_STOPPED = 85
-"""Exit code of a job that saved its state on a signal and wants to be started again."""
+LAUNCH, CODE, LOGS = "launch.json", "code", "logs"
+OURS = {CONFIG, ENVIRONMENT, ATTEMPTS, STACKS, LAUNCH, CODE, LOGS}
+"""What may lie in the folder of a run that has not begun."""
 PACKAGES = (
     "deeplense",
     "torch",
@@ -45,13 +46,12 @@ def open_run(run: Path, settings: Any) -> None:
     Raises ValueError, naming the differences, where it is not; settings that change no number may differ.
     """
     path = run / CONFIG
-    if path.exists() and (run / ATTEMPTS).exists():
+    if path.exists() and has_begun(run):
         refuse_differences(run, stored_config(run), settings)
         return
-    # A folder with a configuration but no attempt is left from settings that failed before the first step.
-    ours = {CONFIG, ENVIRONMENT}
+    # Where no attempt came to its first step, the settings may have been the reason.
     others = (
-        [p for p in run.iterdir() if p.name not in ours and not p.name.startswith(TEMPORARY)] if run.is_dir() else []
+        [p for p in run.iterdir() if p.name not in OURS and not p.name.startswith(TEMPORARY)] if run.is_dir() else []
     )
     require(not others, f"{run} is no run folder, and not empty; give another --run.")
     write_json(run / ENVIRONMENT, environment())
@@ -131,45 +131,3 @@ def git_commit() -> str | None:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def read_attempts(run: Path) -> list[dict[str, Any]]:
-    """All attempts of a run so far."""
-    path = run / ATTEMPTS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def begin_attempt(run: Path, *, first_step: int, num_processes: int) -> None:
-    """Record that an attempt begins; one before it that has no end was killed."""
-    attempts = read_attempts(run)
-    if attempts and attempts[-1]["ended"] is None:
-        attempts[-1] |= {"ended": "killed", "last_step": first_step}
-    begun = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    attempts.append(
-        {
-            "attempt": len(attempts) + 1,
-            "job_id": os.environ.get("SLURM_JOB_ID"),
-            "host": platform.node(),
-            "pid": os.getpid(),
-            "num_processes": num_processes,
-            "begun": begun,
-            "first_step": first_step,
-            "last_step": None,
-            "ended": None,
-        }
-    )
-    (run / STOPPED).unlink(missing_ok=True)
-    write_attempts(run, attempts)
-
-
-def end_attempt(run: Path, *, last_step: int, reason: str) -> None:
-    """Record why the attempt ends, and after which step: `finished`, `stopped by SIGNAL`, `error: ...`."""
-    attempts = read_attempts(run)
-    attempts[-1] |= {"last_step": last_step, "ended": reason}
-    write_attempts(run, attempts)
-
-
-def write_attempts(run: Path, attempts: list[dict[str, Any]]) -> None:
-    """Write all attempts, atomically."""
-    with replacing(run / ATTEMPTS) as temporary:
-        temporary.write_text("".join(json.dumps(attempt) + "\n" for attempt in attempts))

@@ -87,6 +87,8 @@ class Settings:
     """epochs between evaluations on the validation samples"""
     checkpoint_minutes: float = field(default=5.0, metadata=FREE)
     """between checkpoints; one is also written at the end and when told to stop"""
+    hang_minutes: float = field(default=30.0, metadata=FREE)
+    """without a step for so long the attempt ends, telling what each process was doing; 0 for never"""
     log_interval: int = field(default=10, metadata=FREE)
     """steps between lines in metrics.jsonl"""
     num_workers: int = field(default=0, metadata=FREE)
@@ -118,6 +120,7 @@ class Settings:
             "random_rotation",
             "num_workers",
             "checkpoint_minutes",
+            "hang_minutes",
             "seed",
         ):
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 or more.")
@@ -147,9 +150,10 @@ def run(settings: Settings) -> int:
     """Train until done or told to stop; returns 0, or 85 when stopped with the state saved."""
     from deeplense.training.stopping import StopFlag
     from jobs.training_run import begin, train_to_the_end
+    from jobs.watchdog import Watchdog
 
-    with StopFlag() as stop:
-        training = begin(settings)
+    with StopFlag() as stop, Watchdog(settings.run, minutes=settings.hang_minutes) as watchdog:
+        training = begin(settings, watchdog)
         if training is None:
             return 0
         return train_to_the_end(training, stop)

@@ -21,16 +21,28 @@ from deeplense.evaluation.metrics import classification_metrics, regression_metr
 from deeplense.files import write_json
 from deeplense.models.registry import Network
 from deeplense.training import checkpoint
-from deeplense.training.loop import Update, agree, fit, from_main, make_accelerator, mean_over_ranks, prepare
+from deeplense.training.loop import (
+    Update,
+    agree,
+    fit,
+    from_main,
+    gather_lists,
+    make_accelerator,
+    mean_over_ranks,
+    prepare,
+)
 from deeplense.training.schedules import learning_rate
 from deeplense.training.stopping import StopFlag
 from deeplense.training.tracking import Tracker
+from jobs.attempts import EXIT_STOPPED, begin_attempt, end_attempt, refuse_if_superseded
 from jobs.config import plain, require
 from jobs.experiment import Objective, Part, learning_parts, make_network, make_objective, predict_part
 from jobs.progress import Reporter, say
+from jobs.progress_file import ProgressFile
 from jobs.ranks import announce, on_main
-from jobs.runs import EXIT_STOPPED, FINISHED, STOPPED, begin_attempt, end_attempt, open_run
+from jobs.runs import FINISHED, STOPPED, open_run
 from jobs.train import Settings
+from jobs.watchdog import Watchdog
 
 STOP, SAVE = 1, 2
 EVALUATION_BATCH = 256
@@ -70,7 +82,9 @@ class TrainingRun:
     progress: Progress
     num_steps: int
     tracker: Tracker | None
+    attempt: int
     ema: ModelEmaV3 | None
+    watchdog: Watchdog
 
     @property
     def checkpoints(self) -> Path:
@@ -92,7 +106,7 @@ class TrainingRun:
         return {name: part.state_dict() for name, part in parts.items()}
 
 
-def begin(settings: Settings) -> TrainingRun | None:
+def begin(settings: Settings, watchdog: Watchdog) -> TrainingRun | None:
     """Make or continue a run; None where it is finished."""
     accelerator = make_accelerator(device=settings.device, precision=settings.precision)
     on_main(accelerator, lambda: open_run(settings.run, settings))
@@ -118,7 +132,7 @@ def begin(settings: Settings) -> TrainingRun | None:
     model, prepared = prepare(accelerator, network, optimizer)
     if saved is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(saved["scaler"])
-    tracker = start_record(settings, accelerator, progress.step)
+    attempt, tracker = start_record(settings, accelerator, progress.step)
     announce_beginning(settings, accelerator, train, val, network, progress)
     return TrainingRun(
         settings=settings,
@@ -132,7 +146,9 @@ def begin(settings: Settings) -> TrainingRun | None:
         progress=progress,
         num_steps=num_steps(settings.epochs, num_samples=len(train), batch_size=settings.batch_size),
         tracker=tracker,
+        attempt=attempt,
         ema=ema,
+        watchdog=watchdog,
     )
 
 
@@ -194,12 +210,13 @@ def make_optimizer(settings: Settings, network: Network) -> Optimizer:
     )
 
 
-def start_record(settings: Settings, accelerator: Accelerator, step: int) -> Tracker | None:
-    """Begin the attempt's line and its metrics, on the main process."""
+def start_record(settings: Settings, accelerator: Accelerator, step: int) -> tuple[int, Tracker | None]:
+    """Begin the attempt's line and its metrics, on the main process; returns the attempt's number, 0 elsewhere."""
     if not accelerator.is_main_process:
-        return None
-    begin_attempt(settings.run, first_step=step, num_processes=accelerator.num_processes)
-    return Tracker(
+        return 0, None
+    number = begin_attempt(settings.run, first_step=step, num_processes=accelerator.num_processes)
+    (settings.run / STOPPED).unlink(missing_ok=True)
+    return number, Tracker(
         settings.run, mode=settings.wandb, project=settings.wandb_project, config=plain(settings), last_step=step
     )
 
@@ -214,22 +231,37 @@ def train_to_the_end(training: TrainingRun, stop: StopFlag) -> int:
         raise
     finally:
         if training.tracker is not None:
-            end_attempt(training.settings.run, last_step=training.progress.step, reason=reason)
-            training.tracker.close(exit_code=0 if code in (0, EXIT_STOPPED) else 1)
+            record_end(training, training.tracker, reason=reason, code=code)
     # Without the wait a rank may tear the group down while another still reads the last message.
     training.accelerator.wait_for_everyone()
     training.accelerator.end_training()
     return code
 
 
+def record_end(training: TrainingRun, tracker: Tracker, *, reason: str, code: int) -> None:
+    """Write why the attempt ends; a full disk, which may be why, must not hide the error that is under way."""
+    try:
+        end_attempt(training.settings.run, training.attempt, reason=reason, last_step=training.progress.step)
+        if code == EXIT_STOPPED:
+            tracker.mark_preempting()
+        tracker.close(exit_code=0 if code in (0, EXIT_STOPPED) else 1)
+    except OSError as error:
+        say(f"could not write why the attempt ends ({reason}): {error}")
+
+
 def update_until_done(training: TrainingRun, stop: StopFlag) -> tuple[str, int]:
     """Make the remaining updates; returns why they ended and the exit code."""
     settings, accelerator, progress = training.settings, training.accelerator, training.progress
     main = accelerator.is_main_process
+    file = ProgressFile(settings.run, total=training.num_steps, first=progress.step) if main else None
     with Reporter(total=training.num_steps, unit="steps", done=progress.step, enabled=main) as reporter:
         for loss in advance(training, stop):
+            if file is not None:
+                file.update(progress.step)
             best = f", best {best_name(settings)} {progress.best:.4f}" if progress.best_step else ""
             reporter.update(progress.step, f"loss {loss:.4f}{best}")
+    if file is not None:
+        file.update(progress.step, at_once=True)
     if progress.step < training.num_steps:
         return leave(training, stop)
     ending = {"step": progress.step, "best": progress.best, "best_step": progress.best_step}
@@ -247,6 +279,7 @@ def advance(training: TrainingRun, stop: StopFlag) -> Iterator[float]:
     last_save, loss = time.monotonic(), math.nan
     for update in updates(training):
         progress.step = update.step
+        training.watchdog.beat()
         done = update.step == training.num_steps
         if done or update.step % settings.log_interval == 0:
             loss = log_update(training, update.lr, update.metrics)
@@ -256,6 +289,7 @@ def advance(training: TrainingRun, stop: StopFlag) -> Iterator[float]:
         agreed = agree(accelerator, STOP * bool(stop.signal_name) | SAVE * due)
         if done or agreed:
             save(training)
+            training.watchdog.beat()
             last_save = time.monotonic()
         yield loss
         if agreed & STOP:
@@ -345,6 +379,7 @@ def evaluate_and_keep_best(training: TrainingRun) -> None:
 
 def save_best(training: TrainingRun) -> None:
     """Write the weights that were evaluated as the best; the former best goes after."""
+    refuse_if_superseded(training.settings.run, training.attempt)
     path = checkpoint.step_folder(training.checkpoints, training.progress.step, kind="best")
     checkpoint.save(path, {"model": training.evaluated.state_dict(), "progress": training.progress.state_dict()})
     checkpoint.keep_newest(training.checkpoints, count=1, kind="best")
@@ -360,6 +395,7 @@ def validation_metrics(training: TrainingRun) -> dict[str, float]:
         training.accelerator,
         settings,
         batch_size=EVALUATION_BATCH,
+        after_batch=training.watchdog.beat,
     )
     weights = np.ones((1, len(found.labels)))
     if settings.regression:
@@ -374,6 +410,7 @@ def save(training: TrainingRun) -> None:
     """Write a checkpoint; all ranks go on when it is safe. Older ones but the last go after."""
 
     def write() -> None:
+        refuse_if_superseded(training.settings.run, training.attempt)
         checkpoint.save(checkpoint.step_folder(training.checkpoints, training.progress.step), training.states())
         checkpoint.keep_newest(training.checkpoints, count=2)
 
@@ -382,7 +419,8 @@ def save(training: TrainingRun) -> None:
 
 def leave(training: TrainingRun, stop: StopFlag) -> tuple[str, int]:
     """What is left to do when told to stop, after the save."""
-    step, name = training.progress.step, stop.signal_name or "another rank"
+    step = training.progress.step
+    name = next(filter(None, gather_lists(training.accelerator, [stop.signal_name])))
     on_main(training.accelerator, lambda: write_json(training.settings.run / STOPPED, {"step": step, "signal": name}))
     announce(training.accelerator, f"told to stop ({name}); saved after step {step}. The same command continues.")
     return f"stopped by {name}", EXIT_STOPPED

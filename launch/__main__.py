@@ -1,105 +1,105 @@
-"""The command line: `deeplense [--num_processes N] JOB [--setting value ...]`, and `deeplense demo`."""
+"""The command line: `deeplense JOB --setting value ...` here and now, `deeplense submit --on CLUSTER JOB ...` elsewhere."""
 
 import argparse
+import errno
 import os
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from jobs import config
+from jobs.attempts import EXIT_DISK_FULL, EXIT_REFUSED
+from jobs.config import require
+from launch import commands
+from launch.commands import at_least
 
-DEMO = "demo"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. What a user can cause is one line on stderr and exit code 2."""
-    options, rest = split_command(list(sys.argv[1:] if arguments is None else arguments))
-    if not rest:
+    given = make_parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    if not given.command:
         make_parser().print_help()
         return 0
+    name, *rest = given.command
     try:
-        return run_demo(rest[1:]) if rest[0] == DEMO else run_job(rest, options)
+        if name in commands.COMMANDS:
+            return commands.COMMANDS[name](rest)
+        return run_job(given.command, given.num_processes)
     except (ValueError, subprocess.CalledProcessError) as error:
-        if os.environ.get("RANK", "0") == "0":
-            sys.stderr.write(f"deeplense: {error}\n")
-        return 2
+        return told(str(error), EXIT_REFUSED)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        return told(f"{error}; the last checkpoint stands. Make room, and the same command continues.", EXIT_DISK_FULL)
     except KeyboardInterrupt:
-        sys.stderr.write("deeplense: interrupted; what is whole stays, and the same command continues\n")
-        return 130
+        return told("interrupted; what is whole stays, and the same command continues", 130)
 
 
-def run_job(command: list[str], options: argparse.Namespace) -> int:
+def told(message: str, code: int) -> int:
+    """Say what is wrong, on the first rank; returns the exit code."""
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"deeplense: {message}\n")
+    return code
+
+
+def run_job(command: list[str], num_processes: int) -> int:
     """Run a job, here or in several processes; its settings are checked first."""
     job = config.load_job(command[0])
     settings = config.parse(command[0], command[1:])
-    if options.num_processes == 1 and not options.restarts:
+    refuse_lonely_tasks()
+    if num_processes == 1:
         return job.run(settings)
     from launch.local import run_processes
 
-    return run_processes(command, options.num_processes, restarts=options.restarts)
+    return run_processes(command, num_processes)
 
 
-def run_demo(arguments: list[str]) -> int:
-    """The whole chain on one machine."""
-    from launch.demo import demo
-
-    parser = argparse.ArgumentParser(prog=f"deeplense {DEMO}", description=run_demo.__doc__)
-    parser.add_argument(
-        "--output", type=Path, default=Path("demo"), help="folder for data, run and report (default: demo)"
+def refuse_lonely_tasks() -> None:
+    """Raise ValueError where srun started several tasks that would each do the whole job and know nothing of the
+    others."""
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    require(
+        tasks == 1 or "RANK" in os.environ,
+        f"srun started {tasks} tasks, and each would do the whole job; use `deeplense submit`, or "
+        "`srun python -m launch.task JOB ...` in the script of `deeplense submit --export`.",
     )
-    return demo(parser.parse_args(arguments).output)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of what stands before the job."""
+    jobs = {name: first_line(config.load_job(name).__doc__) for name in config.JOBS}
+    others = {name: first_line(command.__doc__) for name, command in commands.COMMANDS.items()}
+    lines = [f"  {name:<10} {text}" for name, text in jobs.items()]
     parser = argparse.ArgumentParser(
         prog="deeplense",
-        usage="deeplense [--num_processes N] JOB [--config RECIPE.yaml] [--setting value ...]",
-        description="JOB is one of:\n" + "\n".join(f"  {name:<10} {summary}" for name, summary in summaries().items()),
+        usage="deeplense [--num_processes N] JOB [--config RECIPE.yaml] [--setting value ...]\n"
+        "       deeplense submit --on CLUSTER JOB [the same]",
+        description="\n".join(["JOB is one of:", *lines, "", "or:", *(f"  {k:<10} {v}" for k, v in others.items())]),
         epilog="`deeplense JOB --help` lists the settings of a job.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--num_processes", type=at_least(1), default=1, help="processes on this machine, one for each GPU"
     )
-    parser.add_argument(
-        "--restarts", type=at_least(0), default=0, help="how often to start again after a scheduler's signal"
-    )
+    parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
 
 
-def summaries() -> dict[str, str]:
-    """A line for each command."""
-    docs = {name: config.load_job(name).__doc__ or "" for name in config.JOBS}
-    return {name: doc.splitlines()[0] for name, doc in docs.items()} | {DEMO: run_demo.__doc__ or ""}
+def first_line(doc: str | None) -> str:
+    """The first line of a docstring."""
+    return (doc or "").splitlines()[0]
 
 
-def at_least(smallest: int) -> Callable[[str], int]:
-    """A reader of whole numbers from `smallest` on."""
-
-    def number(text: str) -> int:
-        if int(text) < smallest:
-            raise argparse.ArgumentTypeError(f"{text} is below {smallest}")
-        return int(text)
-
-    return number
-
-
-def split_command(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """What stands before the job, and the job with what follows."""
-    place = 0
-    while place < len(arguments) and arguments[place].startswith("-"):
-        place += 2 if arguments[place] in ("--num_processes", "--restarts") else 1
-    return make_parser().parse_args(arguments[:place]), arguments[place:]
-
-
-def leave_as_rank() -> NoReturn:
-    """Run one command as a rank of a group, and leave at once: to free the group's parts may hang (see `loop.KEPT`)."""
+def leave(run: Callable[[], int]) -> NoReturn:
+    """Do something, and end the process at once: to free the group's parts may hang (see `loop.KEPT`)."""
     try:
-        code = main()
+        code = run()
+    except SystemExit as request:
+        code = request.code if isinstance(request.code, int) else 1
     except BaseException:
         traceback.print_exc()
         code = 1
@@ -109,4 +109,4 @@ def leave_as_rank() -> NoReturn:
 
 
 if __name__ == "__main__":
-    leave_as_rank() if "RANK" in os.environ else sys.exit(main())
+    leave(main) if "RANK" in os.environ else sys.exit(main())

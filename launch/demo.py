@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from jobs.runs import read_attempts
+from jobs.attempts import read_attempts
 
 RECIPE = Path(__file__).parent.parent / "jobs" / "recipes" / "classify_model_iii.yaml"
 EXPECTED_AUC = 0.97

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import Command
 
-from jobs.runs import EXIT_STOPPED, read_attempts
+from jobs.attempts import EXIT_STOPPED, read_attempts
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU on this machine")
 SETTINGS = ("--model_source=baseline", "--model_name=simple_cnn", "--batch_size=16", "--epochs=30", "--device=cuda")

@@ -21,6 +21,8 @@ class StopFlag:
 
     def __enter__(self) -> "StopFlag":
         self.previous = {number: signal.signal(number, self.note) for number in STOP_SIGNALS}
+        # A launcher may hold them back until now: one that came while torch was imported is not lost.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         return self
 
     def __exit__(self, *error: object) -> None:

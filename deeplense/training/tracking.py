@@ -54,6 +54,11 @@ class Tracker:
         if self.wandb:
             self.wandb.log(dict(values) | {"step": step})
 
+    def mark_preempting(self) -> None:
+        """Tell W&B that the run goes on in another attempt."""
+        if self.wandb:
+            self.wandb.mark_preempting()
+
     def close(self, *, exit_code: int) -> None:
         """Finish both."""
         self.file.close()

@@ -2,25 +2,14 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import pytest
 
 from deeplense.training.tracking import wandb_id
+from jobs.attempts import begin_attempt
 from jobs.config import parse, plain
-from jobs.runs import (
-    ATTEMPTS,
-    CONFIG,
-    ENVIRONMENT,
-    STOPPED,
-    begin_attempt,
-    end_attempt,
-    find_run,
-    open_run,
-    read_attempts,
-    stored_config,
-)
+from jobs.runs import CONFIG, ENVIRONMENT, find_run, open_run, stored_config
 from jobs.train import Settings
 
 
@@ -63,7 +52,14 @@ def test_another_value_of_a_setting_that_counts_is_refused_with_both_values(tmp_
 
 def test_settings_that_change_no_number_may_differ(tmp_path: Path) -> None:
     begin(tmp_path)
-    free = {"device": "cpu", "log_interval": "3", "num_workers": "2", "checkpoint_minutes": "9", "wandb": "offline"}
+    free = {
+        "device": "cpu",
+        "log_interval": "3",
+        "num_workers": "2",
+        "hang_minutes": "9",
+        "checkpoint_minutes": "9",
+        "wandb": "offline",
+    }
     begin(tmp_path, *(f"--{name}={value}" for name, value in free.items()))
     marked = {field.name for field in dataclasses.fields(Settings) if field.metadata.get("free")}
     assert marked == {*free, "data_root", "wandb_project"}
@@ -102,30 +98,6 @@ def test_a_run_whose_making_was_killed_is_made_by_the_next_attempt(left: list[st
         (run / name).write_text("{}")
     open_run(run, settings_of(run))
     assert stored_config(run) == plain(settings_of(run))
-
-
-def test_each_attempt_is_told_with_its_end_and_a_killed_one_at_the_next_begin(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", "123")
-    assert read_attempts(tmp_path) == []
-    begin_attempt(tmp_path, first_step=0, num_processes=2)
-    end_attempt(tmp_path, last_step=40, reason="stopped by SIGTERM")
-    begin_attempt(tmp_path, first_step=40, num_processes=2)
-    begin_attempt(tmp_path, first_step=60, num_processes=1)
-    attempts = read_attempts(tmp_path)
-    told = [tuple(a[name] for name in ("attempt", "first_step", "last_step", "ended")) for a in attempts]
-    assert told == [(1, 0, 40, "stopped by SIGTERM"), (2, 40, 60, "killed"), (3, 60, None, None)]
-    assert {(a["job_id"], a["pid"]) for a in attempts} == {("123", os.getpid())}
-    end_attempt(tmp_path, last_step=90, reason="finished")
-    assert read_attempts(tmp_path)[-1] | {"last_step": 90, "ended": "finished"} == read_attempts(tmp_path)[-1]
-    assert len((tmp_path / ATTEMPTS).read_text().splitlines()) == 3
-
-
-def test_a_new_attempt_is_no_longer_stopped(tmp_path: Path) -> None:
-    (tmp_path / STOPPED).write_text("{}")
-    begin_attempt(tmp_path, first_step=4, num_processes=1)
-    assert not (tmp_path / STOPPED).exists()
 
 
 def test_a_run_is_found_by_its_folder_and_by_its_wandb_id(tmp_path: Path) -> None:

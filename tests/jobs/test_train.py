@@ -13,7 +13,7 @@ import yaml
 from conftest import Command, rank_variables
 
 from deeplense.training import checkpoint
-from jobs.runs import EXIT_STOPPED, read_attempts
+from jobs.attempts import EXIT_STOPPED, read_attempts
 
 Start = Callable[..., Command]
 SMALL = {

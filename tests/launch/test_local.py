@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from jobs.runs import EXIT_STOPPED
+from jobs.attempts import EXIT_STOPPED
 from launch import local
 from launch.local import run_processes
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobs import config
-from jobs.runs import EXIT_STOPPED
+from jobs.attempts import EXIT_STOPPED
 from launch.__main__ import main
 
 

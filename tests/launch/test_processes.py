@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.runs import EXIT_STOPPED, read_attempts
+from jobs.attempts import EXIT_STOPPED, read_attempts
 
 SETTINGS = [
     "--model_source=baseline",

@@ -1,0 +1,24 @@
+"""Is a cluster usable, and will this job start and come back there: what Slurm accepts and then never does is said before."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from launch.clusters import Cluster
+from launch.script import Submission
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found: `right`, `note` for what works with a loss, `wrong` for what does not."""
+
+    level: Literal["right", "note", "wrong"]
+    text: str
+
+
+def examine(cluster: Cluster) -> list[Finding]:
+    return []
+
+
+def check_before_submission(submission: Submission) -> Iterator[str]:
+    yield from ()

@@ -1,0 +1,345 @@
+"""A real Slurm on this machine: four hosts in network namespaces, with or without accounting. Needs root.
+
+    python -m tests.cluster.private_slurm start | stop [FOLDER]
+
+Each cluster has a number, and by it addresses, ports, names of hosts and bridge of its own; all its files are in one folder.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "ip", "nsenter", "unshare")
+ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db")
+NUM_HOSTS = 4
+KILL_WAIT_S = 5
+GRACE_S = 10
+PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+
+
+def missing_programs(*, accounting: bool) -> list[str]:
+    """What must be installed first."""
+    wanted = PROGRAMS + (ACCOUNTING_PROGRAMS if accounting else ())
+    return [name for name in wanted if not shutil.which(name, path=PATH)]
+
+
+def call(*words: str | Path, check: bool = True) -> str:
+    """Run a command to its end; returns what it says."""
+    done = subprocess.run(
+        [str(word) for word in words], capture_output=True, text=True, env=os.environ | {"PATH": PATH}
+    )
+    if check and done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, words))}: {done.stderr or done.stdout}")
+    return done.stdout
+
+
+def wait_for(condition: Callable[[], object], what: str, *, seconds: float = 10.0) -> None:
+    """Wait until something holds. Raises TimeoutError."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}, after {seconds:.0f} s")
+        time.sleep(0.05)
+
+
+@dataclass(frozen=True)
+class PrivateSlurm:
+    """One cluster. `folder` must be short (a socket lies in it) and new."""
+
+    folder: Path
+    number: int = 1
+    accounting: bool = True
+    user_signal: bool = False
+    resolvable: bool = True
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the clients need."""
+        return {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": PATH}
+
+    @property
+    def bridge(self) -> str:
+        """Name of the network's middle."""
+        return f"dlbr{self.number}"
+
+    @property
+    def controller_address(self) -> str:
+        """Where slurmctld listens."""
+        return self.address(0)
+
+    def address(self, host: int) -> str:
+        """Address of a host, from 1; 0 is the controller."""
+        return f"10.77.{self.number}.{10 + host if host else 1}"
+
+    def node(self, host: int) -> str:
+        """Name of a host, from 1."""
+        return f"node{host}"
+
+    def namespace(self, host: int) -> str:
+        """Name of a host's network namespace."""
+        return f"dl{self.number}n{host}"
+
+    def cable(self, host: int) -> str:
+        """The bridge's end of a host's cable."""
+        return f"dl{self.number}c{host}"
+
+    def port(self, offset: int) -> int:
+        """A port of this cluster."""
+        return 17000 + 100 * self.number + offset
+
+    def start(self) -> None:
+        """Start everything; takes some seconds. What is started is stopped again where a part fails."""
+        if missing := missing_programs(accounting=self.accounting):
+            raise RuntimeError(f"not installed: {', '.join(missing)}")
+        for name in ("state", "log", "run"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        try:
+            self.make_network()
+            self.write_configuration()
+            self.start_munge()
+            if self.accounting:
+                self.start_accounting()
+            self.spawn("slurmctld", "slurmctld", "-D", "-c", "-f", self.folder / "slurm.conf")
+            for host in range(1, NUM_HOSTS + 1):
+                self.start_host(host)
+            wait_for(self.is_up, "the hosts are not idle")
+        except BaseException:
+            self.stop()
+            raise
+
+    def make_network(self) -> None:
+        """A bridge, and for each host a namespace with a cable to it."""
+        call("ip", "link", "add", self.bridge, "type", "bridge")
+        call("ip", "addr", "add", f"{self.controller_address}/24", "dev", self.bridge)
+        call("ip", "link", "set", self.bridge, "up")
+        for host in range(1, NUM_HOSTS + 1):
+            space, cable = self.namespace(host), self.cable(host)
+            call("ip", "netns", "add", space)
+            call("ip", "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", space)
+            call("ip", "link", "set", cable, "master", self.bridge, "up")
+            call("ip", "-n", space, "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
+            call("ip", "-n", space, "link", "set", "eth0", "up")
+            call("ip", "-n", space, "link", "set", "lo", "up")
+
+    def write_configuration(self) -> None:
+        """slurm.conf, and hosts with names where this cluster has them."""
+        (self.folder / "slurm.conf").write_text(self.slurm_conf())
+        hosts = range(1, NUM_HOSTS + 1)
+        names = [f"{self.address(host)} {self.node(host)}" for host in hosts] if self.resolvable else []
+        machine = f"127.0.0.1 localhost\n{self.controller_address} {socket.gethostname()}\n"
+        (self.folder / "hosts").write_text(machine + "".join(f"{name}\n" for name in names))
+
+    def slurm_conf(self) -> str:
+        """The configuration of the scheduler."""
+        accounting = (
+            f"AccountingStorageType=accounting_storage/slurmdbd\nAccountingStorageHost={self.controller_address}\n"
+            f"AccountingStoragePort={self.port(3)}\nAccountingStoragePass={self.folder}/munge.socket"
+            if self.accounting
+            else "AccountingStorageType=accounting_storage/none"
+        )
+        return f"""\
+ClusterName=rehearsal{self.number}
+SlurmctldHost={socket.gethostname()}({self.controller_address})
+SlurmctldPort={self.port(1)}
+SlurmdPort={self.port(2)}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={self.folder}/munge.socket,cred_expire=10
+StateSaveLocation={self.folder}/state
+SlurmdSpoolDir={self.folder}/spool-%n
+SlurmctldPidFile={self.folder}/run/slurmctld.pid
+SlurmdPidFile={self.folder}/run/slurmd-%n.pid
+SlurmctldLogFile={self.folder}/log/slurmctld
+SlurmdLogFile={self.folder}/log/slurmd-%n
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SwitchType=switch/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SlurmdParameters=config_overrides
+SchedulerParameters=bf_interval=1,sched_interval=1,sched_min_interval=0,batch_sched_delay=0
+{"SlurmctldParameters=preempt_send_user_signal" if self.user_signal else "# no preempt_send_user_signal"}
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+JobRequeue=1
+KillWait={KILL_WAIT_S}
+SlurmdTimeout=10
+ReturnToService=2
+MinJobAge=300
+CompleteWait=0
+{accounting}
+NodeName=node[1-{NUM_HOSTS}] NodeAddr=10.77.{self.number}.1[1-{NUM_HOSTS}] CPUs=4 RealMemory=8000
+PartitionName=normal Nodes=node[1-{NUM_HOSTS}] Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={GRACE_S} State=UP MaxTime=24:00:00
+PartitionName=nograce Nodes=node[1-{NUM_HOSTS}] PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 State=UP MaxTime=INFINITE
+PartitionName=urgent Nodes=node[1-{NUM_HOSTS}] PriorityTier=10 PreemptMode=OFF State=UP MaxTime=INFINITE
+"""
+
+    def spawn(self, name: str, *words: str | Path, prefix: Sequence[str] = ()) -> None:
+        """Start a program that stays, in a session of its own; its process id goes to a file."""
+        with (self.folder / "log" / f"{name}.out").open("a") as log:
+            process = subprocess.Popen(
+                [*prefix, *map(str, words)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**clean_environment(), **self.environment},
+            )
+        (self.folder / "run" / f"{name}.started").write_text(str(process.pid))
+
+    def start_munge(self) -> None:
+        """Authentication, with a key of its own."""
+        key = self.folder / "munge.key"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o400)
+        names = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "run/munge.pid"}
+        names |= {"log-file": "log/munge", "seed-file": "munge.seed"}
+        options = [f"--{name}={self.folder}/{file}" for name, file in names.items()]
+        self.spawn("munged", "munged", "--foreground", "--force", *options)
+        wait_for((self.folder / "munge.socket").exists, "munged does not listen")
+
+    def start_accounting(self) -> None:
+        """MariaDB on a socket, and slurmdbd."""
+        data, sock = self.folder / "database", self.folder / "db.socket"
+        call(
+            "mariadb-install-db",
+            "--user=root",
+            f"--datadir={data}",
+            "--skip-test-db",
+            "--auth-root-authentication-method=normal",
+        )
+        self.spawn(
+            "mariadbd",
+            "mariadbd",
+            "--no-defaults",
+            "--user=root",
+            f"--datadir={data}",
+            f"--socket={sock}",
+            "--skip-networking",
+            f"--pid-file={self.folder}/run/mariadbd.pid",
+            "--innodb-flush-log-at-trx-commit=0",
+        )
+        wait_for(sock.exists, "mariadbd does not listen")
+        configuration = self.folder / "slurmdbd.conf"
+        configuration.write_text(f"""\
+AuthType=auth/munge
+AuthInfo=socket={self.folder}/munge.socket
+DbdAddr={self.controller_address}
+DbdHost={socket.gethostname()}
+DbdPort={self.port(3)}
+SlurmUser=root
+LogFile={self.folder}/log/slurmdbd
+PidFile={self.folder}/run/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+StorageLoc=slurm_acct_db
+""")
+        configuration.chmod(0o600)
+        # libmariadb finds the socket by this variable.
+        os.environ["MYSQL_UNIX_PORT"] = str(sock)
+        self.spawn("slurmdbd", "slurmdbd", "-D")
+        wait_for(lambda: self.ask("sacctmgr", "-n", "list", "cluster") is not None, "slurmdbd does not answer")
+        self.ask("sacctmgr", "-i", "add", "cluster", f"rehearsal{self.number}")
+
+    def start_host(self, host: int) -> None:
+        """slurmd of one host."""
+        inside = f"mount --bind {self.folder}/hosts /etc/hosts && hostname {self.node(host)} && exec slurmd -D -N {self.node(host)}"
+        self.spawn(
+            f"slurmd-{self.node(host)}",
+            "nsenter",
+            f"--net=/run/netns/{self.namespace(host)}",
+            "unshare",
+            "--uts",
+            "--mount",
+            "--propagation",
+            "slave",
+            "bash",
+            "-c",
+            inside,
+        )
+
+    def ask(self, *words: str) -> str | None:
+        """Run a client of this cluster; None where it fails."""
+        done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **self.environment})
+        return done.stdout if done.returncode == 0 else None
+
+    def is_up(self) -> bool:
+        """Whether all hosts are idle."""
+        states = (self.ask("sinfo", "-h", "-N", "-p", "normal", "-o", "%T") or "").split()
+        return states == ["idle"] * NUM_HOSTS
+
+    def kill_host(self, host: int) -> None:
+        """Let slurmd of a host, and all that it started, die at once, as in a power cut."""
+        for pid in self.processes_of(host):
+            kill(pid, signal.SIGKILL)
+
+    def cut(self, host: int) -> None:
+        """Pull the cable of a host."""
+        call("ip", "link", "set", self.cable(host), "down")
+
+    def mend(self, host: int) -> None:
+        """Put it back."""
+        call("ip", "link", "set", self.cable(host), "up")
+
+    def processes_of(self, host: int) -> list[int]:
+        """All processes in a host's network namespace."""
+        return [int(pid) for pid in call("ip", "netns", "pids", self.namespace(host), check=False).split()]
+
+    def stop(self) -> None:
+        """End what `start` started, by the ids it noted, and remove the network."""
+        for host in range(1, NUM_HOSTS + 1):
+            self.kill_host(host)
+        for file in (self.folder / "run").glob("*.started"):
+            kill(int(file.read_text()), signal.SIGKILL)
+            file.unlink()
+        for host in range(1, NUM_HOSTS + 1):
+            call("ip", "netns", "del", self.namespace(host), check=False)
+            call("ip", "link", "del", self.cable(host), check=False)
+        call("ip", "link", "del", self.bridge, check=False)
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without what a job or a job's submission may have set."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
+
+
+def kill(pid: int, number: signal.Signals) -> None:
+    """Signal a process that may be gone."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Start or stop the cluster to rehearse on."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("action", choices=("start", "stop"))
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("/tmp/deeplense-rehearsal"))
+    given = parser.parse_args(arguments)
+    cluster = PrivateSlurm(given.folder)
+    if given.action == "stop":
+        cluster.stop()
+        shutil.rmtree(given.folder, ignore_errors=True)
+        return 0
+    if given.folder.exists():
+        print(f"{given.folder} is there already; stop it first", file=sys.stderr)
+        return 1
+    cluster.start()
+    print(f"four hosts are up; export SLURM_CONF={given.folder}/slurm.conf")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

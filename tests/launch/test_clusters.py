@@ -1,0 +1,290 @@
+"""Profiles of clusters: what is written is what is used, and what is wrong is said by file, profile and key."""
+
+import os
+import re
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from launch import clusters
+from launch.clusters import BUDGETS, RESTARTABLE, SHIPPED, Cluster, describe, find_cluster, load_clusters
+
+KEYS = [field.name for field in fields(Cluster) if field.name not in ("name", "source")]
+
+
+@pytest.fixture(autouse=True)
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the user's own profiles are looked for; there are none yet."""
+    monkeypatch.delenv("DEEPLENSE_CLUSTERS", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return tmp_path / "config" / "deeplense" / "clusters.yaml"
+
+
+def write(path: Path, text: str) -> Path:
+    """A file of profiles."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def cluster(**values: Any) -> Cluster:
+    """A profile of a cluster with these values."""
+    return Cluster(name="mine", **values)
+
+
+def example() -> str:
+    """The commented example of the shipped file, as a file."""
+    _, _, text = SHIPPED.read_text().partition("# example:")
+    return "example:" + re.sub(r"^#", "", text, flags=re.M)
+
+
+def test_this_machine_and_the_rehearsal_are_always_there() -> None:
+    found = load_clusters()
+    assert found.keys() == {"local", "rehearsal"}
+    assert (found["local"].executor, found["local"].nodes, found["local"].tasks) == ("local", 1, 1)
+    rehearsal = found["rehearsal"]
+    assert (rehearsal.executor, rehearsal.partition, rehearsal.image) == ("slurm", "normal", None)
+    assert rehearsal.slurm_conf == "/tmp/deeplense-rehearsal/slurm.conf"
+
+
+def test_profiles_are_installed_with_the_package() -> None:
+    project = Path(clusters.__file__).parents[1] / "pyproject.toml"
+    data = tomllib.loads(project.read_text())["tool"]["setuptools"]["package-data"]
+    assert SHIPPED.name in data.get("launch", [])
+
+
+def test_the_example_shows_every_key_and_is_right(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    write(config, example())
+    assert list(yaml.safe_load(example())["example"]) == KEYS
+    found = find_cluster("example")
+    assert (found.account, found.gpus, found.tasks) == ("0042", "a100:4", 8)
+    assert found.setup == ("module load apptainer",)
+    assert (found.restarts["crash"], found.restarts["time limit"], found.restarts["hang"]) == (1, 30, 3)
+    assert found.sbatch == {"exclude": "n[1-2]", "exclusive": ""}
+
+
+def test_the_users_profiles_are_added_and_win(config: Path) -> None:
+    write(config, "rehearsal: {partition: urgent}\nmine: {nodes: 2}\nlater:\n")
+    found = load_clusters()
+    assert found.keys() == {"local", "rehearsal", "mine", "later"}
+    assert (found["rehearsal"].partition, found["rehearsal"].slurm_conf) == ("urgent", None)
+    assert (found["mine"].nodes, found["mine"].source) == (2, str(config))
+
+
+def test_the_variable_goes_over_the_usual_place(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(config, "usual: {}\n")
+    monkeypatch.setenv("DEEPLENSE_CLUSTERS", str(write(tmp_path / "other.yaml", "other: {}\n")))
+    assert load_clusters().keys() == {"local", "rehearsal", "other"}
+    monkeypatch.setenv("DEEPLENSE_CLUSTERS", "")
+    assert load_clusters().keys() == {"local", "rehearsal", "usual"}
+    monkeypatch.setenv("DEEPLENSE_CLUSTERS", str(tmp_path / "nowhere.yaml"))
+    with pytest.raises(ValueError, match=r"DEEPLENSE_CLUSTERS=.*nowhere\.yaml is no file"):
+        load_clusters()
+
+
+def test_without_xdg_the_users_profiles_are_below_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / ".config" / "deeplense" / "clusters.yaml", "mine: {}\n")
+    assert "mine" in load_clusters()
+
+
+@pytest.mark.parametrize(
+    ("profile", "said"),
+    [
+        ("partition: 3", 'partition: 3 is not text; write it in quotes: "3".'),
+        ("partition: no", "partition: False is not text"),
+        ("partition: ''", "partition is empty; give a value or leave the key out."),
+        ("account: 2024-02-01", 'write it in quotes: "2024-02-01"'),
+        ("hours: '24'", "hours: '24' is not a number; write 24, without quotes."),
+        ("hours: 24:00:00", "hours: '24:00:00' is not a number; write one such as 1.5"),
+        ("hours: 1:30", "hours: '1:30' is not a number"),
+        ("hours:", "hours: None is not a number; write one such as 1.5, or leave the key out."),
+        ("hours: yes", "hours: True is not a number"),
+        ("hours: .inf", "hours: inf is not a number"),
+        ("hours: 0", "hours: 0 is too small; give more than 0."),
+        ("hours: 0.03", "hours: 0.03 is 108 s, and a job is told to stop signal_delay_s: 120 before"),
+        ("nodes: 1.0", "nodes: 1.0 is not a whole number; write one such as 4"),
+        ("nodes: '2'", "nodes: '2' is not a whole number; write 2, without quotes."),
+        ("nodes: 0", "nodes: 0 is too small; give 1 or more."),
+        ("nodes: [2]", "nodes: (2,) is not a whole number"),
+        ("gpus_per_node: -1", "gpus_per_node: -1 is too small; give 0 or more."),
+        ("tasks_per_node: 0", "tasks_per_node: 0 is too small"),
+        ("cpus_per_task: 0", "cpus_per_task: 0 is too small"),
+        ("memory_gb_per_task: -4", "memory_gb_per_task: -4 is too small"),
+        ("memory_gb_per_task: 64G", "memory_gb_per_task: '64G' is not a number"),
+        ("signal_delay_s: 0", "signal_delay_s: 0 is too small"),
+        ("executor: slrum", "executor: 'slrum' is not one of: slurm, local."),
+        ("executor: [slurm]", "executor: ('slurm',) is not one of: slurm, local."),
+        ("setup: module load cuda", "setup: 'module load cuda' is no list; write setup: [\"module load cuda\"]."),
+        ("setup: [1]", "setup, item 1: 1 is not text"),
+        ("binds: {a: b}", "binds: {'a': 'b'} is no list"),
+        ("environment: [A=1]", "environment: ('A=1',) has no names; write NAME: VALUE below environment"),
+        ("environment: {A: 1}", 'environment.A: 1 is not text; write it in quotes: "1".'),
+        ("environment: {1: a}", "a name in environment: 1 is not text"),
+        ("environment: {A-B: a}", "environment: 'A-B' is no name of a variable."),
+        ("restarts: {crahs: 1}", "restarts: there is no reason 'crahs'. Did you mean crash?"),
+        ("restarts: {crash: -1}", "restarts.crash: -1 is too small"),
+        ("restarts: {crash: often}", "restarts.crash: 'often' is not a whole number"),
+        ("restarts: 3", "restarts: 3 has no names"),
+        ("sbatch: {--nodelist: n1}", "sbatch: '--nodelist' is not the long name of an option"),
+        ("sbatch: {w: n1}", "sbatch: 'w' is not the long name of an option"),
+        ("sbatch: {cpu_freq: low}", "sbatch: 'cpu_freq' is not the long name of an option; write it like"),
+        ("sbatch: {exclusive: yes}", "sbatch.exclusive: True is not text"),
+        ("sbatch: {output: log}", "sbatch: `deeplense submit` decides output itself; leave it out."),
+        ("scratch: scratch/me", "scratch: 'scratch/me' depends on the folder one is in; write the whole path."),
+        ("image: image.sif", "image: 'image.sif' depends on the folder"),
+        ("partion: gpu", "there is no key 'partion'. Did you mean partition?"),
+        ("xyzzy: 1", "there is no key 'xyzzy'. There are: account, apptainer"),
+        ("name: other", "there is no key 'name'."),
+        ("source: there", "there is no key 'source'."),
+        ("time: 1", "there is no key 'time'. It is called hours."),
+        ("cpus-per-task: 1", "there is no key 'cpus-per-task'. It is called cpus_per_task."),
+        ("yes: 1", "there is no key True."),
+        ("{executor: local, partition: gpu}", "executor: local is this machine, without Slurm; leave out partition."),
+        ("{executor: local, nodes: 2}", "leave out nodes."),
+        ("gpu", "'gpu' is no profile; give keys and their values."),
+    ],
+)
+def test_what_is_wrong_is_said_with_file_profile_and_key(profile: str, said: str, config: Path) -> None:
+    write(config, f"right: {{partition: gpu}}\nwrong:\n  {profile}\n")
+    with pytest.raises(ValueError, match=re.escape(said)) as refused:
+        load_clusters()
+    assert str(refused.value).startswith(f"{config}: cluster 'wrong': ")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("mine: {nodes: 2", "cannot be read as YAML: .*line 1"),
+        ("mine: {account: 2024-99-99}", "cannot be read as YAML: month must be in 1..12"),
+        ("mine: {nodes: 2}\nmine: {nodes: 3}", "'mine' comes twice.*line 2"),
+        ("mine:\n  nodes: 2\n  nodes: 3", "'nodes' comes twice"),
+        ("- mine", "it holds no profiles; write NAME:"),
+        ("3: {nodes: 2}", "cluster 3: name: 3 is not text"),
+        ("my cluster: {nodes: 2}", "cluster 'my cluster': the name of a cluster is made of letters"),
+        ("local: {gpus_per_node: 2}", "`local` is this machine; write executor: local, or give"),
+    ],
+)
+def test_a_file_that_is_wrong_as_a_whole_is_named(text: str, said: str, config: Path) -> None:
+    write(config, text)
+    with pytest.raises(ValueError, match=said) as refused:
+        load_clusters()
+    assert str(refused.value).startswith(str(config))
+
+
+def test_what_yaml_would_misread_is_read_as_written(config: Path) -> None:
+    write(config, "a: {account: 0042, hours: 24}\nb: &b {hours: 0.5, nodes: 3}\nc: {<<: *b, nodes: 4}\n")
+    found = load_clusters()
+    assert (found["a"].account, found["a"].hours) == ("0042", 24)
+    assert (found["c"].hours, found["c"].nodes) == (0.5, 4)
+    assert yaml.safe_load("0042") == 34, "otherwise the reader of our own is not needed"
+
+
+@pytest.mark.parametrize("option", sorted(clusters.KEY_OF))
+def test_an_option_of_sbatch_that_has_a_key_is_refused_with_the_key(option: str) -> None:
+    with pytest.raises(ValueError, match=rf"sbatch: {option} has a key of its own; give {clusters.KEY_OF[option]}\b"):
+        cluster(sbatch={option: "1"})
+
+
+def test_generic_resources_are_refused_only_where_they_are_gpus() -> None:
+    with pytest.raises(ValueError, match=r"gres has a key of its own; give gpus_per_node \(and gpu_type\)"):
+        cluster(sbatch={"gres": "gpu:v100:4"})
+    options = {"gres": "nvme:200", "nodelist": "n[1-2]", "exclusive": ""}
+    assert cluster(sbatch=options).sbatch == options
+
+
+def test_keys_that_options_are_refused_for_are_keys() -> None:
+    assert set(clusters.KEY_OF.values()) | set(clusters.PATHS) | set(clusters.SLURM_ONLY) <= set(KEYS)
+
+
+def test_budgets_not_given_are_the_usual_ones() -> None:
+    assert cluster().restarts == BUDGETS
+    assert set(BUDGETS) == set(RESTARTABLE)
+    assert cluster(restarts={"hang": 0}).restarts == BUDGETS | {"hang": 0}
+    assert (BUDGETS["crash"], BUDGETS["node lost"], BUDGETS["preempted"]) == (3, 50, 1000)
+
+
+@pytest.mark.parametrize(
+    ("given", "tasks", "gpus"),
+    [
+        ({}, 1, None),
+        ({"nodes": 3}, 3, None),
+        ({"nodes": 2, "gpus_per_node": 4}, 8, "4"),
+        ({"nodes": 2, "gpus_per_node": 4, "tasks_per_node": 1}, 2, "4"),
+        ({"nodes": 2, "tasks_per_node": 3}, 6, None),
+        ({"gpus_per_node": 1, "gpu_type": "h100"}, 1, "h100:1"),
+        ({"gpu_type": "h100"}, 1, None),
+    ],
+)
+def test_there_is_a_task_for_each_gpu_unless_told_otherwise(
+    given: dict[str, Any], tasks: int, gpus: str | None
+) -> None:
+    assert (cluster(**given).tasks, cluster(**given).gpus) == (tasks, gpus)
+
+
+def test_the_command_line_goes_over_the_profile_and_leaves_it_as_it_was() -> None:
+    before = cluster(nodes=2, partition="gpu", environment={"A": "1", "B": "2"}, restarts={"crash": 1})
+    after = before.override(nodes=4, hours=None, gpus_per_node=2, environment={"B": "3"}, restarts={"hang": 0})
+    assert (after.nodes, after.hours, after.partition, after.tasks) == (4, 1.0, "gpu", 8)
+    assert after.environment == {"A": "1", "B": "3"}
+    assert after.restarts == BUDGETS | {"crash": 1, "hang": 0}
+    assert (before.nodes, before.environment) == (2, {"A": "1", "B": "2"})
+    assert before.override() == before.override(nodes=None) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"nodes": 0}, "cluster 'mine': nodes: 0 is too small"),
+        ({"node": 2}, "cluster 'mine': there is no key 'node'. Did you mean nodes?"),
+        ({"name": "other"}, "there is no key 'name'"),
+        ({"sbatch": {"time": "60"}}, "give hours instead"),
+        ({"sbatch": "time"}, "sbatch: 'time' has no names"),
+        ({"executor": "local"}, "leave out partition"),
+    ],
+)
+def test_a_wrong_value_of_the_command_line_is_refused_as_in_a_profile(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        cluster(partition="gpu").override(**given)
+
+
+def test_an_unknown_cluster_is_refused_with_the_nearest_and_all(config: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"no cluster 'rehersal'. Did you mean rehearsal\? There are: local, rehea"
+    ) as no:
+        find_cluster("rehersal")
+    assert str(config) in str(no.value)
+    with pytest.raises(ValueError, match=r"no cluster 'xyzzy'. There are: local, rehearsal\."):
+        find_cluster("xyzzy")
+
+
+def test_paths_are_expanded_where_a_cluster_is_used_and_not_before(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORK_AREA", "/work area")
+    monkeypatch.delenv("ELSEWHERE", raising=False)
+    mine = "mine: {scratch: $WORK_AREA/x, image: ~/a.sif, node_local: $SLURM_TMPDIR}"
+    write(config, f"{mine}\nother: {{scratch: '${{ELSEWHERE}}/y'}}\n")
+    found = find_cluster("mine")
+    assert (found.scratch, found.image) == ("/work area/x", os.path.expanduser("~/a.sif"))
+    assert found.node_local == "$SLURM_TMPDIR"
+    assert load_clusters()["other"].scratch == "${ELSEWHERE}/y"
+    with pytest.raises(ValueError, match=r"cluster 'other': scratch: '\$\{ELSEWHERE\}/y' has a variable that is not"):
+        find_cluster("other")
+
+
+def test_the_table_says_where_what_runs_and_where_that_is_said(config: Path) -> None:
+    write(config, "mine: {partition: gpu, nodes: 2, gpus_per_node: 4, gpu_type: a100, hours: 12, image: /a.sif}\n")
+    head, *rows = describe(load_clusters())
+    assert head.split("  ")[0] == "CLUSTER"
+    assert [row.split()[0] for row in rows] == ["local", "rehearsal", "mine"]
+    assert re.split(r"  +", rows[-1]) == ["mine", "slurm", "gpu", "2 x a100:4", "12", "/a.sif", str(config)]
+    assert re.split(r"  +", rows[0]) == ["local", "local", "-", "1 x 0", "720", "-", "built in"]
+    assert len({row.index("1 x 0") for row in rows[:2]} | {rows[2].index("2 x"), head.index("NODES")}) == 1
