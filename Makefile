@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 # The version of lenstronomy that the tests compare with; installed without what it names beside, some of which is not free.
 LENSTRONOMY := lenstronomy==1.14.2
 
-.PHONY: install demo test check clean
+# A real Slurm with four hosts on this machine, to rehearse on (as root on Debian, with the packages that .ci/run names).
+REHEARSAL := /tmp/deeplense-rehearsal
+
+.PHONY: install demo test check cluster cluster-stop clean
 
 install: $(VENV)/.installed
 
@@ -23,6 +26,12 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+cluster: install
+	$(BIN)/python -m tests.cluster.private_slurm start $(REHEARSAL)
+
+cluster-stop: install
+	$(BIN)/python -m tests.cluster.private_slurm stop $(REHEARSAL)
 
 check: install
 	$(BIN)/ruff format --check

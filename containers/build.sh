@@ -74,6 +74,9 @@ for name in PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_TRUSTED_HOST {http,https,no}_p
     [ -z "${!name:-}" ] || export "APPTAINERENV_$name=${!name}"
 done
 
+# zstd, not gzip: it packs in a minute instead of twelve, and torch is imported in half the time. squashfuse and Linux 4.14 read it.
+packing="-comp zstd -Xcompression-level 3"
+
 # Root in a machine that is itself a container may lack CAP_SYS_RESOURCE (bit 24), which Apptainer asks for; in a user namespace it has it.
 build=(apptainer build) test=(apptainer test)
 capabilities=0x$(sed -n 's/^CapEff:\s*//p' /proc/self/status)
@@ -95,7 +98,7 @@ step() {
 : > "$log"
 cd "$work/source"
 step "building $image from $base; this takes ten minutes or more, see $log" \
-    "${build[@]}" --force --notest --bind "$work/machine:/mnt" \
+    "${build[@]}" --force --notest --mksquashfs-args "$packing" --bind "$work/machine:/mnt" \
     --build-arg bootstrap=$bootstrap --build-arg from="$from" --build-arg mirror="$mirror" \
     --build-arg version="$version" --build-arg commit="$commit" "$image.new" containers/deeplense.def
 step "testing it: imports, simulate, train, evaluate" "${test[@]}" --cleanenv --no-home "$image.new"

@@ -145,6 +145,7 @@ def measure_training(settings: Settings) -> list[Row]:
     """Updates of `deeplense train` (shards, order, normalisation, agreement on stopping) against a bare loop over a
     tensor in memory."""
     from jobs.training_run import advance, begin
+    from jobs.watchdog import Watchdog
 
     with tempfile.TemporaryDirectory() as folder:
         num_per_class = -(-settings.batch_size * settings.num_steps // 3)
@@ -163,7 +164,7 @@ def measure_training(settings: Settings) -> list[Row]:
             device=settings.device,
             flips=0,
         )
-        training = begin(trained)
+        training = begin(trained, Watchdog(trained.run, minutes=0))
         assert training is not None
         device = training.accelerator.device
         ours = advance(training, StopFlag())

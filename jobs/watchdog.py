@@ -26,7 +26,7 @@ class Watchdog:
         self.file = run / STACKS / f"attempt_{os.environ.get(NUMBER, '0')}_rank_{os.environ.get('RANK', '0')}.txt"
         self.seconds, self.minutes = 60 * minutes, minutes
         self.last = time.monotonic()
-        self.over = threading.Event()
+        self.over, self.given_up = threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self.watch, daemon=True)
 
     def __enter__(self) -> "Watchdog":
@@ -41,7 +41,9 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
 
     def beat(self) -> None:
-        """The job goes on."""
+        """The job goes on; unless it has been given up, then it waits here for its end."""
+        if self.given_up.is_set():
+            threading.Event().wait()
         self.last = time.monotonic()
 
     def watch(self) -> None:
@@ -53,7 +55,8 @@ class Watchdog:
                 self.end()
 
     def end(self) -> None:
-        """Tell what all threads do, wait for the other ranks to tell it too, and leave."""
+        """Tell what all threads do, wait for the other ranks to tell it too, the stopped ones last, and leave."""
+        self.given_up.set()
         sys.stderr.write(f"no step for {self.minutes:g} minutes (rank {os.environ.get('RANK', '0')}); its threads:\n")
         sys.stderr.flush()
         faulthandler.dump_traceback(all_threads=True)
@@ -61,8 +64,9 @@ class Watchdog:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("w") as file:
                 faulthandler.dump_traceback(file, all_threads=True)
+        time.sleep(SECONDS_FOR_OTHERS / 2)
         wake_others()
-        time.sleep(SECONDS_FOR_OTHERS)
+        time.sleep(SECONDS_FOR_OTHERS / 2)
         os._exit(EXIT_HUNG)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `deeplense JOB --setting value ...` here and now, `deeplense submit --on CLUSTER JOB ...` elsewhere."""
+"""The command line: `deeplense JOB --setting value ...` here, `deeplense submit --on CLUSTER JOB ...` elsewhere."""
 
 import argparse
 import errno

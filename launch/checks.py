@@ -1,4 +1,4 @@
-"""Is a cluster usable, and will this job start and come back there: what Slurm accepts and then never does is said before."""
+"""Whether a cluster is usable, and whether a job will start and come back there, told before it is submitted."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

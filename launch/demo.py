@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 from jobs.attempts import read_attempts
+from jobs.runs import FINISHED
+from launch.status import is_active
 
 RECIPE = Path(__file__).parent.parent / "jobs" / "recipes" / "classify_model_iii.yaml"
 EXPECTED_AUC = 0.97
@@ -24,22 +26,8 @@ def demo(output: Path) -> int:
     simulate = ["simulate", "--output", str(data), "--model", "Model_III", "--preset", "noisy", "--seed", "0"]
     call([*simulate, "--num_per_class", "560", "--split", "train"])
     call([*simulate, "--num_per_class", "500", "--split", "test"])
-    train_with_a_stop(
-        run,
-        [
-            "--num_processes",
-            "2",
-            "--restarts",
-            "1",
-            "train",
-            "--config",
-            str(RECIPE),
-            "--dataset",
-            str(data),
-            "--run",
-            str(run),
-        ],
-    )
+    if not (run / FINISHED).exists():
+        train_with_a_stop(run, ["train", "--config", str(RECIPE), "--dataset", str(data), "--run", str(run)])
     call(["evaluate", "--run", str(run)])
     mean = json.loads((run / "report" / "report.json").read_text())["metrics"]["auc_macro"]["value"]
     print(f"\nmean AUC {mean:.4f} on held-out images (expected: {EXPECTED_AUC} or more)")
@@ -60,19 +48,16 @@ def call(words: list[str]) -> None:
 
 
 def train_with_a_stop(run: Path, words: list[str]) -> None:
-    """Train, and send SIGTERM to one rank on the way, as a scheduler does that takes the node back."""
-    with subprocess.Popen(command_line(words)) as process:
-        try:
-            while process.poll() is None and last_step(run) < STOP_AFTER_STEP:
-                time.sleep(0.2)
-            if process.poll() is None and len(read_attempts(run)) == 1:
-                print(f"\nthe demo now sends SIGTERM to one of the two processes (step {last_step(run)})", flush=True)
-                os.kill(read_attempts(run)[-1]["pid"], signal.SIGTERM)
-            code = process.wait()
-        except KeyboardInterrupt:
-            code = process.wait()
-    if code:
-        raise subprocess.CalledProcessError(code, "deeplense train")
+    """Submit a training to this machine, and send SIGTERM to one rank on the way, as a scheduler does that takes the
+    node back; then follow it to the end."""
+    call(["submit", "--on", "local", "--tasks_per_node", "2", "--allow_untracked", *words])
+    while is_active(run.absolute()) and last_step(run) < STOP_AFTER_STEP:
+        time.sleep(0.2)
+    if is_active(run.absolute()) and len(read_attempts(run)) == 1:
+        print(f"\nthe demo now sends SIGTERM to one of the two processes (step {last_step(run)})", flush=True)
+        os.kill(read_attempts(run)[-1]["pid"], signal.SIGTERM)
+    call(["logs", str(run), "--follow"])
+    call(["status", str(run)])
 
 
 def last_step(run: Path) -> int:

@@ -114,7 +114,7 @@ def by_job(facts: Facts) -> str | None:
 
 
 def by_absence(facts: Facts) -> str:
-    """The reason where nobody who could have told it lived on: neither the batch script nor Slurm's daemon beside it."""
+    """The reason where nobody who could tell it lived on, neither the batch script nor Slurm's daemon beside it."""
     return NODE_LOST if facts.scheduler is not None else "killed"
 
 

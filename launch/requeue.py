@@ -1,7 +1,8 @@
 """What the batch script asks before and after an attempt: `python -m launch.requeue begin | end`.
 
-Begin closes the attempt before, whose script may have died with its node, and opens one; it prints the number. End writes
-why the attempt ended and prints what the script shall do. All state is in the folder of the run, DEEPLENSE_FOLDER.
+Begin closes the attempt before, whose script may have died with its node, and opens one; it prints the number. End
+writes why the attempt ended and prints what the script shall do. All state is in the folder of the run,
+DEEPLENSE_FOLDER.
 """
 
 import argparse

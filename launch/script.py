@@ -1,4 +1,4 @@
-"""The text that Slurm gets: what stands around srun, the parameters of submitit, and a whole script without submitit."""
+"""The text that Slurm gets: what stands around srun, submitit's parameters, and a whole script without submitit."""
 
 import math
 import shlex
@@ -72,9 +72,6 @@ def slurm_parameters(submission: Submission) -> dict[str, Any]:
     cluster = submission.cluster
     setup, teardown = pieces(submission)
     given = {name: getattr(cluster, name) for name in ("partition", "account", "qos", "constraint")}
-    memory = cluster.memory_gb_per_task and {
-        "mem": f"{math.ceil(cluster.memory_gb_per_task * cluster.tasks_on_node * 1024)}M"
-    }
     further = {name: value or True for name, value in cluster.sbatch.items()}
     return {
         "job_name": submission.name,
@@ -89,14 +86,17 @@ def slurm_parameters(submission: Submission) -> dict[str, Any]:
         "srun_args": srun_options(cluster),
         "stderr_to_stdout": True,
         "wckey": None,
-        "additional_parameters": {"requeue": True, **reservation(cluster), **(memory or {}), **further},
+        "additional_parameters": {"requeue": True, **unnamed(cluster), **further},
         **{name: value for name, value in given.items() if value},
     }
 
 
-def reservation(cluster: Cluster) -> dict[str, str]:
-    """The option that submitit has no word for."""
-    return {"reservation": cluster.reservation} if cluster.reservation else {}
+def unnamed(cluster: Cluster) -> dict[str, str]:
+    """Options that submitit has no word for, or another unit."""
+    options = {"reservation": cluster.reservation} if cluster.reservation else {}
+    if cluster.memory_gb_per_task:
+        options["mem"] = f"{math.ceil(1024 * cluster.memory_gb_per_task * cluster.tasks_on_node)}M"
+    return options
 
 
 def srun_options(cluster: Cluster) -> list[str]:

@@ -1,8 +1,11 @@
 """Questions to Slurm, by its own commands."""
 
 import getpass
+import math
 import os
+import re
 import subprocess
+import tempfile
 from collections.abc import Iterable
 
 from launch.ends import parse_fields
@@ -67,7 +70,53 @@ def configuration(slurm_conf: str | None) -> dict[str, str]:
 
 
 def partitions(slurm_conf: str | None) -> dict[str, dict[str, str]]:
-    """All partitions of the cluster by name, with their limits."""
-    lines = ask(slurm_conf, "scontrol", "show", "partition", "--oneliner").splitlines()
+    """All partitions of the cluster by name, hidden ones too, with their limits."""
+    lines = ask(slurm_conf, "scontrol", "--all", "show", "partition", "--oneliner").splitlines()
     found = [parse_fields(line) for line in lines if line.strip()]
     return {fields["PartitionName"]: fields for fields in found}
+
+
+def nodes(slurm_conf: str | None, names: str) -> dict[str, dict[str, str]]:
+    """Nodes by name, with what they have; `names` as Slurm writes them, such as `node[1-4]`."""
+    lines = ask(slurm_conf, "scontrol", "show", "node", names, "--oneliner").splitlines()
+    found = [parse_fields(line) for line in lines if line.strip()]
+    return {fields["NodeName"]: fields for fields in found}
+
+
+QUALITY = ("Name", "Flags", "GraceTime", "PreemptMode", "MaxWall")
+
+
+def qualities(slurm_conf: str | None) -> dict[str, dict[str, str]]:
+    """All qualities of service by name, with what decides over times; none where there is no accounting that answers."""
+    try:
+        output = ask(slurm_conf, "sacctmgr", "--noheader", "--parsable2", "show", "qos", f"format={','.join(QUALITY)}")
+    except ValueError:
+        return {}
+    rows = [line.split("|") for line in output.splitlines()]
+    return {row[0]: dict(zip(QUALITY, row, strict=True)) for row in rows if len(row) == len(QUALITY)}
+
+
+def expected_start(slurm_conf: str | None, script: str) -> str:
+    """What Slurm would do with a batch script: its line on time and nodes. Raises ValueError, with what Slurm says,
+    where it would refuse it; of what it would take and then never start it says nothing."""
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
+        file.write(script)
+        file.flush()
+        done = run(slurm_conf, "sbatch", "--test-only", file.name)
+    said = dict.fromkeys(re.sub(r"^\w+: (error: )?", "", line) for line in (done.stderr + done.stdout).splitlines())
+    if done.returncode:
+        raise ValueError(f"Slurm refuses the job: {'; '.join(filter(None, said))}")
+    return next((line for line in said if " to start at " in line), "")
+
+
+def duration_s(text: str) -> float:
+    """Seconds in a time as Slurm writes it: `30 sec`, `01:30:00`, `2-00:00:00`; infinite for a word such as
+    UNLIMITED."""
+    if found := re.fullmatch(r"(\d+)(?: (sec|min))?", text.strip()):
+        return float(found[1]) * (60 if found[2] == "min" else 1)
+    days, _, rest = text.strip().rpartition("-")
+    parts = rest.split(":")
+    if not all(part.isdigit() for part in [days or "0", *parts]):
+        return math.inf
+    seconds = sum(float(part) * 60**power for power, part in enumerate(reversed(parts)))
+    return 86400 * float(days or 0) + seconds

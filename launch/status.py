@@ -1,4 +1,4 @@
-"""What submitted runs do: in the queue, at which step, why the last attempt ended. One question to the scheduler for all."""
+"""What submitted runs do, at which step, and why the last attempt ended; one question to the scheduler for all."""
 
 import os
 import signal
@@ -16,6 +16,7 @@ from jobs.progress_file import read_progress
 from jobs.runs import FINISHED, LAUNCH
 from launch import slurm
 
+WANDB_ID = "wandb_id.txt"
 HEAD = ("RUN", "STATE", "ATTEMPT", "STEP", "RATE", "TIME LEFT", "LAST END")
 WAITING = ("PENDING", "REQUEUED", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 
@@ -170,6 +171,8 @@ def cancel(run: Launched) -> None:
 def sync(folder: Path) -> int:
     """Send what a run logged offline to Weights & Biases, all attempts into one run; returns how many there were."""
     parts = sorted((folder / "wandb").glob("offline-run-*"))
-    for part in parts:
-        subprocess.run([sys.executable, "-m", "wandb", "sync", "--append", str(part)], check=True)
+    if parts:
+        # Each line carries its step: what an attempt made again after a kill is the same line once more.
+        number = ["--id", (folder / WANDB_ID).read_text().strip()]
+        subprocess.run([sys.executable, "-m", "wandb", "sync", "--yes", *number, *map(str, parts)], check=True)
     return len(parts)

@@ -1,4 +1,4 @@
-"""Sending jobs to a cluster, or to this machine, through submitit; what is needed to follow and continue them is kept."""
+"""Sending jobs to a cluster, or to this machine, through submitit; what is needed to continue them is kept."""
 
 import dataclasses
 import os
@@ -12,7 +12,7 @@ from deeplense.files import read_json, write_json
 from jobs import config
 from jobs.attempts import read_attempts
 from jobs.config import require
-from jobs.runs import CODE, LAUNCH, LOGS, open_run
+from jobs.runs import CODE, FINISHED, LAUNCH, LOGS, open_run
 from launch import slurm, status
 from launch.clusters import Cluster
 from launch.local import AFTER, VISIBLE
@@ -44,9 +44,11 @@ def prepare_sweep(commands: Sequence[Sequence[str]], cluster: Cluster, *, folder
     """What would be submitted, as one array, for the runs of a sweep. Exits where any of the settings are wrong."""
     settings = [config.parse(command[0], command[1:]) for command in commands]
     require(commands[0][0] in config.STOPPABLE, f"{commands[0][0]} has no --run; a sweep is over runs.")
+    left = [place for place, each in enumerate(settings) if not (each.run / FINISHED).exists()]
+    require(bool(left), f"all {len(commands)} runs of the sweep are finished.")
     home = (folder or LAUNCHES / f"sweep-{now()}").absolute()
-    folders = tuple(each.run.absolute() for each in settings)
-    return Submission(cluster, tuple(map(tuple, commands)), folders, home / LOGS, home / CODE)
+    folders = tuple(settings[place].run.absolute() for place in left)
+    return Submission(cluster, tuple(tuple(commands[place]) for place in left), folders, home / LOGS, home / CODE)
 
 
 def again(run: Path, *, hours: float | None, update_code: bool) -> Submission:
@@ -75,6 +77,7 @@ def send(submission: Submission, *, allow_untracked: bool = False, keep_code: bo
 def set_up(submission: Submission, *, allow_untracked: bool = False, keep_code: bool = False) -> None:
     """Make the folders with all that the job will look for there. Raises ValueError where a run is under way."""
     for folder in submission.folders:
+        require(not (folder / FINISHED).exists(), f"{folder} is finished; evaluate it, or give another --run.")
         require(not status.is_active(folder), f"{folder} waits or runs already; `deeplense cancel {folder}` ends it.")
     open_runs(submission)
     submission.logs.mkdir(parents=True, exist_ok=True)

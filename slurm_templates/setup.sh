@@ -11,11 +11,16 @@ export {{ name }}={{ value }}
 {{ line }}
 {% endfor -%}
 deeplense_facts() { scontrol show job --oneliner "$deeplense_job" 2>/dev/null; }
-deeplense_history() { timeout 10 sacct --duplicates --allocations --noheader --parsable2 --format=State --jobs="$deeplense_job" 2>/dev/null; }
+deeplense_history() {
+    [ "${SLURM_RESTART_COUNT:-0}" = 0 ] ||
+        timeout 5 sacct --duplicates --allocations --noheader --parsable2 --format=State --jobs="$deeplense_job" 2>/dev/null
+}
 # The script lives on when Slurm ends the job, to write down why; it has KillWait seconds for that.
 trap : TERM CONT USR1 USR2
-export DEEPLENSE_ATTEMPT="$({{ python }} -m launch.requeue begin --log {{ logs }}/"${deeplense_job}"_0_log.out --scheduler "$(deeplense_facts)" --history "$(deeplense_history)")" || exit 1
-[ -n "$DEEPLENSE_ATTEMPT" ] || exit 1
+deeplense_log={{ logs }}/"${deeplense_job}"_0_log.out
+DEEPLENSE_ATTEMPT="$({{ python }} -m launch.requeue begin --log "$deeplense_log" \
+    --scheduler "$(deeplense_facts)" --history "$(deeplense_history)")" || exit 1
+export DEEPLENSE_ATTEMPT
 echo "deeplense: attempt $DEEPLENSE_ATTEMPT begins"
 deeplense_address() { scontrol show node --oneliner "$1" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p'; }
 deeplense_nodes=($(scontrol show hostnames "$SLURM_JOB_NODELIST"))
@@ -23,7 +28,8 @@ export MASTER_ADDR="${deeplense_nodes[0]}"
 export DEEPLENSE_NODE_ADDRESSES="$(for node in "${deeplense_nodes[@]:0:2}"; do deeplense_address "$node"; done | tr '\n' ' ')"
 # A port of this node that nobody listens on, another one in each attempt.
 MASTER_PORT=$((20000 + (${SLURM_JOB_ID} * 131 + ${SLURM_RESTART_COUNT:-0} * 17) % 10000))
-while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null || (exec 3<>"/dev/tcp/${DEEPLENSE_NODE_ADDRESSES%% *}/$MASTER_PORT") 2>/dev/null; do
+deeplense_listens() { (exec 3<>"/dev/tcp/$1/$MASTER_PORT") 2>/dev/null; }
+while deeplense_listens 127.0.0.1 || deeplense_listens "${DEEPLENSE_NODE_ADDRESSES%% *}"; do
     MASTER_PORT=$((20000 + (MASTER_PORT - 20000 + 1) % 10000))
 done
 export MASTER_PORT

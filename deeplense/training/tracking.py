@@ -52,7 +52,7 @@ class Tracker:
         """Write one line; `step` is the number of updates made."""
         self.file.write(json.dumps(finite({"step": step, **values})) + "\n")
         if self.wandb:
-            self.wandb.log(dict(values) | {"step": step})
+            self.wandb.log(dict(values), step=step)
 
     def mark_preempting(self) -> None:
         """Tell W&B that the run goes on in another attempt."""

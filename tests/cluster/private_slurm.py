@@ -2,7 +2,7 @@
 
     python -m tests.cluster.private_slurm start | stop [FOLDER]
 
-Each cluster has a number, and by it addresses, ports, names of hosts and bridge of its own; all its files are in one folder.
+Each cluster has a number, and by it addresses, ports and bridge of its own; all its files are in one folder.
 """
 
 import argparse
@@ -22,6 +22,7 @@ ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db")
 NUM_HOSTS = 4
 KILL_WAIT_S = 5
 GRACE_S = 10
+SMALL_DISK_MB = 32
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
@@ -66,6 +67,11 @@ class PrivateSlurm:
         return {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": PATH}
 
     @property
+    def small_disk(self) -> Path:
+        """A folder that all hosts see and that is soon full."""
+        return self.folder / "small"
+
+    @property
     def bridge(self) -> str:
         """Name of the network's middle."""
         return f"dlbr{self.number}"
@@ -99,9 +105,10 @@ class PrivateSlurm:
         """Start everything; takes some seconds. What is started is stopped again where a part fails."""
         if missing := missing_programs(accounting=self.accounting):
             raise RuntimeError(f"not installed: {', '.join(missing)}")
-        for name in ("state", "log", "run"):
+        for name in ("state", "log", "run", self.small_disk.name):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         try:
+            call("mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_MB}M", "tmpfs", self.small_disk)
             self.make_network()
             self.write_configuration()
             self.start_munge()
@@ -153,7 +160,7 @@ SlurmdPort={self.port(2)}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={self.folder}/munge.socket,cred_expire=10
+AuthInfo=socket={self.folder}/munge.socket,cred_expire=5
 StateSaveLocation={self.folder}/state
 SlurmdSpoolDir={self.folder}/spool-%n
 SlurmctldPidFile={self.folder}/run/slurmctld.pid
@@ -179,9 +186,10 @@ MinJobAge=300
 CompleteWait=0
 {accounting}
 NodeName=node[1-{NUM_HOSTS}] NodeAddr=10.77.{self.number}.1[1-{NUM_HOSTS}] CPUs=4 RealMemory=8000
-PartitionName=normal Nodes=node[1-{NUM_HOSTS}] Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={GRACE_S} State=UP MaxTime=24:00:00
-PartitionName=nograce Nodes=node[1-{NUM_HOSTS}] PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 State=UP MaxTime=INFINITE
-PartitionName=urgent Nodes=node[1-{NUM_HOSTS}] PriorityTier=10 PreemptMode=OFF State=UP MaxTime=INFINITE
+PartitionName=DEFAULT Nodes=node[1-{NUM_HOSTS}] State=UP MaxTime=INFINITE
+PartitionName=normal Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={GRACE_S} MaxTime=24:00:00
+PartitionName=nograce PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
+PartitionName=urgent PriorityTier=10 PreemptMode=OFF
 """
 
     def spawn(self, name: str, *words: str | Path, prefix: Sequence[str] = ()) -> None:
@@ -254,7 +262,8 @@ StorageLoc=slurm_acct_db
 
     def start_host(self, host: int) -> None:
         """slurmd of one host."""
-        inside = f"mount --bind {self.folder}/hosts /etc/hosts && hostname {self.node(host)} && exec slurmd -D -N {self.node(host)}"
+        name = self.node(host)
+        inside = f"mount --bind {self.folder}/hosts /etc/hosts && hostname {name} && exec slurmd -D -N {name}"
         self.spawn(
             f"slurmd-{self.node(host)}",
             "nsenter",
@@ -275,9 +284,37 @@ StorageLoc=slurm_acct_db
         return done.stdout if done.returncode == 0 else None
 
     def is_up(self) -> bool:
-        """Whether all hosts are idle."""
+        """Whether all hosts take jobs."""
         states = (self.ask("sinfo", "-h", "-N", "-p", "normal", "-o", "%T") or "").split()
-        return states == ["idle"] * NUM_HOSTS
+        return len(states) == NUM_HOSTS and set(states) <= {"idle", "mixed", "allocated", "completing"}
+
+    def clear(self) -> None:
+        """End all jobs, and bring back all hosts, so that what a failed test left does not trouble the next."""
+        self.ask("scancel", "--user=root")
+        wait_for(lambda: not self.ask("squeue", "-h"), "jobs do not end", seconds=60)
+        for host in range(1, NUM_HOSTS + 1):
+            self.mend(host)
+        if not self.is_up():
+            for host in range(1, NUM_HOSTS + 1):
+                self.bring_back(host)
+
+    def kill_daemon(self, host: int) -> None:
+        """Let slurmd of a host die; what it started lives on."""
+        for pid in self.processes_of(host):
+            if Path(f"/proc/{pid}/comm").read_text().strip() == "slurmd":
+                kill(pid, signal.SIGKILL)
+
+    def bring_back(self, host: int) -> None:
+        """Start slurmd of a host anew, with nothing left of what it ran, as after a reboot."""
+        self.kill_host(host)
+        self.start_host(host)
+        wait_for(lambda: self.is_back(host), f"{self.node(host)} does not come back", seconds=60)
+
+    def is_back(self, host: int) -> bool:
+        """Whether a host that was down takes jobs, asking for it."""
+        self.ask("scontrol", "update", f"nodename={self.node(host)}", "state=resume")
+        state = (self.ask("sinfo", "-h", "-N", "-n", self.node(host), "-p", "normal", "-o", "%T") or "").strip()
+        return state in ("idle", "mixed", "allocated")
 
     def kill_host(self, host: int) -> None:
         """Let slurmd of a host, and all that it started, die at once, as in a power cut."""
@@ -307,6 +344,7 @@ StorageLoc=slurm_acct_db
             call("ip", "netns", "del", self.namespace(host), check=False)
             call("ip", "link", "del", self.cable(host), check=False)
         call("ip", "link", "del", self.bridge, check=False)
+        call("umount", "--lazy", self.small_disk, check=False)
 
 
 def clean_environment() -> dict[str, str]:

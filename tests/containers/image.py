@@ -1,6 +1,6 @@
-"""A small Apptainer image for tests, made in seconds: a C library and a shell. The Python of this machine is bound into it.
+"""A small Apptainer image for tests: a C library and a shell, into which the Python of this machine is bound.
 
-What runs in it is the environment that runs the tests; what is not in it is the rest of this machine, such as Slurm's programs.
+It runs the environment that runs the tests, and holds nothing else of this machine, such as the programs of Slurm.
 """
 
 import os
@@ -28,7 +28,7 @@ CAP_SYS_RESOURCE = 24
 
 
 def require_apptainer() -> None:
-    """Skip the test where programs are missing; fail it where DEEPLENSE_REQUIRE_PROGRAMS=1 says that they should be there."""
+    """Skip a test where programs are missing, or fail it where DEEPLENSE_REQUIRE_PROGRAMS=1 says that none may be."""
     missing = [name for name in ("apptainer", "mksquashfs", "squashfuse", "ldd") if not shutil.which(name)]
     if not missing:
         return
@@ -54,7 +54,7 @@ def small_image(folder: Path) -> Path:
 
 
 def exec_words(image: Path) -> list[str]:
-    """The words before a program that is to run in the image, with this project and this Python, as whoever runs the tests."""
+    """The words before a program that is to run in the image, with this project and this Python bound into it."""
     binds = [f"--bind={folder}" for folder in bound_folders()]
     return ["apptainer", "exec", *privilege_flags(), *binds, str(image)]
 
@@ -73,7 +73,7 @@ def bound_folders() -> list[Path]:
 
 
 def fill(root: Path) -> None:
-    """Write the content of the image: programs, and the libraries of this machine that they, Python and its packages need."""
+    """Write what the image holds: programs, and the libraries that they, Python and its packages need."""
     for name in FOLDERS:
         (root / name).mkdir(parents=True, exist_ok=True)
     for name in ("bin", "lib", "lib64"):

@@ -111,6 +111,9 @@ def test_without_xdg_the_users_profiles_are_below_the_home(tmp_path: Path, monke
         ("hours: 0.03", "hours: 0.03 is 108 s, and a job is told to stop signal_delay_s: 120 before"),
         ("nodes: 1.0", "nodes: 1.0 is not a whole number; write one such as 4"),
         ("nodes: '2'", "nodes: '2' is not a whole number; write 2, without quotes."),
+        ("nodes: '2.5'", "nodes: '2.5' is not a whole number; write one such as 4"),
+        ("memory_gb_per_task: '2.5'", "write 2.5, without quotes"),
+        ("{hours: 0.5, signal_delay_s: 1800}", "hours: 0.5 is 1800 s"),
         ("nodes: 0", "nodes: 0 is too small; give 1 or more."),
         ("nodes: [2]", "nodes: (2,) is not a whole number"),
         ("gpus_per_node: -1", "gpus_per_node: -1 is too small; give 0 or more."),
@@ -208,7 +211,7 @@ def test_budgets_not_given_are_the_usual_ones() -> None:
     assert cluster().restarts == BUDGETS
     assert set(BUDGETS) == set(RESTARTABLE)
     assert cluster(restarts={"hang": 0}).restarts == BUDGETS | {"hang": 0}
-    assert (BUDGETS["crash"], BUDGETS["node lost"], BUDGETS["preempted"]) == (3, 50, 1000)
+    assert [BUDGETS[end] for end in ("crash", "disk full", "hang", "node lost", "preempted")] == [3, 3, 3, 50, 1000]
 
 
 @pytest.mark.parametrize(
@@ -227,6 +230,12 @@ def test_there_is_a_task_for_each_gpu_unless_told_otherwise(
     given: dict[str, Any], tasks: int, gpus: str | None
 ) -> None:
     assert (cluster(**given).tasks, cluster(**given).gpus) == (tasks, gpus)
+
+
+def test_a_profile_of_nothing_asks_for_little() -> None:
+    asked = cluster()
+    assert (asked.executor, asked.nodes, asked.gpus_per_node, asked.cpus_per_task) == ("slurm", 1, 0, 1)
+    assert (asked.hours, asked.signal_delay_s, asked.memory_gb_per_task, asked.image) == (1.0, 120, None, None)
 
 
 def test_the_command_line_goes_over_the_profile_and_leaves_it_as_it_was() -> None:

@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 
-from jobs.attempts import EXIT_STOPPED
+from deeplense.files import write_json
+from jobs.attempts import EXIT_DISK_FULL, EXIT_HUNG, EXIT_STOPPED, FOLDER, read_attempts
+from jobs.runs import LAUNCH
 from launch import local
-from launch.local import run_processes
+from launch.ends import begin_line
+from launch.local import AFTER, RESTART_BY_SUBMITIT, VISIBLE, run_processes
 
 RANK = """
 # Stands for `python -m launch`: writes down what it is told, then does what its rank is asked to.
@@ -28,24 +31,32 @@ def leave(number, frame):
     tell(signal=signal.Signals(number).name)
     os._exit(%(stopped)d)
 
-deed = sys.argv[1:][int(os.environ["RANK"])]
+deeds = sys.argv[1:][int(os.environ["RANK"])].split(",")
+deed = deeds[min(int(os.environ.get("DEEPLENSE_ATTEMPT", "1")), len(deeds)) - 1]
+print("rank", os.environ["RANK"], "speaks", flush=True)
 if deed.startswith("wait"):
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, leave if deed == "wait" else signal.SIG_IGN if deed == "wait deaf" else signal.SIG_DFL)
 tell(environment=dict(os.environ), arguments=sys.argv[1:])
+if deed == "die":
+    os.kill(os.getpid(), signal.SIGKILL)
 if deed.startswith("wait"):
     time.sleep(60)
     sys.exit(1)
 deadline = time.monotonic() + 60
-while open("told.jsonl").read().count("environment") < int(os.environ["WORLD_SIZE"]) and time.monotonic() < deadline:
+while open("told.jsonl").read().count("environment") %% int(os.environ["WORLD_SIZE"]) and time.monotonic() < deadline:
     time.sleep(0.01)
 sys.exit(int(deed))
 """
 PARENT = """
-import os, sys
-from launch.local import run_processes
+import os, signal, sys
+from launch import local
+local.SECONDS_TO_DIE = 2
 os.chdir(sys.argv[1])
-sys.exit(run_processes(sys.argv[3:], len(sys.argv[3:]), restarts=int(sys.argv[2])))
+if sys.argv[2] == "supervise":
+    signal.signal(signal.SIGTERM, lambda *arguments: print("submitit bypasses SIGTERM"))
+    sys.exit(local.supervise(sys.argv[3:]))
+sys.exit(local.run_processes(sys.argv[3:], len(sys.argv[3:])))
 """
 
 
@@ -106,8 +117,8 @@ def ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ranks]:
 
 @pytest.fixture
 def parent(ranks: Ranks) -> Iterator[subprocess.Popen[bytes]]:
-    """A process with two ranks that wait to be told to stop; it may start them again once."""
-    command = [sys.executable, "-c", PARENT, str(ranks.folder), "1", "wait", "wait"]
+    """A process with two ranks that wait to be told to stop."""
+    command = [sys.executable, "-c", PARENT, str(ranks.folder), "run", "wait", "wait"]
     with subprocess.Popen(command, cwd=Path(local.__file__).parents[1]) as process:
         ranks.wait_for(2)
         yield process
@@ -117,7 +128,7 @@ def parent(ranks: Ranks) -> Iterator[subprocess.Popen[bytes]]:
 def test_ranks_find_each_other_by_their_environment(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("MARK", "inherited")
-    assert run_processes(["0", "0", "0"], 3, restarts=0) == 0
+    assert run_processes(["0", "0", "0"], 3) == 0
     told = {line["rank"]: line["environment"] for line in ranks.told()}
     assert told.keys() == {0, 1, 2}
     for rank, environment in told.items():
@@ -133,13 +144,13 @@ def test_ranks_find_each_other_by_their_environment(ranks: Ranks, monkeypatch: p
 
 def test_threads_that_the_user_chose_are_left_alone(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    run_processes(["0", "0"], 2, restarts=0)
+    run_processes(["0", "0"], 2)
     assert {line["environment"]["OMP_NUM_THREADS"] for line in ranks.told()} == {"5"}
 
 
 @pytest.mark.parametrize("deeds", [["3", "wait"], ["wait", "3"], ["3", "wait plainly"], ["wait plainly", "3"]])
 def test_a_rank_that_fails_ends_the_others_and_gives_its_code(deeds: list[str], ranks: Ranks) -> None:
-    command = [sys.executable, "-c", PARENT, str(ranks.folder), "1", *deeds]
+    command = [sys.executable, "-c", PARENT, str(ranks.folder), "run", *deeds]
     done = subprocess.run(command, cwd=Path(local.__file__).parents[1], timeout=15)
     assert done.returncode == 3
     assert ranks.alive() == []
@@ -147,26 +158,22 @@ def test_a_rank_that_fails_ends_the_others_and_gives_its_code(deeds: list[str], 
 
 
 def test_a_rank_that_does_not_heed_is_killed(ranks: Ranks) -> None:
-    assert run_processes(["3", "wait deaf"], 2, restarts=0) == 3
+    assert run_processes(["3", "wait deaf"], 2) == 3
     assert ranks.alive() == []
 
 
-@pytest.mark.parametrize(("restarts", "starts"), [(0, 2), (1, 4), (2, 6)])
-def test_ranks_that_were_told_to_stop_are_started_again_as_often_as_allowed(
-    restarts: int, starts: int, ranks: Ranks
-) -> None:
-    stopped = str(EXIT_STOPPED)
-    assert run_processes([stopped, stopped], 2, restarts=restarts) == EXIT_STOPPED
-    assert ranks.starts() == starts
-
-
-def test_a_crash_is_not_started_again(ranks: Ranks) -> None:
-    assert run_processes(["1", "1"], 2, restarts=3) == 1
+@pytest.mark.parametrize("code", [0, 1, EXIT_STOPPED])
+def test_ranks_that_end_alike_give_their_code_and_are_not_started_again(code: int, ranks: Ranks) -> None:
+    assert run_processes([str(code), str(code)], 2) == code
     assert ranks.starts() == 2
 
 
+def test_a_rank_that_was_killed_gives_the_code_that_a_shell_would(ranks: Ranks) -> None:
+    assert run_processes(["0", "die"], 2) == 128 + signal.SIGKILL
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_to_the_parent_reaches_all_ranks_and_none_is_started_again(
+def test_a_signal_to_the_parent_reaches_all_ranks_(
     number: signal.Signals, parent: subprocess.Popen[bytes], ranks: Ranks
 ) -> None:
     parent.send_signal(number)
@@ -188,7 +195,7 @@ def test_a_signal_while_ranks_are_started_reaches_those_that_are_there(
         return process
 
     monkeypatch.setattr(subprocess, "Popen", start_and_signal)
-    assert run_processes(["wait", "wait"], 2, restarts=1) != 0
+    assert run_processes(["wait", "wait"], 2) != 0
     assert ranks.signals()[0] == "SIGTERM"
     assert ranks.alive() == []
     assert ranks.starts() <= 2
@@ -200,3 +207,136 @@ def test_ranks_go_when_their_parent_is_killed(parent: subprocess.Popen[bytes], r
     parent.wait()
     ranks.wait_for(4)
     assert ranks.signals() == {0: "SIGTERM", 1: "SIGTERM"}
+
+
+class Supervised(Ranks):
+    """The same ranks as a submitted run, which submitit's local executor would have started."""
+
+    process: subprocess.Popen[bytes]
+
+    @property
+    def log(self) -> Path:
+        """The log of the first rank, and of what supervises all."""
+        return self.folder / "logs" / "17_0_log.out"
+
+    def start(self, *deeds: str, **variables: str) -> None:
+        """Submit it."""
+        self.log.parent.mkdir(exist_ok=True)
+        job = {"logs": str(self.log.parent), "tasks": len(deeds), "restarts": {"crash": 1, "stopped": 2, "hang": 0}}
+        write_json(self.folder / LAUNCH, job)
+        told = {FOLDER: str(self.folder), "SUBMITIT_LOCAL_JOB_ID": "17"}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+        with self.log.open("a") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", PARENT, str(self.folder), "supervise", *deeds],
+                cwd=Path(local.__file__).parents[1],
+                env=kept | told | variables,
+                stdout=file,
+                stderr=file,
+            )
+
+    def ends(self) -> list[str]:
+        """How its attempts ended."""
+        return [attempt["ended"] for attempt in read_attempts(self.folder)]
+
+
+@pytest.fixture
+def supervised(ranks: Ranks) -> Iterator[Supervised]:
+    """A submitted run, ended when the test is over."""
+    run = Supervised(ranks.folder)
+    yield run
+    run.process.kill()
+    run.process.wait()
+
+
+STOP = str(EXIT_STOPPED)
+CASES = {
+    "it finishes": (["0", "0"], 0, ["finished"]),
+    "it was killed once": (["die,0", "0,0"], 0, ["crash: exit code 137", "finished"]),
+    "it crashes each time": (["1", "1"], 1, ["crash: exit code 1"] * 2),
+    "it is refused": (["2", "2"], 2, ["refused"]),
+    "it hangs": ([str(EXIT_HUNG)] * 2, EXIT_HUNG, ["hang"]),
+    "each has its own budget": (
+        [f"1,{STOP},{EXIT_DISK_FULL},0"] * 2,
+        0,
+        ["crash: exit code 1", "stopped", "disk full", "finished"],
+    ),
+    "it is stopped by hand": ([STOP, STOP], EXIT_STOPPED, ["stopped"] * 3),
+}
+
+
+@pytest.mark.parametrize(("deeds", "code", "ends"), CASES.values(), ids=CASES)
+def test_a_submitted_run_is_started_again_as_its_ends_allow(
+    deeds: list[str], code: int, ends: list[str], supervised: Supervised
+) -> None:
+    supervised.start(*deeds)
+    assert supervised.process.wait(60) == code, supervised.log.read_text()
+    assert supervised.ends() == ends
+    assert supervised.starts() == 2 * len(ends)
+    told = supervised.log.read_text()
+    for number, reason in enumerate(ends, 1):
+        assert f"{begin_line(number)}\n" in told
+        assert f"deeplense: attempt {number} ended: {reason}; " in told
+    assert told.count("rank 0 speaks") == len(ends)
+    assert "rank 1 speaks" not in told
+    assert supervised.log.with_name("17_1_log.out").read_text().count("rank 1 speaks") == len(ends)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "end"),
+    [(signal.SIGTERM, EXIT_STOPPED, "cancelled"), (signal.SIGUSR2, RESTART_BY_SUBMITIT, "time limit")],
+)
+def test_a_submitted_run_that_is_cancelled_ends_and_near_its_limit_submitit_restarts_it(
+    number: signal.Signals, code: int, end: str, supervised: Supervised
+) -> None:
+    supervised.start("wait", "wait")
+    supervised.wait_for(2)
+    supervised.process.send_signal(number)
+    assert supervised.process.wait(60) == code
+    assert supervised.ends() == [end]
+    assert supervised.starts() == 2
+
+
+def wait_until_caught(process: int, number: signal.Signals) -> None:
+    """Wait until a process has a handler for a signal."""
+    deadline = time.monotonic() + 20
+    caught = 0
+    while not caught >> number - 1 & 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+        (line,) = [line for line in Path(f"/proc/{process}/status").read_text().splitlines() if "SigCgt" in line]
+        caught = int(line.split()[1], 16)
+
+
+def test_a_run_waits_for_the_one_before_it(supervised: Supervised) -> None:
+    with subprocess.Popen(["sleep", "60"]) as before:
+        supervised.start("0", "0", **{AFTER: str(before.pid)})
+        time.sleep(1)
+        assert supervised.told() == []
+        before.kill()
+        assert supervised.process.wait(60) == 0
+    assert AFTER not in supervised.told()[0]["environment"]
+
+
+def test_a_run_that_is_cancelled_while_it_waits_for_its_turn_never_begins(supervised: Supervised) -> None:
+    with subprocess.Popen(["sleep", "60"]) as before:
+        supervised.start("0", "0", **{AFTER: str(before.pid)})
+        try:
+            wait_until_caught(supervised.process.pid, signal.SIGUSR1)
+            supervised.process.send_signal(signal.SIGTERM)
+            assert supervised.process.wait(60) != 0
+        finally:
+            before.kill()
+    assert supervised.told() == []
+    assert supervised.ends() == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "seen"), [({VISIBLE: "1,3"}, "1,3"), ({VISIBLE: ""}, ""), ({}, None)]
+)
+def test_a_submitted_run_sees_the_gpus_that_were_there_when_it_was_submitted(
+    variables: dict[str, str], seen: str | None, supervised: Supervised
+) -> None:
+    supervised.start("0", "0", CUDA_VISIBLE_DEVICES="", **variables)
+    assert supervised.process.wait(60) == 0
+    assert supervised.told()[0]["environment"].get("CUDA_VISIBLE_DEVICES") == seen

@@ -137,6 +137,10 @@ def test_of_many_untracked_files_some_are_named_and_all_counted(root: Path, code
     with pytest.raises(ValueError, match=r"new_00\.py'.*new_09\.py' and 5 more;") as refused:
         take_snapshot(code, root=root)
     assert "new_10" not in str(refused.value)
+    for number in range(10, 15):
+        (root / f"jobs/new_{number}.py").unlink()
+    with pytest.raises(ValueError, match=r"new_09\.py'; `git add`"):
+        take_snapshot(code, root=root)
 
 
 @pytest.mark.parametrize("allow", [True, False])

@@ -1,0 +1,123 @@
+"""Loaded by Python in the ranks of a test: notes the samples of each step, waits where told, and dies where told.
+
+DEEPLENSE_TEST names a folder. In it `hold` has the step before which ranks wait, and `die` has lines
+`ATTEMPT RANK WHERE NUMBER`: kill yourself at the NUMBER-th WHERE, one of `before_step`, and `before_rename` and
+`after_rename` of a checkpoint. Each rank writes `samples_ATTEMPT_RANK.txt`, a line for each step.
+"""
+
+import os
+import signal
+import sys
+import time
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import Any
+
+FOLDER = os.environ.get("DEEPLENSE_TEST")
+
+
+def rank() -> str:
+    """Of this process."""
+    return os.environ.get("SLURM_PROCID", os.environ.get("RANK", "0"))
+
+
+def attempt() -> str:
+    """Its number."""
+    return os.environ.get("DEEPLENSE_ATTEMPT", "0")
+
+
+def read(name: str) -> str:
+    """What the test says in a file."""
+    path = Path(FOLDER or ".") / name
+    return path.read_text() if path.exists() else ""
+
+
+def hold(step: int) -> None:
+    """Wait as long as the test says that this step must not begin."""
+    while step >= int(read("hold") or 10**9):
+        time.sleep(0.02)
+
+
+COUNTS: dict[str, int] = {}
+
+
+def die_if_told(where: str) -> None:
+    """Kill this process where the test wants it."""
+    COUNTS[where] = COUNTS.get(where, 0) + 1
+    if f"{attempt()} {rank()} {where} {COUNTS[where]}" in read("die").splitlines():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def patch_experiment(module: Any) -> None:
+    """Note the samples of each update."""
+    objective = module.Objective
+    step = objective.step
+
+    def noted(self: Any, network: Any, batch: Any) -> Any:
+        die_if_told("before_step")
+        hold(NEXT_STEP[0])
+        with (Path(FOLDER or ".") / f"samples_{attempt()}_{rank()}.txt").open("a") as file:
+            indices = " ".join(map(str, batch.indices.tolist()))
+            file.write(f"{NEXT_STEP[0]} {indices}\n")
+        NEXT_STEP[0] += 1
+        return step(self, network, batch)
+
+    objective.step = noted
+
+
+NEXT_STEP = [0]
+
+
+def patch_loop(module: Any) -> None:
+    """Learn from which step the attempt goes on."""
+    fit = module.fit
+
+    def noted(*words: Any, first_step: int, **settings: Any) -> Any:
+        NEXT_STEP[0] = first_step
+        return fit(*words, first_step=first_step, **settings)
+
+    module.fit = noted
+
+
+def patch_files() -> None:
+    """Die around the rename of a checkpoint."""
+    replace = Path.replace
+
+    def noted(self: Path, target: Path) -> Path:
+        is_checkpoint = Path(target).name.startswith("step_")
+        if is_checkpoint:
+            die_if_told("before_rename")
+        done = replace(self, target)
+        if is_checkpoint:
+            die_if_told("after_rename")
+        return done
+
+    setattr(Path, "replace", noted)  # noqa: B010
+
+
+class Patcher(MetaPathFinder):
+    """Patches modules of the project when they are loaded."""
+
+    patches = {"jobs.experiment": patch_experiment, "deeplense.training.loop": patch_loop}  # noqa: RUF012
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        patch = self.patches.get(name)
+        if patch is None:
+            return None
+        spec = PathFinder.find_spec(name, path)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def load(module: Any) -> None:
+            execute(module)
+            patch(module)
+
+        spec.loader.exec_module = load
+        return spec
+
+
+if FOLDER and "SLURM_STEP_ID" in os.environ:
+    sys.meta_path.insert(0, Patcher())
+    patch_files()

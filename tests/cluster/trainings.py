@@ -1,0 +1,288 @@
+"""Trainings on a real Slurm that a test stops, breaks and compares."""
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from deeplense.training import checkpoint
+from jobs.attempts import read_attempts
+from tests.cluster.private_slurm import NUM_HOSTS, PrivateSlurm
+
+HOOKS = Path(__file__).parent / "hooks"
+ROOT = Path(__file__).parents[2]
+TASKS = 4
+STEPS = range(30)
+NEVER = 10**9
+SETTINGS = {
+    "model_source": "baseline",
+    "model_name": "simple_cnn",
+    "batch_size": 16,
+    "epochs": 5.6,
+    "evaluate_epochs": 2,
+    "log_interval": 1,
+    "checkpoint_minutes": 0.0001,
+    "random_rotation": 20,
+    "dropout": 0.1,
+    "device": "cpu",
+}
+
+
+def wait_for(condition: Callable[[], Any], what: Callable[[], str], *, seconds: float = 120.0) -> Any:
+    """Wait until something holds, and return it. Raises TimeoutError with what there is instead."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(what())
+        time.sleep(0.1)
+    return value
+
+
+@dataclass(frozen=True)
+class Training:
+    """One submitted training of 2 nodes x 2 ranks, in a folder of the test with hooks for its ranks."""
+
+    slurm: PrivateSlurm
+    home: Path
+    dataset: Path
+    run_folder: Path | None = None
+
+    @property
+    def run(self) -> Path:
+        """Its run folder."""
+        return self.run_folder or self.home / "run"
+
+    @property
+    def job_id(self) -> str:
+        """Slurm's name for it."""
+        return json.loads((self.run / "launch.json").read_text())["job_id"]
+
+    def deeplense(self, *words: str, check: bool = True) -> str:
+        """A `deeplense` command as a user types it; returns what it says."""
+        environment = {**os.environ, "DEEPLENSE_CLUSTERS": str(self.home / "clusters.yaml")}
+        command = [sys.executable, "-m", "launch", *words]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+        assert done.returncode == 0 or not check, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def submit(
+        self, *options: str, verb: str = "submit", profile: Mapping[str, Any] | None = None, **settings: Any
+    ) -> None:
+        """Submit it, with these options and settings, and changes of the profile."""
+        self.write_profile(profile or {})
+        values = SETTINGS | {"dataset": self.dataset, "run": self.run} | settings
+        words = [f"--{name}={value}" for name, value in values.items()]
+        self.deeplense(verb, "--on", "test", "--allow_untracked", *options, "train", *words)
+
+    def write_profile(self, profile: Mapping[str, Any]) -> None:
+        """The cluster as the command line knows it."""
+        basic = {
+            "slurm_conf": str(self.slurm.folder / "slurm.conf"),
+            "partition": "normal",
+            "nodes": 2,
+            "tasks_per_node": 2,
+            "hours": 0.5,
+            "environment": {"DEEPLENSE_TEST": str(self.home), "OMP_NUM_THREADS": "1"},
+            "setup": [f'export PYTHONPATH="$PYTHONPATH:{HOOKS}"'],
+        }
+        (self.home / "clusters.yaml").write_text(yaml.safe_dump({"test": basic | dict(profile)}))
+
+    def hold(self, step: int) -> None:
+        """Let no rank begin this step."""
+        temporary = self.home / ".hold"
+        temporary.write_text(str(step))
+        temporary.replace(self.home / "hold")
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """All attempts so far."""
+        return read_attempts(self.run)
+
+    def ends(self) -> list[str]:
+        """Why they ended, those that did."""
+        return [attempt["ended"] for attempt in self.attempts() if attempt["ended"]]
+
+    def describe(self) -> str:
+        """All that helps to see what went wrong."""
+        logs = "\n".join(
+            f"== {path.name}\n{path.read_text()[-3000:]}" for path in sorted((self.run / "logs").glob("*_log.out"))
+        )
+        queue = self.slurm.ask("squeue", "--long") or ""
+        return f"{self.attempts()}\n{queue}\n{logs}"
+
+    def wait_until_held(self, *, attempt: int, step: int) -> None:
+        """Wait until all ranks of an attempt wait before this step, the steps before being done."""
+        files = [self.home / f"samples_{attempt}_{rank}.txt" for rank in range(TASKS)]
+
+        def there() -> bool:
+            begun = len(self.attempts()) >= attempt and self.attempts()[attempt - 1]["first_step"] is not None
+            if not begun:
+                return False
+            if self.attempts()[attempt - 1]["first_step"] >= step:
+                return True
+            return all(f.exists() and f.read_text().endswith("\n") and last_step(f) >= step - 1 for f in files)
+
+        wait_for(there, self.describe)
+        time.sleep(0.3)
+
+    def wait_for_attempt(self, number: int) -> None:
+        """Wait until an attempt works."""
+        wait_for(
+            lambda: len(self.attempts()) >= number and self.attempts()[number - 1]["first_step"] is not None,
+            self.describe,
+        )
+
+    def wait_for_end(self, attempt: int) -> None:
+        """Wait until an attempt has ended and the launcher has said why."""
+        wait_for(lambda: len(self.attempts()) >= attempt and "concluded" in self.attempts()[attempt - 1], self.describe)
+
+    def wait_until_over(self, *, seconds: float = 180.0) -> None:
+        """Wait until Slurm knows nothing of it any more."""
+        wait_for(lambda: not self.state(), self.describe, seconds=seconds)
+
+    def state(self) -> str:
+        """Its state in the queue; empty when it is over."""
+        return (self.slurm.ask("squeue", "-h", "-j", self.job_id, "-o", "%T") or "").strip()
+
+    def ranks(self) -> dict[int, int]:
+        """Process ids of its ranks on all hosts, by rank."""
+        found = {}
+        for host in range(1, NUM_HOSTS + 1):
+            for pid in self.slurm.processes_of(host):
+                variables, command = environment_of(pid), command_of(pid)
+                is_rank = "python" in command.split(" ")[0] and "submitit.core._submit" in command
+                if is_rank and variables.get("DEEPLENSE_FOLDER") == str(self.run) and "SLURM_STEP_ID" in variables:
+                    found.setdefault(int(variables["SLURM_PROCID"]), pid)
+        return found
+
+    def hosts(self) -> list[int]:
+        """The hosts that it runs on, the first rank's first."""
+        fields = self.slurm.ask("scontrol", "show", "job", self.job_id) or ""
+        match = re.search(r"\bNodeList=node(\[[-\d,]+\]|\d)", fields.replace("ReqNodeList", ""))
+        names = self.slurm.ask("scontrol", "show", "hostnames", f"node{match[1]}") if match else ""
+        return [int(name.removeprefix("node")) for name in (names or "").split()]
+
+    def processes(self) -> list[str]:
+        """Command lines of processes of this run, on any host, that still live."""
+        wanted = str(self.run)
+        found = [(pid, environment_of(pid).get("DEEPLENSE_FOLDER")) for pid in all_pids()]
+        return [command_of(pid) for pid, folder in found if folder == wanted]
+
+    def weights(self) -> dict[str, Any]:
+        """All tensors of the last checkpoint."""
+        path, _ = checkpoint.newest_good(self.run / "checkpoints")
+        assert path is not None, self.describe()
+        return checkpoint.load(path)
+
+    def samples(self) -> dict[int, list[list[list[int]]]]:
+        """For each step the samples of each rank, once for each time that it was made."""
+        found: dict[int, list[list[list[int]]]] = {}
+        for attempt in range(1, len(self.attempts()) + 1):
+            ranks = [read_samples(self.home / f"samples_{attempt}_{rank}.txt") for rank in range(TASKS)]
+            # A step that only some ranks came to was not made.
+            for step in set.intersection(*(set(rank) for rank in ranks)):
+                found.setdefault(step, []).append([rank[step] for rank in ranks])
+        return found
+
+    def wandb_ids(self) -> set[str]:
+        """Ids under which attempts were logged."""
+        return {path.name.rpartition("-")[2] for path in (self.run / "wandb").glob("offline-run-*")}
+
+
+def last_step(path: Path) -> int:
+    """The last step in a file of samples."""
+    return int(path.read_text().splitlines()[-1].split()[0])
+
+
+def read_samples(path: Path) -> dict[int, list[int]]:
+    """The samples of each step of a rank."""
+    lines = [list(map(int, line.split())) for line in path.read_text().splitlines()] if path.exists() else []
+    return {line[0]: line[1:] for line in lines}
+
+
+def all_pids() -> list[int]:
+    """All processes of this machine."""
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    """The environment that a process began with; empty where it is gone."""
+    try:
+        pairs = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return {}
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+
+
+def command_of(pid: int) -> str:
+    """The command line of a process; empty where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+    except OSError:
+        return ""
+
+
+def kill(pid: int) -> None:
+    """kill -9."""
+    os.kill(pid, signal.SIGKILL)
+
+
+def take_all_nodes(slurm: PrivateSlurm) -> str:
+    """Submit an urgent job that wants all nodes for a moment; returns its id."""
+    words = (
+        "sbatch",
+        "--parsable",
+        "-p",
+        "urgent",
+        f"-N{NUM_HOSTS}",
+        "--exclusive",
+        "-t",
+        "1",
+        "-o",
+        "/dev/null",
+        "--wrap",
+        "sleep 1",
+    )
+    answer = slurm.ask(*words)
+    assert answer
+    return answer.strip()
+
+
+def assert_nothing_was_lost(training: Training, unbroken: Training) -> None:
+    """Every step had the samples that it has in an unbroken run, on each rank; the weights have the same bits; no
+    process is left."""
+    ours, theirs = training.samples(), unbroken.samples()
+    assert set(ours) == set(theirs) == set(STEPS), training.describe()
+    assert [step for step in STEPS if any(made != theirs[step][0] for made in ours[step])] == []
+    first, second = training.weights(), unbroken.weights()
+    differing = [name for name in ("model", "optimizer") if not same(first[name], second[name])]
+    assert differing == [], training.describe()
+    assert training.processes() == []
+
+
+def same(first: object, second: object) -> bool:
+    """Whether two states are equal to the bit."""
+    if isinstance(first, torch.Tensor):
+        return isinstance(second, torch.Tensor) and torch.equal(first, second)
+    if isinstance(first, dict):
+        assert isinstance(second, dict)
+        return first.keys() == second.keys() and all(same(first[name], second[name]) for name in first)
+    if isinstance(first, list):
+        return len(first) == len(second) and all(map(same, first, second))  # type: ignore[arg-type]
+    return first == second
+
+
+def steps_lost(training: Training) -> list[int]:
+    """For each attempt but the last how many of its steps were made again."""
+    attempts = training.attempts()
+    return [first["last_step"] - second["first_step"] for first, second in itertools.pairwise(attempts)]
