@@ -8,7 +8,7 @@ LENSTRONOMY := lenstronomy==1.14.2
 # A real Slurm with four hosts on this machine, to rehearse on (as root on Debian, with the packages that .ci/run names).
 REHEARSAL := /tmp/deeplense-rehearsal
 
-.PHONY: install demo test check cluster cluster-stop clean
+.PHONY: install demo test check cluster cluster-stop image clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +32,11 @@ cluster: install
 
 cluster-stop: install
 	$(BIN)/python -m tests.cluster.private_slurm stop $(REHEARSAL)
+
+# Apptainer; where no container registry can be reached: make image BASE=debootstrap
+BASE := registry
+image:
+	containers/build.sh --base $(BASE)
 
 check: install
 	$(BIN)/ruff format --check

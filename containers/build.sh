@@ -3,13 +3,14 @@
 set -euo pipefail
 usage="usage: containers/build.sh [--base registry|debootstrap] [--from IMAGE] [--mirror ADDRESS] [--output FOLDER]
 
-  --base    registry: start from IMAGE of a container registry (default); debootstrap: from Debian packages, where no registry can be reached
+  --base    registry: start from IMAGE of a container registry (default);
+            debootstrap: from Debian's packages, where no registry can be reached
   --from    the image of Debian 12 to start from (default: debian:bookworm-slim)
   --mirror  where debootstrap finds Debian (default: what apt uses on this machine)
   --output  folder of the image deeplense-VERSION-COMMIT[-dirty].sif and of its log (default: containers/images)
 
-Apptainer unpacks in APPTAINER_TMPDIR (default: /tmp), on a local disk. pip's settings are taken from PIP_INDEX_URL, PIP_EXTRA_INDEX_URL,
-PIP_TRUSTED_HOST, PIP_CERT and the variables of proxies; they do not stay in the image."
+Apptainer unpacks in APPTAINER_TMPDIR (default: /tmp), on a local disk. pip's settings are taken from
+PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST, PIP_CERT and the variables of proxies; they do not stay in the image."
 
 fail() {
     echo "build.sh: $*" >&2
@@ -39,7 +40,9 @@ case $base in
         bootstrap=debootstrap
         PATH=$PATH:/usr/sbin
         need debootstrap "install Debian's package debootstrap"
-        [ -n "$mirror" ] || mirror=$(apt-get indextargets --format '$(SITE)' 'Identifier: Packages' 'Release: bookworm' 2> /dev/null | head -n 1)
+        if [ -z "$mirror" ]; then
+            mirror=$(apt-get indextargets --format '$(SITE)' 'Identifier: Packages' 'Release: bookworm' 2> /dev/null | head -n 1)
+        fi
         [ -n "$mirror" ] || fail "apt of this machine knows no source of Debian 12 (bookworm); give one: --mirror ADDRESS"
         ;;
     *) fail "--base $base is not known; registry or debootstrap would be" ;;
@@ -49,7 +52,7 @@ files=(deeplense jobs launch containers/{deeplense.def,install.sh,check.sh} pypr
 cd "$root"
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
 commit=$(git rev-parse --short=12 HEAD) || fail "$root is no git checkout, and an image is named by its commit"
-[ -z "$(git status --porcelain -- "${files[@]}")" ] || commit=$commit-dirty
+[ -z "$(git status --porcelain -- "${files[@]}" containers/build.sh)" ] || commit=$commit-dirty
 mkdir -p "$output"
 output=$(cd "$output" && pwd)
 image=$output/deeplense-$version-$commit.sif
@@ -58,7 +61,8 @@ log=${image%.sif}.log
 export APPTAINER_TMPDIR=${APPTAINER_TMPDIR:-${TMPDIR:-/tmp}}
 needed_gb=12
 free_gb=$(df --output=avail -BG "$APPTAINER_TMPDIR" | tail -n 1 | tr -dc 0-9)
-[ "$free_gb" -ge $needed_gb ] || fail "$APPTAINER_TMPDIR has $free_gb GB, the build needs $needed_gb; set APPTAINER_TMPDIR to a local disk with more"
+[ "$free_gb" -ge $needed_gb ] ||
+    fail "$APPTAINER_TMPDIR has $free_gb GB, the build needs $needed_gb; set APPTAINER_TMPDIR to a local disk with more"
 
 # The sources as they are now, and the certificates that this machine trusts: a site's proxy may sign with its own.
 work=$(mktemp -d)
@@ -74,15 +78,18 @@ for name in PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_TRUSTED_HOST {http,https,no}_p
     [ -z "${!name:-}" ] || export "APPTAINERENV_$name=${!name}"
 done
 
-# zstd, not gzip: it packs in a minute instead of twelve, and torch is imported in half the time. squashfuse and Linux 4.14 read it.
+# zstd, not gzip: it packs in a minute instead of twelve, and torch is imported in half the time.
+# squashfuse and Linux 4.14 read it.
 packing="-comp zstd -Xcompression-level 3"
 
-# Root in a machine that is itself a container may lack CAP_SYS_RESOURCE (bit 24), which Apptainer asks for; in a user namespace it has it.
+# Root in a machine that is itself a container may lack CAP_SYS_RESOURCE (bit 24), which Apptainer asks for;
+# in a user namespace it has it.
 build=(apptainer build) test=(apptainer test)
 capabilities=0x$(sed -n 's/^CapEff:\s*//p' /proc/self/status)
 if [ "$(id -u)" = 0 ] && ((!(capabilities >> 24 & 1))); then
     build+=(--fakeroot) test+=(--userns)
-    grep -q ^root: /etc/subuid || fail "root without CAP_SYS_RESOURCE needs ids of its own: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 root"
+    grep -qs ^root: /etc/subuid ||
+        fail "root without CAP_SYS_RESOURCE needs ids of its own: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 root"
 fi
 
 step() {
@@ -91,13 +98,15 @@ step() {
     "$@" >> "$log" 2>&1 && return
     echo "build.sh: that failed; the end of $log:" >&2
     tail -n 20 "$log" >&2
-    [ $base = debootstrap ] || ! grep -q 'FATAL.*conveyor' "$log" || echo "build.sh: where no registry can be reached: --base debootstrap" >&2
+    if [ $base = registry ] && grep -q 'FATAL.*conveyor' "$log"; then
+        echo "build.sh: where no registry can be reached: --base debootstrap" >&2
+    fi
     exit 1
 }
 
 : > "$log"
 cd "$work/source"
-step "building $image from $base; this takes ten minutes or more, see $log" \
+step "building $image from $base; this takes about ten minutes, see $log" \
     "${build[@]}" --force --notest --mksquashfs-args "$packing" --bind "$work/machine:/mnt" \
     --build-arg bootstrap=$bootstrap --build-arg from="$from" --build-arg mirror="$mirror" \
     --build-arg version="$version" --build-arg commit="$commit" "$image.new" containers/deeplense.def

@@ -77,8 +77,7 @@ def open_attempt(run: Path) -> int:
 
 def begin_attempt(run: Path, *, first_step: int, num_processes: int) -> int:
     """Record that the job of an attempt begins to work, after which step; returns the number of the attempt."""
-    given = os.environ.get(NUMBER) if os.environ.get(FOLDER) == str(run.resolve()) else None
-    number = int(given) if given else open_attempt(run)
+    number = number_given(run) or open_attempt(run)
     attempts = read_attempts(run)
     for attempt in attempts[: number - 1]:
         if attempt["last_step"] is None:
@@ -92,6 +91,12 @@ def begin_attempt(run: Path, *, first_step: int, num_processes: int) -> int:
     write_attempts(run, attempts)
     remove_leftovers(run)
     return number
+
+
+def number_given(run: Path) -> int | None:
+    """The attempt that a script opened for this run; None where there is no script."""
+    folder, number = os.environ.get(FOLDER), os.environ.get(NUMBER)
+    return int(number) if folder and number and Path(folder).resolve() == run.resolve() else None
 
 
 def end_attempt(run: Path, number: int, *, reason: str, last_step: int | None = None, concluded: bool = False) -> None:

@@ -14,12 +14,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from jobs.config import require
+from launch.ends import DEFAULT_RESTARTS
 
 SHIPPED = Path(__file__).with_name("clusters.yaml")
 VARIABLE = "DEEPLENSE_CLUSTERS"
-RESTARTABLE = ("time limit", "preempted", "requeued", "node lost", "stopped", "crash", "disk full", "hang")
-"""Ends of an attempt after which a run may be started again."""
-BUDGETS = dict.fromkeys(RESTARTABLE, 1000) | {"crash": 3, "disk full": 3, "hang": 3, "node lost": 50}
 LEAST = {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_task": 1, "signal_delay_s": 1}
 POSITIVE = ("hours", "memory_gb_per_task")
 PATHS = ("scratch", "image", "slurm_conf")
@@ -207,7 +205,9 @@ def check_texts(cluster: "Cluster") -> None:
 def check_restarts(budgets: Mapping[str, int]) -> None:
     """Raise ValueError for a reason that there is not, or a budget below 0."""
     for reason, budget in budgets.items():
-        require(reason in RESTARTABLE, f"restarts: there is no reason {reason!r}. {nearest(reason, RESTARTABLE)}")
+        require(
+            reason in DEFAULT_RESTARTS, f"restarts: there is no reason {reason!r}. {nearest(reason, DEFAULT_RESTARTS)}"
+        )
         require(budget >= 0, f"restarts.{reason}: {budget} is too small; give 0 or more.")
 
 
@@ -295,7 +295,7 @@ class Cluster:
             check_local(self)
         except ValueError as error:
             raise ValueError(f"cluster {self.name!r}: {error}") from error
-        object.__setattr__(self, "restarts", BUDGETS | self.restarts)
+        object.__setattr__(self, "restarts", dict(DEFAULT_RESTARTS) | self.restarts)
 
     @property
     def tasks_on_node(self) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 from jobs.config import require
 from jobs.runs import FINISHED
 from launch import status
-from launch.clusters import RESTARTABLE, Cluster, describe, find_cluster, load_clusters
+from launch.clusters import Cluster, describe, find_cluster, load_clusters
+from launch.ends import DEFAULT_RESTARTS
 
 OPTIONS: dict[str, tuple[type, str]] = {
     "nodes": (int, "nodes"),
@@ -96,7 +97,7 @@ def submission_parser(name: str) -> argparse.ArgumentParser:
         type=budgets,
         default=None,
         metavar="KIND=N,...",
-        help="how often to start again, by why it ended: " + ", ".join(RESTARTABLE),
+        help="how often to start again, by why it ended: " + ", ".join(DEFAULT_RESTARTS),
     )
     parser.add_argument("--folder", type=Path, help="for logs, code and attempts (default: the run; else launches/...)")
     parser.add_argument("--dry_run", action="store_true", help="print the whole batch script, and write nothing")

@@ -87,7 +87,7 @@ QUALITY = ("Name", "Flags", "GraceTime", "PreemptMode", "MaxWall")
 
 
 def qualities(slurm_conf: str | None) -> dict[str, dict[str, str]]:
-    """All qualities of service by name, with what decides over times; none where there is no accounting that answers."""
+    """All qualities of service by name, with what decides over times; none where no accounting answers."""
     try:
         output = ask(slurm_conf, "sacctmgr", "--noheader", "--parsable2", "show", "qos", f"format={','.join(QUALITY)}")
     except ValueError:
@@ -103,10 +103,10 @@ def expected_start(slurm_conf: str | None, script: str) -> str:
         file.write(script)
         file.flush()
         done = run(slurm_conf, "sbatch", "--test-only", file.name)
-    said = dict.fromkeys(re.sub(r"^\w+: (error: )?", "", line) for line in (done.stderr + done.stdout).splitlines())
+    lines = [re.sub(r"^(\w+|allocation failure): (error: )?", "", line) for line in done.stderr.splitlines()]
     if done.returncode:
-        raise ValueError(f"Slurm refuses the job: {'; '.join(filter(None, said))}")
-    return next((line for line in said if " to start at " in line), "")
+        raise ValueError(f"Slurm refuses the job: {'; '.join(dict.fromkeys(lines))}")
+    return next((line for line in lines if " to start at " in line), "")
 
 
 def duration_s(text: str) -> float:

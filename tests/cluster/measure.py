@@ -1,4 +1,4 @@
-"""What stopping and restarting costs, measured on a private Slurm: `python -m tests.cluster.measure`, on a quiet machine.
+"""What stopping and restarting costs on a private Slurm: `python -m tests.cluster.measure`, on a quiet machine.
 
 From a requeue to the first new step, less what Slurm itself takes and what importing torch takes in as many processes;
 and the agreement on stopping, which is made in each step.
@@ -27,7 +27,8 @@ for _ in range(100): agree(accelerator, 0)
 begun = time.perf_counter()
 for _ in range(2000): agree(accelerator, 0)
 took = (time.perf_counter() - begun) / 2000
-if accelerator.is_main_process: print(f"agreement: {1e3 * took:.3f} ms a step, {accelerator.num_processes} ranks", flush=True)
+told = f"agreement: {1e3 * took:.3f} ms a step, {accelerator.num_processes} ranks"
+if accelerator.is_main_process: print(told, flush=True)
 accelerator.wait_for_everyone()
 os._exit(0)
 """
@@ -49,7 +50,12 @@ def measure_restart(slurm: PrivateSlurm, home: Path) -> dict[str, float]:
     begun = start_of(slurm, training.job_id)
     training.wait_until_over()
     imported = measure_imports(slurm, home)
-    return {"signal to end": saved - told, "Slurm": begun - saved, "to first step": stepped - begun, "imports": imported}
+    return {
+        "signal to end": saved - told,
+        "Slurm": begun - saved,
+        "to first step": stepped - begun,
+        "imports": imported,
+    }
 
 
 def start_of(slurm: PrivateSlurm, job_id: str) -> float:
@@ -92,12 +98,23 @@ def main() -> None:
             for name in rows[0]:
                 values = [row[name] for row in rows]
                 print(f"{name}: median {statistics.median(values):.1f} s [{min(values):.1f}, {max(values):.1f}]")
-            program = work / "agree.py"
-            program.write_text(AGREE)
-            setup = f"export PYTHONPATH={ROOT} MASTER_ADDR=node1 MASTER_PORT=23456 DEEPLENSE_NODE_ADDRESSES='10.77.71.11 10.77.71.12'"
+            (work / "agree.py").write_text(AGREE)
+            meeting = "MASTER_ADDR=node1 MASTER_PORT=23456"
+            addresses = f"DEEPLENSE_NODE_ADDRESSES='{slurm.address(1)} {slurm.address(2)}'"
+            setup = f"export PYTHONPATH={ROOT} {meeting} {addresses}"
             script = work / "agree.sh"
-            script.write_text(f"#!/bin/bash\n{setup}\nsrun {ROOT}/.venv/bin/python {program}\n")
-            slurm.ask("sbatch", "--wait", "-N2", "--ntasks-per-node=2", "-w", "node[1-2]", "-o", str(work / "agree.out"), str(script))
+            script.write_text(f"#!/bin/bash\n{setup}\nsrun {ROOT}/.venv/bin/python {work / 'agree.py'}\n")
+            slurm.ask(
+                "sbatch",
+                "--wait",
+                "-N2",
+                "--ntasks-per-node=2",
+                "-w",
+                "node[1-2]",
+                "-o",
+                str(work / "agree.out"),
+                str(script),
+            )
             print((work / "agree.out").read_text())
         finally:
             slurm.stop()

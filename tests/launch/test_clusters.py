@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from launch import clusters
-from launch.clusters import BUDGETS, RESTARTABLE, SHIPPED, Cluster, describe, find_cluster, load_clusters
+from launch.clusters import SHIPPED, Cluster, describe, find_cluster, load_clusters
+from launch.ends import DEFAULT_RESTARTS as BUDGETS
 
 KEYS = [field.name for field in fields(Cluster) if field.name not in ("name", "source")]
 
@@ -209,8 +210,7 @@ def test_keys_that_options_are_refused_for_are_keys() -> None:
 
 def test_budgets_not_given_are_the_usual_ones() -> None:
     assert cluster().restarts == BUDGETS
-    assert set(BUDGETS) == set(RESTARTABLE)
-    assert cluster(restarts={"hang": 0}).restarts == BUDGETS | {"hang": 0}
+    assert cluster(restarts={"hang": 0}).restarts == dict(BUDGETS) | {"hang": 0}
     assert [BUDGETS[end] for end in ("crash", "disk full", "hang", "node lost", "preempted")] == [3, 3, 3, 50, 1000]
 
 
@@ -243,7 +243,7 @@ def test_the_command_line_goes_over_the_profile_and_leaves_it_as_it_was() -> Non
     after = before.override(nodes=4, hours=None, gpus_per_node=2, environment={"B": "3"}, restarts={"hang": 0})
     assert (after.nodes, after.hours, after.partition, after.tasks) == (4, 1.0, "gpu", 8)
     assert after.environment == {"A": "1", "B": "3"}
-    assert after.restarts == BUDGETS | {"crash": 1, "hang": 0}
+    assert after.restarts == dict(BUDGETS) | {"crash": 1, "hang": 0}
     assert (before.nodes, before.environment) == (2, {"A": "1", "B": "2"})
     assert before.override() == before.override(nodes=None) == before
 

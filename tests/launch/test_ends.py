@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.attempts import EXIT_DISK_FULL, EXIT_HUNG, EXIT_REFUSED, EXIT_STOPPED
-from launch.clusters import BUDGETS, RESTARTABLE
 from launch.ends import (
     CANCELLED,
     CRASH,
@@ -143,11 +142,6 @@ def test_a_used_up_budget_ends_the_run_also_where_slurm_would_go_on() -> None:
     facts = Facts(scheduler=GIVEN_AWAY, cause=NODE_LOST)
     assert action(NODE_LOST, [NODE_LOST], {NODE_LOST: 2}, facts=facts) == "leave"
     assert action(NODE_LOST, [NODE_LOST], {NODE_LOST: 1}, facts=facts) == "end"
-
-
-def test_profiles_name_the_same_ends_with_the_same_budgets() -> None:
-    assert dict(DEFAULT_RESTARTS) == BUDGETS
-    assert set(RESTARTABLE) == set(DEFAULT_RESTARTS)
 
 
 ENDS = st.sampled_from([*DEFAULT_RESTARTS, *SETTLED, PREEMPTED, "crash: a", "killed"])

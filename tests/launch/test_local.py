@@ -331,9 +331,7 @@ def test_a_run_that_is_cancelled_while_it_waits_for_its_turn_never_begins(superv
     assert supervised.ends() == []
 
 
-@pytest.mark.parametrize(
-    ("variables", "seen"), [({VISIBLE: "1,3"}, "1,3"), ({VISIBLE: ""}, ""), ({}, None)]
-)
+@pytest.mark.parametrize(("variables", "seen"), [({VISIBLE: "1,3"}, "1,3"), ({VISIBLE: ""}, ""), ({}, None)])
 def test_a_submitted_run_sees_the_gpus_that_were_there_when_it_was_submitted(
     variables: dict[str, str], seen: str | None, supervised: Supervised
 ) -> None:

@@ -1,5 +1,8 @@
 """The command line as a whole: which code it ends with, and what it says then."""
 
+import errno
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,8 +13,9 @@ from types import SimpleNamespace
 import pytest
 
 from jobs import config
-from jobs.attempts import EXIT_STOPPED
+from jobs.attempts import EXIT_DISK_FULL, EXIT_REFUSED, EXIT_STOPPED
 from launch.__main__ import main
+from launch.commands import COMMANDS, budgets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +38,17 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         calls.append(("run", settings))
         if settings.code == 99:
             raise ValueError("code=99 is one too many; give less.")
+        if settings.code > 100:
+            raise OSError(settings.code - 100, os.strerror(settings.code - 100), "/scratch/run")
         return settings.code
 
-    def run_processes(command: list[str], num_processes: int, *, restarts: int) -> int:
-        calls.append(("processes", (command, num_processes, restarts)))
+    def run_processes(command: list[str], num_processes: int) -> int:
+        calls.append(("processes", (command, num_processes)))
         return 7
 
     job = SimpleNamespace(Settings=Settings, run=run, __doc__="A small job.")
+    for name in ("RANK", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(config, "JOBS", ("small",))
     monkeypatch.setattr(config, "load_job", pick(job, config.load_job))
     monkeypatch.setattr("launch.local.run_processes", run_processes)
@@ -59,8 +67,35 @@ def test_the_exit_code_is_that_of_the_job(code: int, calls: Calls) -> None:
 
 
 def test_what_the_user_can_mend_is_one_line_and_code_2(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["small", "--code", "99"]) == 2
+    assert main(["small", "--code", "99"]) == EXIT_REFUSED == 2
     assert capsys.readouterr().err == "deeplense: code=99 is one too many; give less.\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_has_a_code_of_its_own_and_one_line(
+    number: int, calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["small", "--code", str(100 + number)]) == EXIT_DISK_FULL == 87
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"deeplense: .*: '/scratch/run'; the last checkpoint stands\. Make room, and .*\n", said)
+
+
+def test_another_error_of_the_disk_is_not_hidden(calls: Calls) -> None:
+    with pytest.raises(OSError, match="Input/output error"):
+        main(["small", "--code", str(100 + errno.EIO)])
+
+
+@pytest.mark.parametrize(("rank", "code"), [(None, EXIT_REFUSED), ("3", 0)])
+def test_tasks_that_know_nothing_of_each_other_are_refused(
+    rank: str | None, code: int, calls: Calls, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+    assert main(["small"]) == code
+    assert len(calls) == (code == 0)
+    refused = "deeplense: srun started 4 tasks, and each would do the whole job; use `deeplense submit`"
+    assert capsys.readouterr().err.startswith(refused) == (code != 0)
 
 
 def test_of_several_ranks_only_the_first_says_what_is_wrong(
@@ -71,12 +106,10 @@ def test_of_several_ranks_only_the_first_says_what_is_wrong(
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(
-    "options", [["--num_processes", "3", "--restarts", "2"], ["--restarts=2", "--num_processes=3"]]
-)
+@pytest.mark.parametrize("options", [["--num_processes", "3"], ["--num_processes=3"]])
 def test_several_processes_get_the_command_as_it_was_given(options: list[str], calls: Calls) -> None:
     assert main([*options, "small", "--code=4"]) == 7
-    assert calls == [("processes", (["small", "--code=4"], 3, 2))]
+    assert calls == [("processes", (["small", "--code=4"], 3))]
 
 
 def test_settings_are_checked_before_any_process_is_started(calls: Calls) -> None:
@@ -88,7 +121,7 @@ def test_settings_are_checked_before_any_process_is_started(calls: Calls) -> Non
 
 @pytest.mark.parametrize(
     "options",
-    [["--num_processes", "0"], ["--num_processes", "-1"], ["--num_processes"], ["--restarts", "-1"], ["--nodes", "2"]],
+    [["--num_processes", "0"], ["--num_processes", "-1"], ["--num_processes"], ["--restarts", "1"], ["--nodes", "2"]],
 )
 def test_wrong_options_before_the_job_end_with_code_2(options: list[str], calls: Calls) -> None:
     with pytest.raises(SystemExit) as exit:
@@ -97,24 +130,69 @@ def test_wrong_options_before_the_job_end_with_code_2(options: list[str], calls:
     assert calls == []
 
 
-def test_restarts_are_refused_or_made_where_there_is_one_process(calls: Calls) -> None:
-    code = main(["--restarts", "1", "small", "--code", str(EXIT_STOPPED)])
-    assert code == 2 or len(calls) == 2 or calls[0][0] == "processes"
-
-
 def test_an_unknown_job_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trian", "--lr", "1"]) == 2
     assert capsys.readouterr().err == "deeplense: there is no job 'trian'. Did you mean train?\n"
 
 
-def test_help_lists_all_jobs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_all_jobs_and_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     shown = capsys.readouterr().out
-    assert all(f"\n  {name} " in shown for name in (*config.JOBS, "demo"))
+    assert all(f"\n  {name} " in shown for name in (*config.JOBS, *COMMANDS))
     with pytest.raises(SystemExit) as exit:
         main(["--help"])
     assert exit.value.code == 0
     assert capsys.readouterr().out == shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main([name, "--help"])
+    assert exit.value.code == 0
+    assert f"usage: deeplense {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["submit", "--on", "locl", "train"], "there is no cluster 'locl'. Did you mean local?"),
+        (["submit", "--on", "local"], "no job is given; end the line with one"),
+        (
+            ["submit", "--on", "local", "--restarts", "crahs=1", "train"],
+            "there is no reason 'crahs'. Did you mean crash?",
+        ),
+        (["submit", "--on", "local", "--hours", "0", "train"], "hours: 0.0 is too small"),
+        (["submit", "--on", "local", "trian"], "there is no job 'trian'. Did you mean train?"),
+        (["sweep", "--on", "local", "train", "--run", "a"], "names no setting to vary"),
+        (["status"], "no run at or below . was submitted"),
+        (["logs", "here"], "was not submitted: it has no launch.json"),
+        (["cancel", "here"], "was not submitted: it has no launch.json"),
+        (["resume", "here"], "was not submitted: it has no launch.json"),
+    ],
+)
+def test_a_command_that_cannot_be_meant_is_one_line_and_code_2(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == EXIT_REFUSED
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.startswith("deeplense: ")
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_budgets_are_read_from_the_command_line() -> None:
+    assert budgets("crash=3,hang=1") == {"crash": 3, "hang": 1}
+    assert budgets("time_limit=30, node lost=2") == {"time limit": 30, "node lost": 2}
+
+
+@pytest.mark.parametrize("text", ["3", "crash", "crash=", "crash=-1", "crash=a", "crash=1=2", "", "crash=1,"])
+def test_what_is_no_budget_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["submit", "--on", "local", "--restarts", text, "train"])
+    assert f"{text!r} is not like crash=3,hang=1" in capsys.readouterr().err
 
 
 def test_the_installed_program_and_the_module_are_the_same(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs.attempts import EXIT_STOPPED, read_attempts
+from jobs.runs import STOPPED
 
 SETTINGS = [
     "--model_source=baseline",
@@ -75,25 +76,26 @@ def wait_for_step(run: Path, step: int) -> None:
     raise TimeoutError(step)
 
 
-def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_launcher_goes_on_by_itself(
+def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_same_command_continues(
     dataset: Path, tmp_path: Path, launched: list[Launched]
 ) -> None:
     run = tmp_path / "run"
-    command = train(launched, dataset, run, "--restarts", "1")
+    command = train(launched, dataset, run)
     wait_for_step(run, 10)
     os.kill(read_attempts(run)[0]["pid"], signal.SIGTERM)
-    assert command.wait() == 0, command.log.read_text()
+    assert command.wait() == EXIT_STOPPED, command.log.read_text()
+    assert (run / STOPPED).exists()
+    assert command.members() == []
+    assert train(launched, dataset, run).wait() == 0
     first, second = read_attempts(run)
     assert (first["ended"], second["ended"]) == ("stopped by SIGTERM", "finished")
     assert first["last_step"] == second["first_step"] >= 10
-    assert command.members() == []
+    assert not (run / STOPPED).exists()
 
 
-def test_a_signal_to_the_launcher_stops_it_and_it_does_not_start_again(
-    dataset: Path, tmp_path: Path, launched: list[Launched]
-) -> None:
+def test_a_signal_to_the_launcher_stops_all_ranks(dataset: Path, tmp_path: Path, launched: list[Launched]) -> None:
     run = tmp_path / "run"
-    command = train(launched, dataset, run, "--restarts", "5")
+    command = train(launched, dataset, run)
     wait_for_step(run, 10)
     command.process.send_signal(signal.SIGINT)
     assert command.wait() == EXIT_STOPPED, command.log.read_text()
@@ -128,7 +130,7 @@ def test_a_killed_launcher_leaves_no_rank_behind(dataset: Path, tmp_path: Path, 
     while command.members() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert command.members() == []
-    assert (run / "stopped.json").exists()
+    assert (run / STOPPED).exists()
 
 
 def test_a_batch_that_does_not_divide_is_told_once(dataset: Path, tmp_path: Path, launched: list[Launched]) -> None:

@@ -192,7 +192,9 @@ def test_slurm_starts_it_again_but_the_budget_is_used_up(job: Job) -> None:
 @pytest.mark.parametrize(
     ("own", "history", "reason"), [("finished", "", "finished"), (None, "CANCELLED by 0", "cancelled")]
 )
-def test_slurm_starts_again_what_is_settled_and_it_stays_so(own: str | None, history: str, reason: str, job: Job) -> None:
+def test_slurm_starts_again_what_is_settled_and_it_stays_so(
+    own: str | None, history: str, reason: str, job: Job
+) -> None:
     number = job.begin()
     if own:
         end_attempt(job.folder, number, reason=own)

@@ -34,9 +34,7 @@ def task(rank: int, *, tasks: int = 4, nodes: int = 2, spread: str = "2(x2)") ->
     }
 
 
-@pytest.mark.parametrize(
-    ("rank", "local_rank", "address_of_the_other"), [(0, 0, 2), (1, 1, 2), (2, 0, 1), (3, 1, 1)]
-)
+@pytest.mark.parametrize(("rank", "local_rank", "address_of_the_other"), [(0, 0, 2), (1, 1, 2), (2, 0, 1), (3, 1, 1)])
 def test_each_task_of_two_nodes_becomes_its_rank(rank: int, local_rank: int, address_of_the_other: int) -> None:
     environment = task(rank) | MEETING
     become_rank(environment)

@@ -1,8 +1,8 @@
 """Loaded by Python in the ranks of a test: notes the samples of each step, waits where told, and dies where told.
 
-DEEPLENSE_TEST names a folder. In it `hold` has the step before which ranks wait, and `die` has lines
-`ATTEMPT RANK WHERE NUMBER`: kill yourself at the NUMBER-th WHERE, one of `before_step`, and `before_rename` and
-`after_rename` of a checkpoint. Each rank writes `samples_ATTEMPT_RANK.txt`, a line for each step.
+DEEPLENSE_TEST names a folder. In it `hold` has the step before which ranks wait, until they are told to stop, and
+`die` has lines `ATTEMPT RANK WHERE NUMBER`: kill yourself at the NUMBER-th WHERE, one of `before_step`, and
+`before_rename` and `after_rename` of a checkpoint. Each rank writes `samples_ATTEMPT_RANK.txt`, a line for each step.
 """
 
 import os
@@ -35,7 +35,7 @@ def read(name: str) -> str:
 
 def hold(step: int) -> None:
     """Wait as long as the test says that this step must not begin."""
-    while step >= int(read("hold") or 10**9):
+    while step >= int(read("hold") or 10**9) and not TOLD_TO_STOP:
         time.sleep(0.02)
 
 
@@ -80,6 +80,20 @@ def patch_loop(module: Any) -> None:
     module.fit = noted
 
 
+TOLD_TO_STOP: list[int] = []
+
+
+def patch_stopping(module: Any) -> None:
+    """Learn of signals."""
+    note = module.StopFlag.note
+
+    def noted(self: Any, number: int, frame: Any) -> None:
+        TOLD_TO_STOP.append(number)
+        note(self, number, frame)
+
+    module.StopFlag.note = noted
+
+
 def patch_files() -> None:
     """Die around the rename of a checkpoint."""
     replace = Path.replace
@@ -99,7 +113,11 @@ def patch_files() -> None:
 class Patcher(MetaPathFinder):
     """Patches modules of the project when they are loaded."""
 
-    patches = {"jobs.experiment": patch_experiment, "deeplense.training.loop": patch_loop}  # noqa: RUF012
+    patches = {  # noqa: RUF012
+        "jobs.experiment": patch_experiment,
+        "deeplense.training.loop": patch_loop,
+        "deeplense.training.stopping": patch_stopping,
+    }
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
         patch = self.patches.get(name)
