@@ -120,8 +120,8 @@ def check_before_submission(submission: Submission) -> Iterator[str]:
         check_job(command, cluster)
     refuse([*image_problems(cluster), *machine_problems(cluster)])
     if cluster.executor == "slurm":
-        yield from (f"note: {text}" for text in folder_notes(submission))
         yield from check_slurm(submission, look(cluster))
+        yield from (f"note: {text}" for text in folder_notes(submission))
 
 
 def check_slurm(submission: Submission, site: Site) -> Iterator[str]:
@@ -223,6 +223,8 @@ def folder_notes(submission: Submission) -> Iterator[str]:
 def look(cluster: Cluster) -> Site:
     """What a cluster says of itself. Raises ValueError where it does not answer, or lacks the partition."""
     conf = cluster.slurm_conf
+    there = conf is None or os.path.exists(conf)
+    require(there, f"slurm_conf: there is no {conf}; start that cluster (`make cluster`?), or correct the path.")
     partitions = slurm.partitions(conf)
     lists = [partition.get("Nodes", "") for partition in partitions_of(cluster, partitions)]
     names = ",".join(text for text in lists if text not in ("", "(null)"))

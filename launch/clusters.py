@@ -267,7 +267,7 @@ class Cluster:
     """a fast folder of each node; variables of the node's shell are allowed, such as `$SLURM_TMPDIR`"""
     image: str | None = None
     """an Apptainer image; without one, the Python that submits is used"""
-    apptainer: str = "apptainer exec"
+    apptainer: str = "apptainer --quiet exec"
     """the command, with options such as `--userns`"""
     binds: tuple[str, ...] = ()
     """further folders that the container sees, as `--bind` takes them"""

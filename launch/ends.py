@@ -46,6 +46,7 @@ ACCOUNTED = {
     "CANCELLED": CANCELLED,
 }
 BY_SLURM = (PREEMPTED_AT_ONCE, REQUEUED, NODE_LOST)
+NUM_TASKS_TOLD = 4
 SETTLED = (FINISHED, CANCELLED, REFUSED, OUT_OF_RESTARTS)
 
 
@@ -60,6 +61,7 @@ class Facts:
         scheduler: fields of `scontrol show job`.
         cause: how Slurm's line in the log says that it ended the job; None where there is no line.
         accounted: state of this start of the job in the accounting.
+        tasks: which tasks srun saw fail, and how.
     """
 
     restart: int = 0
@@ -69,6 +71,7 @@ class Facts:
     scheduler: Mapping[str, str] | None = None
     cause: str | None = None
     accounted: str | None = None
+    tasks: str | None = None
 
 
 def why(facts: Facts) -> str:
@@ -109,8 +112,8 @@ def by_job(facts: Facts) -> str | None:
         return f"{REFUSED}: {own.removeprefix('error: ')}" if own else REFUSED
     if facts.code is None:
         return None
-    detail = own.removeprefix("error: ") if own.startswith("error") else f"exit code {facts.code}"
-    return f"{CRASH}: {detail}"
+    details = [facts.tasks, own.removeprefix("error: ") if own.startswith("error") else None]
+    return f"{CRASH}: {'; '.join(filter(None, details)) or f'exit code {facts.code}'}"
 
 
 def by_absence(facts: Facts) -> str:
@@ -153,6 +156,13 @@ def cause_in_log(text: str, job: Mapping[str, str] | None = None) -> str | None:
     """The reason that Slurm's daemon gave in the log of an attempt; None where it did not end the job."""
     lines = re.findall(r"\*\*\* JOB \d+ ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+?))?(?:,| \*\*\*)", text)
     return LOG_CAUSES.get(lines[-1] or None, f"{CANCELLED}: {lines[-1].lower()}") if lines else None
+
+
+def failed_tasks(text: str) -> str | None:
+    """Which tasks srun saw fail in the log of an attempt, and how, such as `task 3 on node2: Killed`. Which failed first
+    cannot be told from it."""
+    lines = re.findall(r"^srun: error: (\S+): (tasks? [\d,-]+): (.+)$", text, re.MULTILINE)
+    return ", ".join(f"{task} on {node}: {how}" for node, task, how in lines[:NUM_TASKS_TOLD]) or None
 
 
 def log_of_attempt(text: str, number: int) -> str:

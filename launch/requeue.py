@@ -26,6 +26,7 @@ from launch.ends import (
     accounted_state,
     action,
     cause_in_log,
+    failed_tasks,
     is_used_up,
     kind_of,
     log_of_attempt,
@@ -71,13 +72,15 @@ def end(folder: Path, number: int, *, log: Path, scheduler: str, code: int, caus
         say(f"deeplense: attempt {len(attempts)} has begun elsewhere; this one, {number}, is over")
         return "leave"
     attempt = attempts[-1]
+    text = log_of_attempt(read_text(log), number)
     facts = Facts(
         restart=attempt["restart"],
         own=attempt["ended"],
         code=code,
         hung=hung(folder, number),
         scheduler=parse_fields(scheduler),
-        cause=cause or cause_in_log(log_of_attempt(read_text(log), number)),
+        cause=cause or cause_in_log(text),
+        tasks=failed_tasks(text),
     )
     reason = why(facts)
     what = action(reason, counted(folder, number), restarts_of(folder), facts=facts)

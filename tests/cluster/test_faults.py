@@ -19,6 +19,7 @@ from tests.cluster.trainings import (
     NEVER,
     TASKS,
     Training,
+    assert_no_process_is_left,
     assert_nothing_was_lost,
     kill,
     steps_lost,
@@ -290,4 +291,4 @@ def test_the_budget_of_crashes_ends_a_run(training: Training) -> None:
     training.submit("--restarts", "crash=1")
     training.wait_until_over()
     assert [end.split(":")[0] for end in training.ends()] == ["crash", "crash"], training.describe()
-    assert training.processes() == []
+    assert_no_process_is_left(training)

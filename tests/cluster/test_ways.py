@@ -24,7 +24,7 @@ def test_in_a_container_signals_come_twice_and_scontrol_is_missing_but_nothing_i
     require_apptainer()
     profile = {
         "image": str(small_image(tmp_path)),
-        "apptainer": " ".join(["apptainer", "exec", *privilege_flags()]),
+        "apptainer": " ".join(["apptainer", "--quiet", "exec", *privilege_flags()]),
         "binds": [str(folder) for folder in bound_folders()] + [str(training.home)],
         "python": sys.executable,
     }

@@ -138,7 +138,7 @@ exit "$CODE"
 case "$1 $2" in
 "show job") echo "JobId=4 $JOB" ;;
 "show hostnames") printf 'n1\\nn2\\nn3\\n' ;;
-"show node") echo "NodeName=$4 NodeAddr=10.0.0.${4#n} NodeHostName=$4" ;;
+"show node") echo "NodeName=$4 NodeAddr=127.0.0.${4#n} NodeHostName=$4" ;;
 *) echo "$@" >> "$STUB/scontrol.txt"; [ "$1" != requeue ] || kill -KILL "$PPID" ;;
 esac
 """,
@@ -296,7 +296,7 @@ def test_ranks_are_told_where_they_meet_and_what_the_profile_says(tmp_path: Path
         slurm.run(submitit_script(slurm.job), HERE="/here")
     told = slurm.environment()
     assert told["MASTER_ADDR"] == "n1"
-    assert told["DEEPLENSE_NODE_ADDRESSES"].split() == ["10.0.0.1", "10.0.0.2"]
+    assert told["DEEPLENSE_NODE_ADDRESSES"].split() == ["127.0.0.1", "127.0.0.2"]
     assert first < int(told["MASTER_PORT"]) < 30000
     assert (told["DEEPLENSE_ATTEMPT"], told["DEEPLENSE_FOLDER"]) == ("1", str(slurm.job.folders[0]))
     assert (told["TITLE"], told["MARK"]) == ("it's $HOME", "1")

@@ -1,0 +1,91 @@
+"""Which samples make the batch of step n: a pure function of (seed, n), in integer arithmetic that no library version
+can change.
+
+The samples of all epochs form one endless stream, each epoch a permutation of its own; step n takes the next batch of
+it. So every sample
+comes exactly once an epoch, none is dropped or repeated, and to resume is to know n.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+ORDER, AUGMENTATION, STEP = 1, 2, 3
+
+
+def mix(values: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64 (Steele et al. 2014): scrambles uint64 words, one to one."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def key(*words: int) -> np.ndarray:
+    """One uint64 from some words. Words are chained, not added: (seed 0, epoch 1) is unlike (seed 1, epoch 0)."""
+    state = np.zeros(1, dtype=np.uint64)
+    for word in words:
+        state = mix((state + GOLDEN) ^ np.uint64(word & 0xFFFFFFFFFFFFFFFF))
+    return state
+
+
+@lru_cache(maxsize=2)
+def permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of the samples in one epoch."""
+    numbers = np.arange(num_samples, dtype=np.uint64)
+    return np.argsort(mix(numbers * GOLDEN + key(seed, ORDER, epoch)), kind="stable")
+
+
+def batch_indices(step: int, *, num_samples: int, batch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The samples of one global batch, and the epoch that each belongs to, (batch_size,) each.
+
+    A batch may reach over the end of an epoch, and over several where there are fewer samples than `batch_size`.
+    """
+    position = np.arange(step * batch_size, (step + 1) * batch_size)
+    epoch, place = position // num_samples, position % num_samples
+    indices = np.empty(batch_size, dtype=np.int64)
+    for each in np.unique(epoch):
+        here = epoch == each
+        indices[here] = permutation(num_samples, seed, int(each))[place[here]]
+    return indices, epoch
+
+
+def uniforms(seed: int, epochs: np.ndarray, indices: np.ndarray, *, count: int) -> np.ndarray:
+    """Random numbers in [0, 1[ for the augmentation of samples, (n, count): a function of (seed, epoch, index)."""
+    base = mix(mix(epochs.astype(np.uint64) * GOLDEN + key(seed, AUGMENTATION)) + indices.astype(np.uint64) * GOLDEN)
+    words = mix(base[:, None] + np.arange(1, count + 1, dtype=np.uint64) * GOLDEN)
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of a rank's library generators (dropout and the like) for one step."""
+    return int(key(seed, STEP, step, rank)[0] >> np.uint64(1))
+
+
+def rank_slice(num_items: int, rank: int, world_size: int) -> slice:
+    """The part of `num_items` that belongs to a rank: contiguous, of nearly equal size, none twice, none left out."""
+    return slice(rank * num_items // world_size, (rank + 1) * num_items // world_size)
+
+
+def num_steps(epochs: float, *, num_samples: int, batch_size: int) -> int:
+    """Steps that make this many epochs; the part of a last batch is left out, but at least one step is made."""
+    return max(int(epochs * num_samples) // batch_size, 1)
+
+
+def split_off(labels: np.ndarray, fraction: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices in two parts, the second with this fraction of each class (rounded), drawn by `seed`; each sorted."""
+    second = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        drawn = members[permutation(len(members), seed, int(label) + 1)]
+        second[drawn[: round(fraction * len(members))]] = True
+    return np.flatnonzero(~second), np.flatnonzero(second)
+
+
+def fold_of(labels: np.ndarray, num_folds: int, *, seed: int) -> np.ndarray:
+    """The fold of each sample, (n,), with each class spread evenly over the folds."""
+    folds = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        folds[members[permutation(len(members), seed, int(label) + 1)]] = np.arange(len(members)) % num_folds
+    return folds

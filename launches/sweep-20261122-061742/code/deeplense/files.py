@@ -1,0 +1,114 @@
+"""The one way a file that must survive is written: beside, synced, then renamed into place."""
+
+import ctypes
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+TEMPORARY = ".writing-"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success it takes the place of `path` at once, on failure it goes.
+
+    What is written there may be a file or a folder. A reader, or a restart after a kill at any moment, sees the old
+    content or the new one, whole. (A folder in the way is moved aside just before the rename.)
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"{TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}"
+    try:
+        yield temporary
+        sync_tree(temporary)
+        if path.is_dir():
+            exchange(temporary, path)
+        else:
+            temporary.replace(path)
+        sync(path.parent)
+    finally:
+        remove(temporary)
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Let two paths change places at once (Linux); where the file system cannot, by three renames."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+        done = renameat2(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0
+    except AttributeError:
+        done = False
+    if not done:
+        aside = first.with_name(f"{first.name}-old")
+        second.rename(aside)
+        first.rename(second)
+        aside.rename(first)
+
+
+def sync_tree(path: Path) -> None:
+    """Force a file, or a folder with all that is in it, to the disk."""
+    for inner in path.rglob("*") if path.is_dir() else ():
+        sync(inner)
+    sync(path)
+
+
+def sync(path: Path) -> None:
+    """Force one file, or the entries of one folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers left half-written in a folder. Only the folder's single writer may call this."""
+    for leftover in folder.glob(f"{TEMPORARY}*"):
+        remove(leftover)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises ValueError, naming the file, where it is not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); it is damaged or of another program.") from error
+
+
+def checksum(path: Path) -> str:
+    """The xxh3-128 hash of a file's bytes, in hexadecimal."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def finite(value: Any) -> Any:
+    """The same value with null for numbers that are not finite, which JSON does not know."""
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

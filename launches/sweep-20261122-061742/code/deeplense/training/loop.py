@@ -1,0 +1,175 @@
+"""The one training loop, a generator: it makes updates and yields after each; the caller logs, evaluates, saves, stops.
+
+Accelerate lives here and nowhere else.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class Divisible(Protocol):
+    """A batch of samples, as far as the loop knows it."""
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: torch.device) -> Self: ...
+
+    def split(self, parts: int) -> list[Self]: ...
+
+
+BatchT = TypeVar("BatchT", bound=Divisible)
+
+
+@dataclass(frozen=True)
+class Update:
+    """One update made: the number of updates so far, the learning rate used, and the mean of each metric over this
+    rank's samples."""
+
+    step: int
+    lr: float
+    metrics: Mapping[str, Tensor]
+
+
+def make_accelerator(*, device: str, precision: Precision) -> Accelerator:
+    """The Accelerator of this process; ranks come from RANK, WORLD_SIZE, LOCAL_RANK.
+
+    Raises ValueError where the device is not there, or where WORLD_SIZE processes were started and do not form one
+    group.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but torch sees no GPU here; use --device cpu, or a machine with a GPU.")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device=mps, but torch sees no Apple GPU here; use --device cpu.")
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    accelerator = Accelerator(
+        cpu=device == "cpu" or not has_gpu,
+        mixed_precision={"fp32": "no"}.get(precision, precision),
+        kwargs_handlers=[FIXED_BUCKETS],
+    )
+    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != expected:
+        raise ValueError(
+            f"{expected} processes were started (WORLD_SIZE), but they form groups of {accelerator.num_processes}; "
+            "RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT must be set too."
+        )
+    return accelerator
+
+
+FIXED_BUCKETS = DistributedDataParallelKwargs(find_unused_parameters=True)
+"""Without it DDP lays out its buckets anew after the first update of an attempt; with three ranks or more the order in
+which gradients are summed would then tell a resumed attempt from an unbroken one."""
+KEPT: list[nn.Module] = []
+"""Prepared models, kept to the end of the process. To free one that exchanges gradients through gloo joins gloo's
+thread with Python's lock held, which that thread may wait for (torch 2.11): ranks then hang when all is done."""
+
+
+def prepare(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
+    """The model as it exchanges gradients with other ranks, and its optimizer. The process must end by `os._exit` where
+    there are other ranks."""
+    prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
+    KEPT.append(prepared)
+    return prepared, prepared_optimizer
+
+
+def fit(
+    step: Callable[[BatchT], Mapping[str, Tensor]],
+    batches: Iterator[BatchT],
+    *,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Optimizer,
+    learning_rate: Callable[[int], float],
+    first_step: int,
+    num_steps: int,
+    step_seed: Callable[[int], int],
+    accumulate: int = 1,
+    clip_grad: float | None = None,
+    ema: ModelEmaV3 | None = None,
+) -> Iterator[Update]:
+    """Make the updates first_step ... num_steps - 1, yielding after each.
+
+    Args:
+        step: gives the metrics of a batch, each a mean over its samples; `loss` is what is minimised.
+        batches: this rank's part of the batch of each step, from `first_step` on.
+        accelerator: as made by `make_accelerator`.
+        model: the prepared model.
+        optimizer: the prepared optimizer of its parameters.
+        learning_rate: of the update after so many updates.
+        first_step: updates made before.
+        num_steps: updates of the whole training.
+        step_seed: seed of the library generators (dropout and the like) for each update, so that they need not be
+            saved; it must differ between ranks.
+        accumulate: pieces that a batch is worked through in.
+        clip_grad: largest norm of the gradient, if any.
+        ema: running mean of the weights, updated after each step.
+    """
+    model.train()
+    for number in range(first_step, num_steps):
+        batch = next(batches).to(accelerator.device)
+        torch.manual_seed(step_seed(number))
+        lr = learning_rate(number)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        metrics = accumulate_gradients(step, batch.split(accumulate), accelerator=accelerator, model=model)
+        if clip_grad is not None:
+            accelerator.clip_grad_norm_(model.parameters(), clip_grad)
+        optimizer.step()
+        optimizer.zero_grad()
+        if ema is not None:
+            ema.update(accelerator.unwrap_model(model), step=number)
+        yield Update(number + 1, lr, metrics)
+
+
+def accumulate_gradients(
+    step: Callable[[BatchT], Mapping[str, Tensor]], pieces: list[BatchT], *, accelerator: Accelerator, model: nn.Module
+) -> dict[str, Tensor]:
+    """Gradients of the mean loss over the pieces; ranks exchange them with the last. Returns the mean metrics."""
+    total = sum(len(piece) for piece in pieces)
+    metrics: dict[str, Tensor] = {}
+    for k, piece in enumerate(pieces):
+        share = len(piece) / total
+        with accelerator.no_sync(model) if k < len(pieces) - 1 else accelerator.autocast():
+            with accelerator.autocast():
+                values = step(piece)
+            accelerator.backward(values["loss"] * share)
+        for name, value in values.items():
+            metrics[name] = metrics.get(name, torch.zeros_like(value)) + value.detach() * share
+    return metrics
+
+
+def agree(accelerator: Accelerator, requests: int) -> int:
+    """The bitwise union of what the ranks request, for two requests (1 and 2) at most; every rank must call it at the
+    same step."""
+    if accelerator.num_processes == 1:
+        return requests
+    flags = torch.tensor([requests & 1, requests >> 1 & 1], device=accelerator.device, dtype=torch.int32)
+    first, second = accelerator.reduce(flags, reduction="sum").tolist()  # type: ignore[union-attr]
+    return int(first > 0) | int(second > 0) << 1
+
+
+def mean_over_ranks(accelerator: Accelerator, values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Metrics as the mean over ranks; all ranks have batches of the same size."""
+    stacked = torch.stack([value.float() for value in values.values()])
+    means = accelerator.reduce(stacked, reduction="mean").tolist()  # type: ignore[union-attr]
+    return dict(zip(values, means, strict=True))
+
+
+def from_main(accelerator: Accelerator, value: Any) -> Any:
+    """The value that the main process has, on every rank."""
+    return broadcast_object_list([value])[0]
+
+
+def gather_lists(accelerator: Accelerator, values: list[Any]) -> list[Any]:
+    """The lists of all ranks, joined in the order of ranks."""
+    return gather_object(values) if accelerator.num_processes > 1 else values

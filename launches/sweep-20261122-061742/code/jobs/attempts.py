@@ -1,0 +1,117 @@
+"""The attempts of a run, `attempts.jsonl`: a line for each start, with its first and last step, and why it ended.
+
+A scheduler's script opens a line before the job starts and says in the end why it ended; where there is no script, the
+job does both.
+"""
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+from deeplense.files import remove_leftovers, replacing
+
+ATTEMPTS = "attempts.jsonl"
+STACKS = "stacks"
+"""Folder of a run in which the ranks of an attempt that hangs leave what they were doing."""
+NUMBER, FOLDER = "DEEPLENSE_ATTEMPT", "DEEPLENSE_FOLDER"
+"""Environment variables by which a script tells the job which attempt it opened, and in which folder."""
+EXIT_STOPPED = 85
+"""Exit code of a job that saved its state on a signal and wants to be started again."""
+EXIT_HUNG = 86
+"""Exit code of a rank that made no step for too long."""
+EXIT_DISK_FULL = 87
+"""Exit code of a job that could not write."""
+EXIT_REFUSED = 2
+"""Exit code of a command whose settings or data are wrong: to start it again is of no use."""
+
+
+def read_attempts(run: Path) -> list[dict[str, Any]]:
+    """All attempts of a run so far."""
+    path = run / ATTEMPTS
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write_attempts(run: Path, attempts: list[dict[str, Any]]) -> None:
+    """Write all attempts, atomically."""
+    with replacing(run / ATTEMPTS) as temporary:
+        temporary.write_text("".join(json.dumps(attempt) + "\n" for attempt in attempts))
+
+
+def has_begun(run: Path) -> bool:
+    """Whether any attempt got as far as the first step."""
+    return any(attempt["first_step"] is not None for attempt in read_attempts(run))
+
+
+def job_id() -> str | None:
+    """What the scheduler calls this job, `17` or, in an array, `17_3`; None outside a scheduler."""
+    array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{element}" if array else os.environ.get("SLURM_JOB_ID")
+
+
+def open_attempt(run: Path) -> int:
+    """Add the line of an attempt that begins; returns its number. One before it that has no end was killed."""
+    attempts = read_attempts(run)
+    if attempts and attempts[-1]["ended"] is None:
+        attempts[-1]["ended"] = "killed"
+    attempts.append(
+        {
+            "attempt": len(attempts) + 1,
+            "job_id": job_id(),
+            "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+            "nodes": os.environ.get("SLURM_JOB_NODELIST"),
+            "host": platform.node(),
+            "pid": None,
+            "num_processes": None,
+            "begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "first_step": None,
+            "last_step": None,
+            "ended": None,
+        }
+    )
+    write_attempts(run, attempts)
+    return len(attempts)
+
+
+def begin_attempt(run: Path, *, first_step: int, num_processes: int) -> int:
+    """Record that the job of an attempt begins to work, after which step; returns the number of the attempt."""
+    number = number_given(run) or open_attempt(run)
+    attempts = read_attempts(run)
+    for attempt in attempts[: number - 1]:
+        if attempt["last_step"] is None:
+            attempt["last_step"] = first_step
+    attempts[number - 1] |= {
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "num_processes": num_processes,
+        "first_step": first_step,
+    }
+    write_attempts(run, attempts)
+    remove_leftovers(run)
+    return number
+
+
+def number_given(run: Path) -> int | None:
+    """The attempt that a script opened for this run; None where there is no script."""
+    folder, number = os.environ.get(FOLDER), os.environ.get(NUMBER)
+    return int(number) if folder and number and Path(folder).resolve() == run.resolve() else None
+
+
+def end_attempt(run: Path, number: int, *, reason: str, last_step: int | None = None, concluded: bool = False) -> None:
+    """Record why an attempt ends, and after which step; `concluded` by a launcher, who knows more than the job."""
+    attempts = read_attempts(run)
+    attempts[number - 1]["ended"] = reason
+    if concluded:
+        attempts[number - 1]["concluded"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    if last_step is not None:
+        attempts[number - 1]["last_step"] = last_step
+    write_attempts(run, attempts)
+
+
+def refuse_if_superseded(run: Path, number: int) -> None:
+    """Raise ValueError where a later attempt has begun: this one runs on a node that the scheduler has given up."""
+    latest = len(read_attempts(run))
+    if latest > number:
+        raise ValueError(f"attempt {latest} of {run} has begun; this one, {number}, writes nothing more and leaves.")

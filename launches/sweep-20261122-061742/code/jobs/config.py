@@ -1,0 +1,117 @@
+"""Settings from the command line: flags over a recipe over defaults. Every job's settings are one flat frozen
+dataclass."""
+
+import dataclasses
+import difflib
+import importlib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+JOBS = ("simulate", "pack", "verify", "train", "evaluate", "benchmark")
+STOPPABLE = ("train",)
+"""Jobs that have a run folder, save on a signal, and continue; they may be given several processes."""
+POSITIONAL = {"verify": "folder", "benchmark": "what"}
+FREE = {"free": True}
+"""Metadata of a setting that changes no number: a run may be continued with another value."""
+
+
+Result = TypeVar("Result")
+
+
+class Job(Protocol):
+    """A module of this package: its settings, and what they make it do."""
+
+    Settings: type[Any]
+
+    def run(self, settings: Any) -> int: ...
+
+
+class SettingsParser(ArgumentParser):
+    """Says what is wrong in one line, with the nearest right name of a misspelt setting."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+        text = " ".join((message if ex is None else str(ex)).split())
+        sys.stderr.write(f"{self.prog}: {with_nearest(text, setting_names(self))}\n")
+        sys.exit(2)
+
+
+def setting_names(parser: ArgumentParser) -> list[str]:
+    """Names of all settings of a parser."""
+    return [action.dest for action in parser._actions if action.dest not in ("help", "print_config")]
+
+
+def with_nearest(message: str, names: Sequence[str]) -> str:
+    """An error of the parser, with the nearest right names to a wrong one that it mentions."""
+    unknown = re.search(r"(?:[Uu]nrecognized arguments?: '?-*|Key '|Option ')([\w.-]+)", message)
+    if not unknown:
+        return message
+    wrong = unknown[1]
+    near = difflib.get_close_matches(wrong, names, n=2, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(sorted(names))}."
+    return f"there is no setting {wrong!r}. {hint}"
+
+
+def load_job(name: str) -> Job:
+    """The module of a job. Raises ValueError, naming the nearest, for an unknown one."""
+    if name not in JOBS:
+        near = difflib.get_close_matches(name, JOBS, n=1, cutoff=0.4)
+        raise ValueError(
+            f"there is no job {name!r}. " + (f"Did you mean {near[0]}?" if near else f"There are: {', '.join(JOBS)}.")
+        )
+    return importlib.import_module(f"jobs.{name}")  # type: ignore[return-value]
+
+
+def make_parser(name: str) -> SettingsParser:
+    """The parser of a job's settings."""
+    job = load_job(name)
+    parser = SettingsParser(prog=f"deeplense {name}", description=(job.__doc__ or "").strip())
+    parser.add_argument("--config", action="config", help="a recipe: YAML of settings")
+    positional = POSITIONAL.get(name)
+    if positional:
+        (field,) = [field for field in dataclasses.fields(job.Settings) if field.name == positional]
+        parser.add_argument(positional, type=field.type, help=field.metadata["help"])
+    parser.add_class_arguments(job.Settings, skip={positional} if positional else set())
+    return parser
+
+
+def parse(name: str, arguments: Sequence[str]) -> Any:
+    """The settings that a command line gives. Exits with a line on stderr where they are wrong."""
+    parser = make_parser(name)
+    values = parser.parse_args(list(arguments)).as_dict()
+    values.pop("config", None)
+    try:
+        return load_job(name).Settings(**values)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """Settings as plain values, for YAML and JSON."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(settings).items()}
+
+
+def from_plain(kind: type[Result], values: Mapping[str, Any]) -> Result:
+    """Settings from plain values, the inverse of `plain`. Raises ValueError where this version does not know one."""
+    known = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    require(set(values) <= set(known), f"this version does not know the settings {sorted(set(values) - set(known))}.")
+    paths = {name for name, of_type in known.items() if of_type in (Path, Path | None)}
+    return kind(**{k: Path(v) if k in paths and v is not None else v for k, v in values.items()})
+
+
+def dump(settings: Any) -> str:
+    """Settings as YAML, a recipe again."""
+    return yaml.safe_dump(plain(settings), sort_keys=False)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError with this message unless the condition holds."""
+    if not condition:
+        raise ValueError(message)

@@ -1,0 +1,39 @@
+"""How far a run is, for those who ask from outside: `progress.json`, written now and then."""
+
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+PROGRESS = "progress.json"
+SECONDS_BETWEEN = 5.0
+
+
+class ProgressFile:
+    """Writes step, total and steps per second of this attempt; it need not survive, and a full disk is no error."""
+
+    def __init__(self, run: Path, *, total: int, first: int) -> None:
+        self.path, self.total, self.first = run / PROGRESS, total, first
+        self.started = time.monotonic()
+        self.written = -SECONDS_BETWEEN
+
+    def update(self, step: int, *, at_once: bool = False) -> None:
+        """Write, unless that was done just before."""
+        now = time.monotonic()
+        if now - self.written < SECONDS_BETWEEN and not at_once:
+            return
+        self.written = now
+        rate = (step - self.first) / max(now - self.started, 1e-9)
+        with contextlib.suppress(OSError):
+            temporary = self.path.with_name(f".{PROGRESS}")
+            temporary.write_text(json.dumps({"step": step, "total": self.total, "rate": rate}) + "\n")
+            temporary.replace(self.path)
+
+
+def read_progress(run: Path) -> dict[str, Any] | None:
+    """What was written last, if anything was."""
+    try:
+        return json.loads((run / PROGRESS).read_text())
+    except (OSError, json.JSONDecodeError):
+        return None

@@ -1,0 +1,133 @@
+"""The run folder: everything about a run, under one path.
+
+RUN/ config.yaml environment.json attempts.jsonl metrics.jsonl wandb/ checkpoints/ report/ stopped.json finished.json
+     and, where it was submitted, launch.json code/ logs/
+"""
+
+import difflib
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deeplense.files import TEMPORARY, replacing, write_json
+from jobs.attempts import ATTEMPTS, STACKS, has_begun
+from jobs.config import dump, plain, require
+
+CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+STOPPED, FINISHED = "stopped.json", "finished.json"
+LAUNCH, CODE, LOGS = "launch.json", "code", "logs"
+OURS = {CONFIG, ENVIRONMENT, ATTEMPTS, STACKS, LAUNCH, CODE, LOGS}
+"""What may lie in the folder of a run that has not begun."""
+PACKAGES = (
+    "deeplense",
+    "torch",
+    "timm",
+    "accelerate",
+    "numpy",
+    "h5py",
+    "scikit-learn",
+    "scipy",
+    "safetensors",
+    "wandb",
+)
+
+
+def open_run(run: Path, settings: Any) -> None:
+    """Make the run folder, or check that it is a run of the same settings.
+
+    Raises ValueError, naming the differences, where it is not; settings that change no number may differ.
+    """
+    path = run / CONFIG
+    if path.exists() and has_begun(run):
+        refuse_differences(run, stored_config(run), settings)
+        return
+    # Where no attempt came to its first step, the settings may have been the reason.
+    others = (
+        [p for p in run.iterdir() if p.name not in OURS and not p.name.startswith(TEMPORARY)] if run.is_dir() else []
+    )
+    require(not others, f"{run} is no run folder, and not empty; give another --run.")
+    write_json(run / ENVIRONMENT, environment())
+    with replacing(path) as temporary:
+        temporary.write_text(dump(settings))
+
+
+def refuse_differences(run: Path, stored: Mapping[str, Any], settings: Any) -> None:
+    """Raise ValueError where settings that decide the numbers differ from those of the run."""
+    asked = plain(settings)
+    free = {field.name for field in fields(settings) if field.metadata.get("free")} | {"run"}
+    differing = [name for name in asked if name not in free and asked[name] != stored.get(name)]
+    if differing:
+        told = ", ".join(f"{name}={asked[name]} (the run has {stored.get(name)})" for name in differing)
+        raise ValueError(
+            f"{run} is a run of other settings: {told}. Give the run's own settings to continue it, or another --run."
+        )
+
+
+def stored_config(run: Path) -> dict[str, Any]:
+    """The settings of a run, as plain values. Raises ValueError where the folder is no run."""
+    path = run / CONFIG
+    if not path.exists():
+        raise ValueError(f"{run} is no run folder: it has no {CONFIG}.")
+    return yaml.safe_load(path.read_text())
+
+
+def find_run(text: str, root: Path) -> Path:
+    """The run folder that a path or a W&B run id names; ids are looked for below `root`."""
+    if (Path(text) / CONFIG).exists():
+        return Path(text)
+    ids = (
+        {path.read_text().strip(): path.parent for path in sorted(root.rglob("wandb_id.txt"))} if root.is_dir() else {}
+    )
+    if text in ids:
+        return ids[text]
+    known = [*ids, *(str(path.parent) for path in root.rglob(CONFIG))] if root.is_dir() else []
+    near = difflib.get_close_matches(text, known, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise ValueError(f"{text} is neither a run folder nor the W&B id of a run below {root}.{hint}")
+
+
+def environment() -> dict[str, Any]:
+    """Where and with what a run was begun."""
+    return {
+        "command": sys.argv,
+        "python": sys.version.split()[0],
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "packages": {name: version_of(name) for name in PACKAGES},
+        "git_commit": git_commit(),
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def version_of(package: str) -> str | None:
+    """Version of an installed package, without importing it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def git_commit() -> str | None:
+    """Commit of the code, with a + where the tree has changes; None outside git."""
+    where = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", where, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,159 @@
+"""Train a classifier, or a regression, on one data set. The same command continues a run that was stopped or killed."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from jobs.config import FREE, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to train, on what, and how."""
+
+    run: Path
+    """folder of the run; one that exists is continued"""
+    dataset: str
+    """folder of a data set, or its name below data_root (Model_I, Model_II, Model_III)"""
+    data_root: Path = field(default=Path("datasets"), metadata=FREE)
+    """folder of data sets"""
+    target: str = "class"
+    """what is learnt: class, or the name of a number, such as log10_axion_mass (samples without it are left out)"""
+    model_source: Literal["baseline", "timm"] = "timm"
+    """baseline has simple_cnn and resnet18"""
+    model_name: str = "resnet18"
+    """any model of timm, or of the baselines"""
+    complex: Literal[0, 1] = 0
+    """1: layers of 1024, 512 and 128 units between the features and the outputs"""
+    pretrained: Literal[0, 1] = 0
+    """1: start from timm's published weights"""
+    pretrained_file: Path | None = None
+    """file with those weights, where the hub cannot be reached"""
+    tune: Literal[0, 1] = 1
+    """0: only the last layers learn"""
+    batch_size: int = 64
+    """samples of one update, over all processes"""
+    lr: float = 3e-4
+    """highest learning rate"""
+    lr_min: float = 0.0
+    """lowest learning rate of the cosines"""
+    dropout: float = 0.0
+    """before the last layer"""
+    optimizer: Literal["adamw", "sgd", "adam", "lamb"] = "adamw"
+    """timm's"""
+    weight_decay: float = 0.01
+    """not on biases and norms"""
+    momentum: float = 0.9
+    """of sgd; the first beta of the others"""
+    schedule: Literal["constant", "cosine", "restarts", "step"] = "constant"
+    """of the learning rate, after the warm-up"""
+    decay_lr: Literal[0, 1] = 0
+    """1: cosine with warm restarts, the same as --schedule restarts"""
+    period_epochs: float = 15.0
+    """length of a cosine of restarts, or of a step"""
+    gamma: float = 0.5
+    """factor of each step of the schedule step"""
+    warmup_epochs: float = 0.0
+    """in which the learning rate rises to lr"""
+    label_smoothing: float = 0.0
+    """0 to 1"""
+    epochs: float = 25.0
+    """passes over the training samples"""
+    flips: Literal[0, 1] = 1
+    """1: flips and quarter turns"""
+    random_zoom: float = 1.0
+    """zoom between 1/random_zoom and random_zoom; 1 for none"""
+    random_rotation: float = 0.0
+    """rotation within so many degrees; 0 for none"""
+    stretch: Literal["linear", "asinh"] = "linear"
+    """of the pixel values, in units of their standard deviation; asinh for images with bright cores"""
+    val_fraction: float = 0.1
+    """part of each class of the split train that chooses the best weights, where there is no split val"""
+    num_folds: int = 0
+    """cross-validation: 0 for none; else one fold of train is held out for `deeplense evaluate`"""
+    fold: int = 0
+    """which fold is held out, from 0"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """of the forward and backward pass"""
+    gradient_accumulation: int = 1
+    """pieces that the batch of a process is worked through in"""
+    clip_grad: float | None = None
+    """largest norm of the gradient"""
+    ema_decay: float | None = None
+    """if given, a running mean of the weights is evaluated and kept as the best, with this decay"""
+    seed: int = 0
+    """of weights, order, augmentation and dropout"""
+    evaluate_epochs: float = 1.0
+    """epochs between evaluations on the validation samples"""
+    checkpoint_minutes: float = field(default=5.0, metadata=FREE)
+    """between checkpoints; one is also written at the end and when told to stop"""
+    hang_minutes: float = field(default=30.0, metadata=FREE)
+    """without a step for so long the attempt ends, telling what each process was doing; 0 for never"""
+    log_interval: int = field(default=10, metadata=FREE)
+    """steps between lines in metrics.jsonl"""
+    num_workers: int = field(default=0, metadata=FREE)
+    """processes that read ahead; reading is fast, 0 is mostly best"""
+    device: Literal["auto", "cuda", "mps", "cpu"] = field(default="auto", metadata=FREE)
+    """where to compute"""
+    wandb: Literal["off", "offline", "online"] = field(default="off", metadata=FREE)
+    """Weights & Biases; offline needs no login and no network"""
+    wandb_project: str = field(default="deeplense", metadata=FREE)
+    """project at W&B"""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "batch_size",
+            "epochs",
+            "lr",
+            "period_epochs",
+            "evaluate_epochs",
+            "gradient_accumulation",
+            "log_interval",
+        ):
+            require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be above 0.")
+        for name in ("dropout", "label_smoothing", "val_fraction"):
+            require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} must be at least 0 and below 1.")
+        for name in (
+            "lr_min",
+            "weight_decay",
+            "warmup_epochs",
+            "random_rotation",
+            "num_workers",
+            "checkpoint_minutes",
+            "hang_minutes",
+            "seed",
+        ):
+            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 or more.")
+        require(self.clip_grad is None or self.clip_grad > 0, f"clip_grad={self.clip_grad} must be above 0.")
+        require(
+            self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay={self.ema_decay} must be between 0 and 1."
+        )
+        require(self.random_zoom >= 1, f"random_zoom={self.random_zoom} must be at least 1, which is no zoom.")
+        require(self.num_folds != 1 and self.num_folds >= 0, f"num_folds={self.num_folds} must be 0, or 2 and more.")
+        require(0 <= self.fold < max(self.num_folds, 1), f"fold={self.fold} must be below num_folds={self.num_folds}.")
+        require(
+            not self.decay_lr or self.schedule in ("constant", "restarts"),
+            f"decay_lr=1 means schedule=restarts; schedule={self.schedule} says otherwise. Give one of them.",
+        )
+        require(
+            not self.pretrained_file or bool(self.pretrained),
+            "pretrained_file is given, but pretrained=0; add --pretrained 1.",
+        )
+
+    @property
+    def regression(self) -> bool:
+        """Whether a number is learnt."""
+        return self.target != "class"
+
+
+def run(settings: Settings) -> int:
+    """Train until done or told to stop; returns 0, or 85 when stopped with the state saved."""
+    from deeplense.training.stopping import StopFlag
+    from jobs.training_run import begin, train_to_the_end
+    from jobs.watchdog import Watchdog
+
+    with StopFlag() as stop, Watchdog(settings.run, minutes=settings.hang_minutes) as watchdog:
+        training = begin(settings, watchdog)
+        if training is None:
+            return 0
+        return train_to_the_end(training, stop)

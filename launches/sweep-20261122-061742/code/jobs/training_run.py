@@ -1,0 +1,426 @@
+"""One attempt at a training: begin or resume, update, evaluate, save, stop."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.optim import Optimizer
+
+from deeplense.data.dataset import StepBatches, step_loader
+from deeplense.data.order import key, num_steps, step_seed
+from deeplense.evaluation.metrics import classification_metrics, regression_metrics, softmax
+from deeplense.files import write_json
+from deeplense.models.registry import Network
+from deeplense.training import checkpoint
+from deeplense.training.loop import (
+    Update,
+    agree,
+    fit,
+    from_main,
+    gather_lists,
+    make_accelerator,
+    mean_over_ranks,
+    prepare,
+)
+from deeplense.training.schedules import learning_rate
+from deeplense.training.stopping import StopFlag
+from deeplense.training.tracking import Tracker
+from jobs.attempts import EXIT_STOPPED, begin_attempt, end_attempt, refuse_if_superseded
+from jobs.config import plain, require
+from jobs.experiment import Objective, Part, learning_parts, make_network, make_objective, predict_part
+from jobs.progress import Reporter, say
+from jobs.progress_file import ProgressFile
+from jobs.ranks import announce, on_main
+from jobs.runs import FINISHED, STOPPED, open_run
+from jobs.train import Settings
+from jobs.watchdog import Watchdog
+
+STOP, SAVE = 1, 2
+EVALUATION_BATCH = 256
+
+
+@dataclass
+class Progress:
+    """How far a training is: all that is not weights."""
+
+    step: int = 0
+    best: float = -math.inf
+    best_step: int = 0
+    statistics: dict[str, list[float]] = field(default_factory=dict)
+    dataset_id: str = ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state."""
+        vars(self).update(state)
+
+
+@dataclass
+class TrainingRun:
+    """What one attempt works with."""
+
+    settings: Settings
+    accelerator: Accelerator
+    train: Part
+    val: Part
+    network: Network
+    model: nn.Module
+    optimizer: Optimizer
+    objective: Objective
+    progress: Progress
+    num_steps: int
+    tracker: Tracker | None
+    attempt: int
+    ema: ModelEmaV3 | None
+    watchdog: Watchdog
+
+    @property
+    def checkpoints(self) -> Path:
+        """Their folder."""
+        return self.settings.run / "checkpoints"
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network whose weights count: the running mean, if there is one."""
+        return self.ema.module if self.ema is not None else self.network
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """Everything that must survive."""
+        parts: dict[str, Any] = {"model": self.network, "optimizer": self.optimizer, "progress": self.progress}
+        if self.ema is not None:
+            parts["ema"] = self.ema.module
+        if self.accelerator.scaler is not None:
+            parts["scaler"] = self.accelerator.scaler
+        return {name: part.state_dict() for name, part in parts.items()}
+
+
+def begin(settings: Settings, watchdog: Watchdog) -> TrainingRun | None:
+    """Make or continue a run; None where it is finished."""
+    accelerator = make_accelerator(device=settings.device, precision=settings.precision)
+    on_main(accelerator, lambda: open_run(settings.run, settings))
+    if from_main(accelerator, (settings.run / FINISHED).exists()):
+        announce(accelerator, f"{settings.run} is finished; evaluate it, or give another --run.")
+        return None
+    train, val = learning_parts(settings)
+    check_batch(settings, train, accelerator.num_processes)
+    torch.manual_seed(int(key(settings.seed)[0] >> np.uint64(1)))
+    saved = resume_from(settings.run / "checkpoints", accelerator)
+    network = make_network(settings, train.split, load_pretrained=saved is None).to(accelerator.device)
+    optimizer = make_optimizer(settings, network)
+    ema = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
+    progress = Progress(dataset_id=train.split.manifest.dataset_id)
+    if saved is not None:
+        restore(saved, network, optimizer, progress, ema)
+        same = progress.dataset_id == train.split.manifest.dataset_id
+        require(
+            same, f"{train.split.folder} is not the data set that the run began with; give that one, or another --run."
+        )
+    else:
+        progress.statistics = train.split.statistics(train.indices)
+    model, prepared = prepare(accelerator, network, optimizer)
+    if saved is not None and accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(saved["scaler"])
+    attempt, tracker = start_record(settings, accelerator, progress.step)
+    announce_beginning(settings, accelerator, train, val, network, progress)
+    return TrainingRun(
+        settings=settings,
+        accelerator=accelerator,
+        train=train,
+        val=val,
+        network=network,
+        model=model,
+        optimizer=prepared,
+        objective=make_objective(settings, train, progress.statistics),
+        progress=progress,
+        num_steps=num_steps(settings.epochs, num_samples=len(train), batch_size=settings.batch_size),
+        tracker=tracker,
+        attempt=attempt,
+        ema=ema,
+        watchdog=watchdog,
+    )
+
+
+def announce_beginning(
+    settings: Settings, accelerator: Accelerator, train: Part, val: Part, network: Network, progress: Progress
+) -> None:
+    """What is about to happen."""
+    parameters = sum(p.numel() for p in network.parameters()) / 1e6
+    size = network.input_size
+    fitted = "" if size.way == "native" else f", images {size.way}ed to {size.size} pixels"
+    announce(
+        accelerator,
+        f"training {settings.model_name} ({parameters:.2f} M parameters{fitted}) on {len(train)} images of "
+        f"{train.split.folder}, choosing by {len(val)}; "
+        f"{accelerator.num_processes} processes on {accelerator.device.type}",
+    )
+    if progress.step:
+        announce(accelerator, f"continuing after step {progress.step}")
+
+
+def check_batch(settings: Settings, train: Part, num_processes: int) -> None:
+    """Raise ValueError where the batch does not divide among the ranks, or a rank's part among the pieces."""
+    size, parts = settings.batch_size, num_processes * settings.gradient_accumulation
+    pieces = f"{num_processes} ranks" + (
+        f" of {settings.gradient_accumulation} pieces" if settings.gradient_accumulation > 1 else ""
+    )
+    require(size % parts == 0, f"batch_size={size} does not divide among {pieces}; use a multiple of {parts}.")
+    require(size <= len(train), f"batch_size={size} is more than the {len(train)} training samples; use a smaller one.")
+
+
+def resume_from(checkpoints: Path, accelerator: Accelerator) -> dict[str, Any] | None:
+    """The newest good checkpoint, the same on all ranks, or None; damaged ones are reported."""
+
+    def find() -> Path | None:
+        path, reports = checkpoint.newest_good(checkpoints)
+        for report in reports:
+            say(report)
+        return path
+
+    path = from_main(accelerator, on_main(accelerator, find))
+    return checkpoint.load(path) if path is not None else None
+
+
+def restore(
+    saved: dict[str, Any], network: Network, optimizer: Optimizer, progress: Progress, ema: ModelEmaV3 | None
+) -> None:
+    """Take over a checkpoint."""
+    network.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    progress.load_state_dict(saved["progress"])
+    if ema is not None:
+        ema.module.load_state_dict(saved["ema"])
+
+
+def make_optimizer(settings: Settings, network: Network) -> Optimizer:
+    """timm's optimizer of the parameters that learn."""
+    return create_optimizer_v2(
+        network, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay, momentum=settings.momentum
+    )
+
+
+def start_record(settings: Settings, accelerator: Accelerator, step: int) -> tuple[int, Tracker | None]:
+    """Begin the attempt's line and its metrics, on the main process; returns the attempt's number, 0 elsewhere."""
+    if not accelerator.is_main_process:
+        return 0, None
+    number = begin_attempt(settings.run, first_step=step, num_processes=accelerator.num_processes)
+    (settings.run / STOPPED).unlink(missing_ok=True)
+    return number, Tracker(
+        settings.run, mode=settings.wandb, project=settings.wandb_project, config=plain(settings), last_step=step
+    )
+
+
+def train_to_the_end(training: TrainingRun, stop: StopFlag) -> int:
+    """Make the remaining updates and leave a record of why the attempt ended."""
+    reason, code = "error", 1
+    try:
+        reason, code = update_until_done(training, stop)
+    except BaseException as error:
+        reason = f"error: {type(error).__name__}: {error}"
+        raise
+    finally:
+        if training.tracker is not None:
+            record_end(training, training.tracker, reason=reason, code=code)
+    # Without the wait a rank may tear the group down while another still reads the last message.
+    training.accelerator.wait_for_everyone()
+    training.accelerator.end_training()
+    return code
+
+
+def record_end(training: TrainingRun, tracker: Tracker, *, reason: str, code: int) -> None:
+    """Write why the attempt ends; a full disk, which may be why, must not hide the error that is under way."""
+    try:
+        end_attempt(training.settings.run, training.attempt, reason=reason, last_step=training.progress.step)
+        if code == EXIT_STOPPED:
+            tracker.mark_preempting()
+        tracker.close(exit_code=0 if code in (0, EXIT_STOPPED) else 1)
+    except OSError as error:
+        say(f"could not write why the attempt ends ({reason}): {error}")
+
+
+def update_until_done(training: TrainingRun, stop: StopFlag) -> tuple[str, int]:
+    """Make the remaining updates; returns why they ended and the exit code."""
+    settings, accelerator, progress = training.settings, training.accelerator, training.progress
+    main = accelerator.is_main_process
+    file = ProgressFile(settings.run, total=training.num_steps, first=progress.step) if main else None
+    with Reporter(total=training.num_steps, unit="steps", done=progress.step, enabled=main) as reporter:
+        for loss in advance(training, stop):
+            if file is not None:
+                file.update(progress.step)
+            best = f", best {best_name(settings)} {progress.best:.4f}" if progress.best_step else ""
+            reporter.update(progress.step, f"loss {loss:.4f}{best}")
+    if file is not None:
+        file.update(progress.step, at_once=True)
+    if progress.step < training.num_steps:
+        return leave(training, stop)
+    ending = {"step": progress.step, "best": progress.best, "best_step": progress.best_step}
+    on_main(accelerator, lambda: write_json(settings.run / FINISHED, ending))
+    best = f"{best_name(settings)} {progress.best:.4f} at step {progress.best_step}"
+    announce(accelerator, f"finished after step {progress.step}; best {best}")
+    return "finished", 0
+
+
+def advance(training: TrainingRun, stop: StopFlag) -> Iterator[float]:
+    """Update, log, evaluate and save until done or told to stop; yields the last loss that was logged, after each
+    update."""
+    settings, accelerator, progress = training.settings, training.accelerator, training.progress
+    steps_between = max(round(settings.evaluate_epochs * len(training.train) / settings.batch_size), 1)
+    last_save, loss = time.monotonic(), math.nan
+    for update in updates(training):
+        progress.step = update.step
+        training.watchdog.beat()
+        done = update.step == training.num_steps
+        if done or update.step % settings.log_interval == 0:
+            loss = log_update(training, update.lr, update.metrics)
+        if done or update.step % steps_between == 0:
+            evaluate_and_keep_best(training)
+        due = accelerator.is_main_process and time.monotonic() - last_save > 60 * settings.checkpoint_minutes
+        agreed = agree(accelerator, STOP * bool(stop.signal_name) | SAVE * due)
+        if done or agreed:
+            save(training)
+            training.watchdog.beat()
+            last_save = time.monotonic()
+        yield loss
+        if agreed & STOP:
+            return
+
+
+def updates(training: TrainingRun) -> Iterator[Update]:
+    """The remaining updates of a training."""
+    settings, accelerator = training.settings, training.accelerator
+    batches = StepBatches(
+        training.train.split,
+        training.train.indices,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        target=settings.target if settings.regression else None,
+    )
+    steps = range(training.progress.step, training.num_steps)
+    return fit(
+        lambda batch: training.objective.step(training.model, batch),
+        step_loader(batches, steps, num_workers=settings.num_workers),
+        accelerator=accelerator,
+        model=training.model,
+        optimizer=training.optimizer,
+        learning_rate=lambda step: rate_of(training, step),
+        first_step=steps.start,
+        num_steps=steps.stop,
+        step_seed=lambda step: step_seed(settings.seed, step, accelerator.process_index),
+        accumulate=settings.gradient_accumulation,
+        clip_grad=settings.clip_grad,
+        ema=training.ema,
+    )
+
+
+def rate_of(training: TrainingRun, step: int) -> float:
+    """The learning rate of the update after `step` updates."""
+    settings = training.settings
+    steps_per_epoch = len(training.train) / settings.batch_size
+    return learning_rate(
+        step,
+        schedule="restarts" if settings.decay_lr else settings.schedule,
+        lr=settings.lr,
+        lr_min=settings.lr_min,
+        num_steps=training.num_steps,
+        warmup_steps=round(settings.warmup_epochs * steps_per_epoch),
+        period_steps=max(round(settings.period_epochs * steps_per_epoch), 1),
+        gamma=settings.gamma,
+    )
+
+
+def log_update(training: TrainingRun, lr: float, metrics: Any) -> float:
+    """Write the metrics of an update, as means over ranks; returns the loss. Raises ValueError where it is not
+    finite."""
+    step, settings = training.progress.step, training.settings
+    means = mean_over_ranks(training.accelerator, metrics)
+    if training.tracker is not None:
+        epoch = step * settings.batch_size / len(training.train)
+        training.tracker.log(
+            step, {"epoch": epoch, "lr": lr, **{f"train/{name}": value for name, value in means.items()}}
+        )
+    require(
+        math.isfinite(means["loss"]),
+        f"the loss is {means['loss']} at step {step}; use a lower --lr, a --clip_grad, or --precision fp32. "
+        "The last checkpoint is from before.",
+    )
+    return means["loss"]
+
+
+def best_name(settings: Settings) -> str:
+    """What the best weights are chosen by; larger is better."""
+    return "-MAE" if settings.regression else "AUC"
+
+
+def evaluate_and_keep_best(training: TrainingRun) -> None:
+    """Evaluate on the validation samples, and keep the weights if they are the best so far."""
+    metrics = validation_metrics(training)
+    progress = training.progress
+    if training.tracker is not None:
+        training.tracker.log(progress.step, {f"val/{name}": value for name, value in metrics.items()})
+    score = -metrics["mae"] if training.settings.regression else metrics["auc_macro"]
+    if not score > progress.best:
+        return
+    progress.best, progress.best_step = score, progress.step
+    on_main(training.accelerator, lambda: save_best(training))
+
+
+def save_best(training: TrainingRun) -> None:
+    """Write the weights that were evaluated as the best; the former best goes after."""
+    refuse_if_superseded(training.settings.run, training.attempt)
+    path = checkpoint.step_folder(training.checkpoints, training.progress.step, kind="best")
+    checkpoint.save(path, {"model": training.evaluated.state_dict(), "progress": training.progress.state_dict()})
+    checkpoint.keep_newest(training.checkpoints, count=1, kind="best")
+
+
+def validation_metrics(training: TrainingRun) -> dict[str, float]:
+    """Metrics on the validation samples, each counted once, the same on all ranks."""
+    settings = training.settings
+    found = predict_part(
+        training.evaluated,
+        training.objective,
+        training.val,
+        training.accelerator,
+        settings,
+        batch_size=EVALUATION_BATCH,
+        after_batch=training.watchdog.beat,
+    )
+    weights = np.ones((1, len(found.labels)))
+    if settings.regression:
+        center, _ = training.objective.target_scale
+        rows = regression_metrics(found.outputs[:, 0], found.target, center, weights)
+    else:
+        rows = classification_metrics(softmax(found.outputs), found.labels, weights)
+    return {name: float(row[0]) for name, row in rows.items()}
+
+
+def save(training: TrainingRun) -> None:
+    """Write a checkpoint; all ranks go on when it is safe. Older ones but the last go after."""
+
+    def write() -> None:
+        refuse_if_superseded(training.settings.run, training.attempt)
+        checkpoint.save(checkpoint.step_folder(training.checkpoints, training.progress.step), training.states())
+        checkpoint.keep_newest(training.checkpoints, count=2)
+
+    on_main(training.accelerator, write)
+
+
+def leave(training: TrainingRun, stop: StopFlag) -> tuple[str, int]:
+    """What is left to do when told to stop, after the save."""
+    step = training.progress.step
+    name = next(filter(None, gather_lists(training.accelerator, [stop.signal_name])))
+    on_main(training.accelerator, lambda: write_json(training.settings.run / STOPPED, {"step": step, "signal": name}))
+    announce(training.accelerator, f"told to stop ({name}); saved after step {step}. The same command continues.")
+    return f"stopped by {name}", EXIT_STOPPED

@@ -1,0 +1,258 @@
+"""The commands beside the jobs: each takes the words after its name and returns an exit code."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.config import require
+from jobs.runs import FINISHED
+from launch import status
+from launch.clusters import Cluster, describe, find_cluster, load_clusters
+from launch.ends import DEFAULT_RESTARTS
+
+OPTIONS: dict[str, tuple[type, str]] = {
+    "nodes": (int, "nodes"),
+    "gpus_per_node": (int, "GPUs of each node; one process for each"),
+    "tasks_per_node": (int, "processes on each node, where that is not one for each GPU"),
+    "cpus_per_task": (int, "CPU cores of each process"),
+    "memory_gb_per_task": (float, "memory of each process"),
+    "hours": (float, "time limit of one attempt"),
+    "partition": (str, "partition"),
+    "account": (str, "account"),
+    "qos": (str, "quality of service"),
+    "image": (str, "Apptainer image"),
+}
+
+
+def submit(words: Sequence[str]) -> int:
+    """Send a job to a cluster: deeplense submit --on CLUSTER [--nodes N --hours H ...] JOB --setting value ..."""
+    from launch.checks import check_before_submission
+    from launch.script import submitit_script
+    from launch.submit import prepare, send
+
+    given = submission_parser("submit").parse_args(words)
+    require(bool(given.command), "no job is given; end the line with one, such as: train --config ... --run ...")
+    submission = prepare(given.command, chosen_cluster(given), folder=given.folder)
+    if given.dry_run:
+        print(submitit_script(submission), end="")
+        return 0
+    for line in check_before_submission(submission):
+        print(line)
+    if given.export:
+        return export(submission, given)
+    job_ids = send(submission, allow_untracked=given.allow_untracked)
+    for folder, job_id in zip(submission.folders, job_ids, strict=True):
+        print(f"{folder}: submitted as job {job_id}; `deeplense logs {shown(folder)} --follow` shows it")
+    return 0
+
+
+def export(submission: Any, given: argparse.Namespace) -> int:
+    """Write a batch script that needs no submitit, and all that it refers to."""
+    from launch.script import whole_script
+    from launch.submit import set_up
+
+    set_up(submission, allow_untracked=given.allow_untracked)
+    given.export.write_text(whole_script(submission))
+    print(f"{given.export}: submit it by `sbatch {given.export}`; the run is {submission.folders[0]}")
+    return 0
+
+
+def sweep(words: Sequence[str]) -> int:
+    """Send many runs as one job array: deeplense sweep --on CLUSTER train --run 'runs/{seed}' --seed=0:5 ..."""
+    from launch.checks import check_before_submission
+    from launch.script import submitit_script
+    from launch.submit import prepare_sweep, send
+    from launch.sweeps import expand
+
+    given = submission_parser("sweep").parse_args(words)
+    require(
+        bool(given.command), "no job is given; end the line with one, such as: train --run 'runs/{seed}' --seed=0:5"
+    )
+    require(not given.export, "a sweep is an array; --export writes the script of a single run.")
+    submission = prepare_sweep(expand(given.command), chosen_cluster(given), folder=given.folder)
+    if given.dry_run:
+        print(submitit_script(submission), end="")
+        print("".join(f"# {folder}\n" for folder in submission.folders), end="")
+        return 0
+    for line in check_before_submission(submission):
+        print(line)
+    job_ids = send(submission, allow_untracked=given.allow_untracked)
+    for folder, job_id in zip(submission.folders, job_ids, strict=True):
+        print(f"{shown(folder)}: job {job_id}")
+    return 0
+
+
+def submission_parser(name: str) -> argparse.ArgumentParser:
+    """Options of a submission, which stand before the job."""
+    parser = argparse.ArgumentParser(prog=f"deeplense {name}", description=COMMANDS[name].__doc__)
+    parser.add_argument(
+        "--on", required=True, metavar="CLUSTER", help="see `deeplense clusters`; local is this machine"
+    )
+    for option, (kind, text) in OPTIONS.items():
+        parser.add_argument(f"--{option}", type=kind, help=f"{text} (default: the cluster's)")
+    parser.add_argument(
+        "--restarts",
+        type=budgets,
+        default=None,
+        metavar="KIND=N,...",
+        help="how often to start again, by why it ended: " + ", ".join(DEFAULT_RESTARTS),
+    )
+    parser.add_argument("--folder", type=Path, help="for logs, code and attempts (default: the run; else launches/...)")
+    parser.add_argument("--dry_run", action="store_true", help="print the whole batch script, and write nothing")
+    parser.add_argument(
+        "--export", type=Path, metavar="FILE", help="write a batch script that needs no submitit, and submit nothing"
+    )
+    parser.add_argument("--allow_untracked", action="store_true", help="copy files that git does not track, too")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="JOB ...", help="the job and its settings")
+    return parser
+
+
+def budgets(text: str) -> dict[str, int]:
+    """Budgets from `crash=3,hang=1`."""
+    pairs = [part.split("=") for part in text.split(",")]
+    if any(len(pair) != 2 or not pair[1].isdigit() for pair in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like crash=3,hang=1")
+    return {name.strip().replace("_", " "): int(number) for name, number in pairs}
+
+
+def chosen_cluster(given: argparse.Namespace) -> Cluster:
+    """The profile with what the command line says over it."""
+    cluster = find_cluster(given.on)
+    return cluster.override(**{option: getattr(given, option) for option in OPTIONS}, restarts=given.restarts)
+
+
+def resume(words: Sequence[str]) -> int:
+    """Submit runs that ended once more, with the code and on the cluster of before: deeplense resume RUN ..."""
+    from launch.submit import again, send
+
+    parser = argparse.ArgumentParser(prog="deeplense resume", description=resume.__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument("--update_code", action="store_true", help="with the code as it is now")
+    parser.add_argument("--hours", type=float, help="time limit of one attempt (default: as before)")
+    given = parser.parse_args(words)
+    for run in given.runs:
+        if (run / FINISHED).exists():
+            print(f"{run} is finished")
+            continue
+        submission = again(run, hours=given.hours, update_code=given.update_code)
+        (job_id,) = send(submission, keep_code=not given.update_code)
+        print(f"{run}: submitted as job {job_id}")
+    return 0
+
+
+def show_status(words: Sequence[str]) -> int:
+    """Tell what runs do, and why they ended: deeplense status [RUN ...]"""
+    parser = argparse.ArgumentParser(prog="deeplense status", description=show_status.__doc__)
+    parser.add_argument(
+        "runs", type=Path, nargs="*", metavar="RUN", help="or folders of runs (default: all below this folder)"
+    )
+    roots = parser.parse_args(words).runs or [Path()]
+    folders = status.find_launched([root.absolute() for root in roots])
+    require(
+        bool(folders), f"no run at or below {', '.join(map(str, roots))} was submitted; `deeplense submit` does that."
+    )
+    print("\n".join(status.table(folders)))
+    return 0
+
+
+def logs(words: Sequence[str]) -> int:
+    """Show the log of a run: deeplense logs RUN [--follow] [--rank K]"""
+    parser = argparse.ArgumentParser(prog="deeplense logs", description=logs.__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument(
+        "--rank", type=at_least(0), default=0, help="process (default: 0, with what the batch script says)"
+    )
+    parser.add_argument("--follow", action="store_true", help="go on as long as the run is with the scheduler")
+    given = parser.parse_args(words)
+    run = status.launched(given.run.absolute())
+    path = status.log_of(run, given.rank)
+    if given.follow:
+        for text in status.follow(run, given.rank):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        return 0
+    require(path.exists(), f"there is no log {path}; the run has not begun, or has no rank {given.rank}.")
+    sys.stdout.write(path.read_text(errors="replace"))
+    return 0
+
+
+def cancel(words: Sequence[str]) -> int:
+    """End runs that wait or run, for good: deeplense cancel RUN ..."""
+    parser = argparse.ArgumentParser(prog="deeplense cancel", description=cancel.__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    for run in parser.parse_args(words).runs:
+        status.cancel(status.launched(run.absolute()))
+        print(f"{run}: cancelled; `deeplense resume {run}` would continue it")
+    return 0
+
+
+def clusters(words: Sequence[str]) -> int:
+    """List the clusters that are known: deeplense clusters"""
+    argparse.ArgumentParser(prog="deeplense clusters", description=clusters.__doc__).parse_args(words)
+    print("\n".join(describe(load_clusters())))
+    return 0
+
+
+def doctor(words: Sequence[str]) -> int:
+    """Tell whether a cluster is usable, and what to change: deeplense doctor --on CLUSTER"""
+    from launch.checks import examine
+
+    parser = argparse.ArgumentParser(prog="deeplense doctor", description=doctor.__doc__)
+    parser.add_argument("--on", required=True, metavar="CLUSTER")
+    findings = examine(find_cluster(parser.parse_args(words).on))
+    for finding in findings:
+        print(f"{finding.level:<7} {finding.text}")
+    return 1 if any(finding.level == "wrong" for finding in findings) else 0
+
+
+def sync(words: Sequence[str]) -> int:
+    """Send what runs logged offline to Weights & Biases: deeplense sync RUN ..."""
+    parser = argparse.ArgumentParser(prog="deeplense sync", description=sync.__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    for run in parser.parse_args(words).runs:
+        count = status.sync(run)
+        print(f"{run}: {count} attempts sent" if count else f"{run}: nothing was logged offline")
+    return 0
+
+
+def demo(words: Sequence[str]) -> int:
+    """The whole chain on one machine: simulate, submit a training, be stopped, go on, evaluate"""
+    from launch.demo import demo as run_demo
+
+    parser = argparse.ArgumentParser(prog="deeplense demo", description=demo.__doc__)
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo"), help="folder for data, run and report (default: demo)"
+    )
+    return run_demo(parser.parse_args(words).output)
+
+
+def at_least(smallest: int) -> Callable[[str], int]:
+    """A reader of whole numbers from `smallest` on."""
+
+    def number(text: str) -> int:
+        if int(text) < smallest:
+            raise argparse.ArgumentTypeError(f"{text} is below {smallest}")
+        return int(text)
+
+    return number
+
+
+def shown(folder: Path) -> Path:
+    """A folder as a user would type it here."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "submit": submit,
+    "sweep": sweep,
+    "status": show_status,
+    "logs": logs,
+    "cancel": cancel,
+    "resume": resume,
+    "clusters": clusters,
+    "doctor": doctor,
+    "sync": sync,
+    "demo": demo,
+}

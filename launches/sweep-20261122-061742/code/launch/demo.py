@@ -1,0 +1,67 @@
+"""The whole chain on one machine, by the commands that a user would type: simulate, train, be stopped, go on,
+evaluate."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from jobs.attempts import read_attempts
+from jobs.runs import FINISHED
+from launch.status import is_active
+
+RECIPE = Path(__file__).parent.parent / "jobs" / "recipes" / "classify_model_iii.yaml"
+EXPECTED_AUC = 0.97
+STOP_AFTER_STEP = 90
+
+
+def demo(output: Path) -> int:
+    """Run the chain in a folder, saying each command; 0 if the mean AUC is as expected."""
+    started = time.monotonic()
+    data, run = output / "data", output / "run"
+    simulate = ["simulate", "--output", str(data), "--model", "Model_III", "--preset", "noisy", "--seed", "0"]
+    call([*simulate, "--num_per_class", "560", "--split", "train"])
+    call([*simulate, "--num_per_class", "500", "--split", "test"])
+    if not (run / FINISHED).exists():
+        train_with_a_stop(run, ["train", "--config", str(RECIPE), "--dataset", str(data), "--run", str(run)])
+    call(["evaluate", "--run", str(run)])
+    mean = json.loads((run / "report" / "report.json").read_text())["metrics"]["auc_macro"]["value"]
+    print(f"\nmean AUC {mean:.4f} on held-out images (expected: {EXPECTED_AUC} or more)")
+    print(f"{time.monotonic() - started:.0f} s in all; {len(read_attempts(run))} attempts: {run / 'attempts.jsonl'}")
+    print(f"report: {(run / 'report' / 'index.html').resolve()}")
+    return 0 if mean >= EXPECTED_AUC else 1
+
+
+def command_line(words: list[str]) -> list[str]:
+    """The process that runs `deeplense WORDS`, after saying so."""
+    print(f"\n$ deeplense {shlex.join(words)}", flush=True)
+    return [sys.executable, "-m", "launch", *words]
+
+
+def call(words: list[str]) -> None:
+    """Run one command to its end."""
+    subprocess.run(command_line(words), check=True)
+
+
+def train_with_a_stop(run: Path, words: list[str]) -> None:
+    """Submit a training to this machine, and send SIGTERM to one rank on the way, as a scheduler does that takes the
+    node back; then follow it to the end."""
+    call(["submit", "--on", "local", "--tasks_per_node", "2", "--allow_untracked", *words])
+    while is_active(run.absolute()) and last_step(run) < STOP_AFTER_STEP:
+        time.sleep(0.2)
+    if is_active(run.absolute()) and len(read_attempts(run)) == 1:
+        print(f"\nthe demo now sends SIGTERM to one of the two processes (step {last_step(run)})", flush=True)
+        os.kill(read_attempts(run)[-1]["pid"], signal.SIGTERM)
+    call(["logs", str(run), "--follow"])
+    call(["status", str(run)])
+
+
+def last_step(run: Path) -> int:
+    """The last step in the metrics of a run."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0

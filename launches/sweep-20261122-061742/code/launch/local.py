@@ -1,0 +1,178 @@
+"""Several processes of one job on this machine, as ranks of one group."""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.attempts import EXIT_STOPPED, FOLDER, NUMBER
+from jobs.runs import num_cores
+from launch.ends import CANCELLED, TIME_LIMIT, begin_line
+
+VISIBLE = "DEEPLENSE_VISIBLE_DEVICES"
+AFTER = "DEEPLENSE_AFTER"
+"""Environment variable with the process that must be gone before the next of several runs begins."""
+RESTART_BY_SUBMITIT = 144
+"""Exit code on which submitit's local controller starts a job again, six times at most."""
+SECONDS_TO_DIE = 30.0
+PR_SET_PDEATHSIG = 1
+
+
+def run_processes(command: Sequence[str], num_processes: int) -> int:
+    """Run `deeplense COMMAND` as this many ranks; returns the exit code of the whole.
+
+    A signal to this process goes on to all ranks, which save and leave.
+    """
+    group = Group()
+    group.start(command, num_processes)
+    return group.wait()
+
+
+def supervise(command: Sequence[str]) -> int:
+    """Run a submitted job on this machine, as the batch script does on Slurm: attempt after attempt, as long as the
+    reason of each end allows. Returns the exit code for submitit's controller, or of the last attempt.
+    """
+    from launch.requeue import begin, end, launched
+
+    restore_devices()
+    wait_for_turn()
+    folder, group = Path(os.environ[FOLDER]), Group()
+    job = launched(folder)
+    log = Path(job["logs"]) / f"{os.environ['SUBMITIT_LOCAL_JOB_ID']}_0_log.out"
+    while True:
+        number = begin(folder, log=log, scheduler="", history="")
+        os.environ[NUMBER] = str(number)
+        print(begin_line(number), flush=True)
+        group.start(command, job["tasks"], log=log)
+        code = group.wait()
+        near_limit = group.forwarded == signal.SIGUSR2
+        cause = None if group.forwarded is None else TIME_LIMIT if near_limit else CANCELLED
+        what = end(folder, number, log=log, scheduler="", code=code, cause=cause)
+        if what != "requeue":
+            return code
+        if near_limit:
+            return RESTART_BY_SUBMITIT
+
+
+def wait_for_turn() -> None:
+    """Wait until the run before this one has ended."""
+    before = os.environ.pop(AFTER, None)
+    while before and is_running(int(before)):
+        time.sleep(0.5)
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, ended and not yet collected ones aside."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def restore_devices() -> None:
+    """Show the GPUs that were visible when the job was submitted; submitit's local executor hides them."""
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    visible = os.environ.pop(VISIBLE, None)
+    if visible is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+
+
+class Group:
+    """The ranks of one attempt. From its making on, signals to this process go to the ranks, also those not yet
+    started."""
+
+    def __init__(self) -> None:
+        self.forwarded: int | None = None
+        self.ranks: list[subprocess.Popen[bytes]] = []
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, self.forward)
+
+    def start(self, command: Sequence[str], num_processes: int, *, log: Path | None = None) -> None:
+        """Start the ranks of an attempt; where there is a log, each but the first writes to one of its own."""
+        self.ranks, port = [], free_port()
+        for rank in range(num_processes):
+            apart = log.with_name(log.name.replace("_0_log", f"_{rank}_log")).open("a") if log and rank else None
+            process = subprocess.Popen(
+                [sys.executable, "-m", "launch", *command],
+                env=os.environ | rank_environment(rank, num_processes, port),
+                preexec_fn=die_with_parent,
+                stdout=apart,
+                stderr=apart,
+            )
+            if apart:
+                apart.close()
+            self.ranks.append(process)
+            if self.forwarded is not None:
+                process.send_signal(self.forwarded)
+
+    def forward(self, number: int, frame: object) -> None:
+        """Pass a signal on to the ranks."""
+        self.forwarded = number
+        for rank in self.ranks:
+            if rank.poll() is None:
+                rank.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait for all ranks; where one fails, end the others, which would wait for it for ever."""
+        while None in (codes := [rank.poll() for rank in self.ranks]):
+            if failures(codes):
+                self.end()
+                break
+            time.sleep(0.05)
+        if failed := failures(codes):
+            return failed[0] if failed[0] > 0 else 128 - failed[0]
+        return max(code or 0 for code in codes)
+
+    def end(self) -> None:
+        """Terminate the ranks that still run, and kill those that do not heed it."""
+        deadline = time.monotonic() + SECONDS_TO_DIE
+        for rank in self.ranks:
+            rank.terminate()
+        while None in [rank.poll() for rank in self.ranks] and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for rank in self.ranks:
+            rank.kill()
+            rank.wait()
+
+
+def failures(codes: Sequence[int | None]) -> list[int]:
+    """Exit codes that mean a failure, of those that are known."""
+    return [code for code in codes if code not in (None, 0, EXIT_STOPPED)]
+
+
+def rank_environment(rank: int, num_processes: int, port: int) -> dict[str, str]:
+    """The variables by which Accelerate and torch find the group; the cores are shared out among the ranks."""
+    threads = max(num_cores() // num_processes, 1)
+    shared = {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        # DDP warns that its buckets keep their layout, which is what we want (`loop.FIXED_BUCKETS`).
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
+    }
+    if num_processes == 1:
+        return shared
+    return shared | {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(num_processes),
+        "LOCAL_WORLD_SIZE": str(num_processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def die_with_parent() -> None:
+    """In a new process: be told to stop when the parent is gone, however it went (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,178 @@
+"""What submitted runs do, at which step, and why the last attempt ended; one question to the scheduler for all."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deeplense.files import read_json
+from jobs.attempts import read_attempts
+from jobs.progress_file import read_progress
+from jobs.runs import FINISHED, LAUNCH
+from launch import slurm
+
+WANDB_ID = "wandb_id.txt"
+HEAD = ("RUN", "STATE", "ATTEMPT", "STEP", "RATE", "TIME LEFT", "LAST END")
+WAITING = ("PENDING", "REQUEUED", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUE_HOLD", "SPECIAL_EXIT")
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A run that was submitted."""
+
+    folder: Path
+    job_id: str | None
+    slurm_conf: str | None
+    local: bool
+    logs: Path
+
+
+def launched(folder: Path) -> Launched:
+    """How a run was submitted. Raises ValueError where it was not."""
+    path = folder / LAUNCH
+    if not path.exists():
+        raise ValueError(f"{folder} was not submitted: it has no {LAUNCH}. `deeplense submit` does that.")
+    told = read_json(path)
+    local = told["cluster"]["executor"] == "local"
+    return Launched(folder, told["job_id"], told["cluster"]["slurm_conf"], local, Path(told["logs"]))
+
+
+def find_launched(roots: Sequence[Path]) -> list[Path]:
+    """Folders of all submitted runs at or below these."""
+    found = [path.parent for root in roots for path in sorted(root.rglob(LAUNCH))]
+    return list(dict.fromkeys(found))
+
+
+def states(runs: Sequence[Launched]) -> dict[Path, tuple[str, str]]:
+    """State and, where it waits, the reason of each run that is still with the scheduler."""
+    found: dict[Path, tuple[str, str]] = {}
+    for slurm_conf in {run.slurm_conf for run in runs if not run.local}:
+        jobs = slurm.queued(slurm_conf)
+        ours = [run for run in runs if not run.local and run.slurm_conf == slurm_conf]
+        found |= {run.folder: jobs[run.job_id] for run in ours if run.job_id in jobs}
+    for run in runs:
+        if run.local and run.job_id and is_controller(int(run.job_id)):
+            found[run.folder] = ("RUNNING", "")
+    return found
+
+
+def is_active(folder: Path) -> bool:
+    """Whether a run waits or runs."""
+    return (folder / LAUNCH).exists() and folder in states([launched(folder)])
+
+
+def is_controller(pid: int) -> bool:
+    """Whether a process is one that submitit's local executor started, and still runs."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z" and b"submitit.local._local" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def table(folders: Sequence[Path]) -> list[str]:
+    """A line for each run, under a line of headings."""
+    runs = [launched(folder) for folder in folders]
+    found = states(runs)
+    gone = [run for run in runs if not run.local and run.folder not in found and not is_concluded(run.folder)]
+    last: dict[str, str] = {}
+    for slurm_conf in {run.slurm_conf for run in gone}:
+        last |= slurm.accounted(slurm_conf, [run.job_id for run in gone if run.job_id and run.slurm_conf == slurm_conf])
+    rows = [HEAD, *(row(run, found.get(run.folder), last.get(run.job_id or "", "")) for run in runs)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in rows]
+
+
+def is_concluded(folder: Path) -> bool:
+    """Whether the launcher has said why the last attempt ended."""
+    attempts = read_attempts(folder)
+    return bool(attempts) and "concluded" in attempts[-1]
+
+
+def row(run: Launched, state: tuple[str, str] | None, accounted: str) -> tuple[str, ...]:
+    """What the table says of one run."""
+    attempts = read_attempts(run.folder)
+    progress = read_progress(run.folder)
+    running = state is not None and state[0] == "RUNNING"
+    step = f"{progress['step']}/{progress['total']}" if progress else "-"
+    rate = f"{progress['rate']:.1f}/s" if progress and running else "-"
+    left = (
+        duration((progress["total"] - progress["step"]) / progress["rate"])
+        if running and progress and progress["rate"]
+        else "-"
+    )
+    ends = [attempt["ended"] for attempt in attempts if attempt["ended"]]
+    name = str(run.folder.relative_to(Path.cwd()) if run.folder.is_relative_to(Path.cwd()) else run.folder)
+    return (
+        name,
+        state_of(run, attempts, state, accounted),
+        str(len(attempts)),
+        step,
+        rate,
+        left,
+        ends[-1] if ends else "-",
+    )
+
+
+def state_of(run: Launched, attempts: Sequence[dict[str, Any]], state: tuple[str, str] | None, accounted: str) -> str:
+    """One word for what a run does, with the scheduler's reason where it waits."""
+    if state is not None:
+        return state[0].lower() + (f" ({state[1]})" if state[0] == "PENDING" and state[1] not in ("None", "") else "")
+    if (run.folder / FINISHED).exists() or (attempts and attempts[-1]["ended"] == "finished"):
+        return "finished"
+    return accounted.split(" ")[0].lower() or "not running"
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def log_of(run: Launched, rank: int) -> Path:
+    """The log of a rank; the first rank's has what the batch script says, too."""
+    return run.logs / f"{run.job_id}_{rank}_log.out"
+
+
+def follow(run: Launched, rank: int) -> Iterator[str]:
+    """What a log says, until the run is no longer with the scheduler."""
+    path, place, ending = log_of(run, rank), 0, False
+    while True:
+        if path.exists():
+            with path.open(errors="replace") as file:
+                file.seek(place)
+                yield file.read()
+                place = file.tell()
+        if ending:
+            return
+        ending = run.folder not in states([run])
+        time.sleep(0 if ending else SECONDS_BETWEEN_LOOKS)
+
+
+SECONDS_BETWEEN_LOOKS = 1.0
+
+
+def cancel(run: Launched) -> None:
+    """End a run; its state is saved where the scheduler leaves it the time. Raises ValueError where it does not run."""
+    if run.folder not in states([run]):
+        raise ValueError(f"{run.folder} neither waits nor runs; there is nothing to cancel.")
+    assert run.job_id
+    if run.local:
+        os.kill(int(run.job_id), signal.SIGTERM)
+    else:
+        slurm.ask(run.slurm_conf, "scancel", run.job_id)
+
+
+def sync(folder: Path) -> int:
+    """Send what a run logged offline to Weights & Biases, all attempts into one run; returns how many there were."""
+    parts = sorted((folder / "wandb").glob("offline-run-*"))
+    if parts:
+        # Each line carries its step: what an attempt made again after a kill is the same line once more.
+        number = ["--id", (folder / WANDB_ID).read_text().strip()]
+        subprocess.run([sys.executable, "-m", "wandb", "sync", "--yes", *number, *map(str, parts)], check=True)
+    return len(parts)

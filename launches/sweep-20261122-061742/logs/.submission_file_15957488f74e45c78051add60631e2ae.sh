@@ -1,0 +1,1 @@
+/work/main/launches/sweep-20261122-061742/logs/23_submission.sh

@@ -1,0 +1,207 @@
+"""What is told of submitted runs, with a squeue and a sacct that say what a test wants."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deeplense.files import write_json
+from jobs.attempts import begin_attempt, end_attempt
+from jobs.progress_file import ProgressFile
+from jobs.runs import FINISHED, LAUNCH
+from launch import status
+from launch.status import duration, find_launched, follow, is_active, launched, log_of, state_of, table
+
+Submit = Callable[..., Path]
+
+
+@pytest.fixture
+def submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submit:
+    """Makes folders as `deeplense submit` leaves them; the scheduler knows of nothing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    scheduler_says(tmp_path)
+
+    def make(name: str, *, job_id: str | None, executor: str = "slurm") -> Path:
+        folder = tmp_path / name
+        (folder / "logs").mkdir(parents=True)
+        told: dict[str, Any] = {"job_id": job_id, "logs": str(folder / "logs")}
+        write_json(folder / LAUNCH, told | {"cluster": {"executor": executor, "slurm_conf": None}})
+        return folder
+
+    return make
+
+
+def scheduler_says(folder: Path, *, squeue: str = "", sacct: str = "") -> None:
+    """Put commands on the PATH that print this, and note that they were asked."""
+    (folder / "bin").mkdir(exist_ok=True)
+    for name, text in {"squeue": squeue, "sacct": sacct}.items():
+        path = folder / "bin" / name
+        path.write_text(f'#!/bin/bash\necho "{name} $@" >> {folder / "asked.txt"}\nprintf "{text}"\n')
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def attempt(folder: Path, *, step: int | None = None, end: str | None = None, concluded: bool = False) -> None:
+    """An attempt that came to a step of 200, and ended."""
+    number = begin_attempt(folder, first_step=0, num_processes=1)
+    if step is not None:
+        ProgressFile(folder, total=200, first=0).update(step)
+    if end:
+        end_attempt(folder, number, reason=end, concluded=concluded)
+
+
+def cells(*folders: Path) -> list[list[str]]:
+    """The table without its head."""
+    head, *lines = table(folders)
+    assert head.split("  ")[0] == "RUN"
+    return [[cell.strip() for cell in line.split("  ") if cell] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00:00"), (59.4, "0:00:59"), (59.6, "0:01:00"), (3599, "0:59:59"), (3600, "1:00:00"), (360061, "100:01:01")],
+)
+def test_a_time_is_told_in_hours_minutes_and_seconds(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_run_that_never_began_has_no_numbers(submit: Submit) -> None:
+    assert cells(submit("first", job_id=None), submit("second", job_id=None, executor="local")) == [
+        ["first", "not running", "0", *["-"] * 4],
+        ["second", "not running", "0", *["-"] * 4],
+    ]
+
+
+def test_runs_are_told_with_what_the_scheduler_and_they_themselves_say(submit: Submit, tmp_path: Path) -> None:
+    waits, runs, element, ended, lost, done = (
+        submit(name, job_id=job) for name, job in zip("abcdef", ["7", "8", "9_1", "10", "11", "12"], strict=True)
+    )
+    scheduler_says(
+        tmp_path,
+        squeue="7|PENDING|Resources\\n8|RUNNING|None\\n9_0|RUNNING|None\\n9_1|PENDING|None\\n",
+        sacct="10|FAILED\\n11|CANCELLED by 0\\n12|COMPLETED\\n",
+    )
+    attempt(waits, step=40, end="preempted, with grace", concluded=True)
+    attempt(runs, step=40, end="time limit", concluded=True)
+    attempt(runs, step=50)
+    attempt(ended, step=9, end="crash: exit code 137", concluded=True)
+    attempt(lost)
+    attempt(done, step=200, end="finished", concluded=True)
+    rows = cells(waits, runs, element, ended, lost, done)
+    assert rows[0] == ["a", "pending (Resources)", "1", "40/200", "-", "-", "preempted, with grace"]
+    assert rows[1][:4] + rows[1][6:] == ["b", "running", "2", "50/200", "time limit"]
+    assert rows[1][4].endswith("/s")
+    assert rows[1][5].startswith("0:00:")
+    assert rows[2] == ["c", "pending", "0", *["-"] * 4]
+    assert rows[3] == ["d", "not running", "1", "9/200", "-", "-", "crash: exit code 137"]
+    assert rows[4] == ["e", "cancelled", "1", *["-"] * 4]
+    assert rows[5] == ["f", "finished", "1", "200/200", "-", "-", "finished"]
+
+
+def test_the_scheduler_is_asked_once_and_the_accounting_only_for_what_is_not_concluded(
+    submit: Submit, tmp_path: Path
+) -> None:
+    folders = [submit(f"run{number}", job_id=str(number)) for number in range(5)]
+    for folder in folders[1:]:
+        attempt(folder, end="crash: exit code 1", concluded=folder != folders[1])
+    table(folders)
+    squeue, sacct = (tmp_path / "asked.txt").read_text().splitlines()
+    assert squeue.startswith("squeue --noheader --array --user=")
+    assert sacct.endswith("--jobs=0,1")
+
+
+@pytest.mark.parametrize(
+    ("finished", "end", "state", "accounted", "word"),
+    [
+        (False, None, ("PENDING", "Priority"), "", "pending (Priority)"),
+        (False, None, ("PENDING", ""), "", "pending"),
+        (True, "finished", ("COMPLETING", "None"), "", "completing"),
+        (True, None, None, "COMPLETED", "finished"),
+        (False, "finished", None, "", "finished"),
+        (False, "hang", None, "CANCELLED by 1000", "cancelled"),
+        (False, None, None, "", "not running"),
+    ],
+)
+def test_one_word_says_what_a_run_does(
+    finished: bool, end: str | None, state: tuple[str, str] | None, accounted: str, word: str, submit: Submit
+) -> None:
+    run = launched(submit("run", job_id="3"))
+    if finished:
+        (run.folder / FINISHED).write_text("{}")
+    assert state_of(run, [{"ended": end}] if end else [], state, accounted) == word
+
+
+def test_runs_are_found_below_folders_each_once(submit: Submit, tmp_path: Path) -> None:
+    first, second = submit("group/b", job_id="2"), submit("group/a", job_id="1")
+    (tmp_path / "group" / "c").mkdir()
+    assert find_launched([tmp_path, tmp_path / "group", first]) == [second, first]
+    assert find_launched([tmp_path / "group" / "c"]) == []
+
+
+def test_each_rank_has_its_log(submit: Submit) -> None:
+    folder = submit("run", job_id="9_1")
+    assert [log_of(launched(folder), rank) for rank in (0, 3)] == [
+        folder / "logs" / "9_1_0_log.out",
+        folder / "logs" / "9_1_3_log.out",
+    ]
+
+
+def test_a_run_of_an_exported_script_is_found_by_what_its_attempts_say(
+    submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = submit("run", job_id=None)
+    monkeypatch.setenv("SLURM_JOB_ID", "31")
+    attempt(folder)
+    scheduler_says(tmp_path, squeue="31|RUNNING|None\\n")
+    assert log_of(launched(folder), 0).name == "31_0_log.out"
+    assert is_active(folder)
+
+
+def test_a_folder_that_was_not_submitted_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"was not submitted: it has no launch\.json"):
+        launched(tmp_path)
+    assert not is_active(tmp_path)
+
+
+def test_only_a_process_of_submitit_counts_as_a_run_on_this_machine(submit: Submit) -> None:
+    assert not is_active(submit("mine", job_id=str(os.getpid()), executor="local"))
+    words = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)", "submitit.local._local"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as controller:
+        assert controller.stdout
+        controller.stdout.readline()
+        run = submit("run", job_id=str(controller.pid), executor="local")
+        assert is_active(run)
+        status.cancel(launched(run))
+        os.waitid(os.P_PID, controller.pid, os.WEXITED | os.WNOWAIT)
+        assert not is_active(run)
+    assert controller.returncode == -signal.SIGTERM
+    with pytest.raises(ValueError, match="neither waits nor runs; there is nothing to cancel"):
+        status.cancel(launched(run))
+
+
+def test_a_log_is_followed_to_its_last_line(
+    submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "SECONDS_BETWEEN_LOOKS", 0.05)
+    scheduler_says(tmp_path, squeue="5|RUNNING|None\\n")
+    run = launched(submit("run", job_id="5"))
+
+    def write() -> None:
+        for number in range(5):
+            with log_of(run, 0).open("a") as file:
+                file.write(f"line {number}\n")
+            time.sleep(0.1)
+        scheduler_says(tmp_path)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert "".join(follow(run, 0)) == "".join(f"line {number}\n" for number in range(5))
+    writer.join()
