@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,8 +146,8 @@ def refuse(problems: Iterable[str]) -> None:
 
 
 def one_line(text: object) -> str:
-    """Several lines as one."""
-    return " ".join(str(text).split())
+    """Several lines as one, without colours."""
+    return " ".join(re.sub(r"\x1b\[[\d;]*m", "", str(text)).split())
 
 
 def plural(count: int, thing: str) -> str:
@@ -624,24 +624,25 @@ def image_problems(cluster: Cluster) -> Iterator[str]:
 
 
 def image_findings(cluster: Cluster) -> Iterator[Finding]:
-    """Whether the image can be read, and runs here."""
+    """Whether the image can be read, and its Python runs here."""
     problems = [*image_problems(cluster)]
     yield from map(wrong, problems)
     if cluster.image and not problems:
-        yield try_image(cluster.image, shlex.split(cluster.apptainer))
+        yield try_image(cluster)
 
 
-def try_image(image: str, words: Sequence[str]) -> Finding:
-    """Whether a command runs in an image on this machine."""
+def try_image(cluster: Cluster) -> Finding:
+    """Whether Python runs in the image on this machine, which may lack the fast folder of the nodes."""
+    words = shlex.split(python_command(example(replace(cluster, node_local=None), Path.cwd())))
+    told = f"image: {cluster.image} by `{cluster.apptainer}`"
     if not shutil.which(words[0]):
-        return note(f"image: {image} is there, but no {words[0]} is here; --run_job tries it on the nodes")
-    told = f"{shlex.join(words)} {image} true"
+        return note(f"{told}: no {words[0]} is here; --run_job tries it on the nodes")
     try:
-        done = subprocess.run([*words, image, "true"], capture_output=True, text=True, timeout=slurm.TIMEOUT_S)
+        done = subprocess.run([*words, "-c", ""], capture_output=True, text=True, timeout=slurm.TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        return wrong(f"image: `{told}` does not end in {slurm.TIMEOUT_S} s; try it by hand.")
-    bad = wrong(f"image: `{told}` fails; correct `image` or `apptainer`. It says: {one_line(done.stderr)}")
-    return bad if done.returncode else right(f"image: `{told}` works here")
+        return wrong(f"{told}: {words[-1]} does not start in {slurm.TIMEOUT_S} s; try it by hand.")
+    bad = f"{words[-1]} does not run there; correct `image` or `apptainer`. It says: {one_line(done.stderr)}"
+    return wrong(f"{told}: {bad}") if done.returncode else right(f"{told}: {words[-1]} runs there")
 
 
 def folder_findings(cluster: Cluster) -> Iterator[Finding]:

@@ -159,8 +159,7 @@ def cause_in_log(text: str, job: Mapping[str, str] | None = None) -> str | None:
 
 
 def failed_tasks(text: str) -> str | None:
-    """Which tasks srun saw fail in the log of an attempt, and how, such as `task 3 on node2: Killed`. Which failed first
-    cannot be told from it."""
+    """Which tasks srun saw fail in the log of an attempt, and how, such as `task 3 on node2: Killed`; in no order."""
     lines = re.findall(r"^srun: error: (\S+): (tasks? [\d,-]+): (.+)$", text, re.MULTILINE)
     return ", ".join(f"{task} on {node}: {how}" for node, task, how in lines[:NUM_TASKS_TOLD]) or None
 

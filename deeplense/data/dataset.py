@@ -1,6 +1,9 @@
 """Reading: samples of one split by number, in batches, straight from the mapped shards."""
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,7 @@ from deeplense.data.shards import Manifest, column, image_offset, moments_of, st
 from deeplense.data.transforms import NUM_UNIFORMS
 
 READ_ROWS = 256
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -173,18 +177,19 @@ def step_loader(batches: StepBatches, steps: range, *, num_workers: int) -> Iter
         sampler=steps,
         batch_size=None,
         num_workers=num_workers,
-        worker_init_fn=leave_signals_to_the_main_process if num_workers else None,
+        worker_init_fn=live_as_long_as_the_main_process if num_workers else None,
         multiprocessing_context="forkserver" if num_workers else None,
     )
     return iter(loader)
 
 
-def leave_signals_to_the_main_process(worker: int) -> None:
-    """A scheduler signals every process of a job; the loader's must live on until the main one has saved."""
-    import signal
-
+def live_as_long_as_the_main_process(worker: int) -> None:
+    """A scheduler signals every process of a job; the loader's must live on until the main one has saved. When that is
+    killed, the fork server that is their parent ends, and they end with it (Linux)."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def evaluation_batches(split: Split, indices: np.ndarray, *, batch_size: int, target: str | None) -> Iterator[Batch]:

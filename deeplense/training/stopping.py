@@ -2,6 +2,8 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -33,3 +35,14 @@ class StopFlag:
         """The handler: remember the first signal."""
         if os.getpid() == self.process and self.signal_name is None:
             self.signal_name = signal.Signals(number).name
+
+
+@contextmanager
+def signals_held_back() -> Iterator[None]:
+    """What starts in it, processes that fork later included, does not see the signals by which a scheduler asks all
+    processes of a job to stop: only the main one may act on them. Those to this process come after."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

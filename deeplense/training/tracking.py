@@ -1,13 +1,16 @@
 """Metrics of a run: JSON lines always, Weights & Biases when asked, with one id over all attempts."""
 
 import json
+import logging
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
 from deeplense.files import finite, replacing
+from deeplense.training.stopping import signals_held_back
 
 WandbMode = Literal["off", "offline", "online"]
 METRICS = "metrics.jsonl"
@@ -51,32 +54,46 @@ class Tracker:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write one line; `step` is the number of updates made."""
         self.file.write(json.dumps(finite({"step": step, **values})) + "\n")
-        if self.wandb:
-            self.wandb.log(dict(values), step=step)
+        self.tell_wandb(lambda wandb: wandb.log(dict(values), step=step))
 
     def mark_preempting(self) -> None:
         """Tell W&B that the run goes on in another attempt."""
-        if self.wandb:
-            self.wandb.mark_preempting()
+        self.tell_wandb(lambda wandb: wandb.mark_preempting())
 
     def close(self, *, exit_code: int) -> None:
         """Finish both."""
         self.file.close()
-        if self.wandb:
-            self.wandb.finish(exit_code=exit_code)
+        self.tell_wandb(lambda wandb: wandb.finish(exit_code=exit_code))
+
+    def tell_wandb(self, tell: Callable[[Any], object]) -> None:
+        """Say something to W&B, which must never end a training: where it fails, it is left out from then on."""
+        if self.wandb is None:
+            return
+        try:
+            tell(self.wandb)
+        except Exception as error:
+            self.wandb = None
+            warnings.warn(f"W&B failed and gets nothing more ({error!r}); all is in {METRICS}.", stacklevel=2)
 
 
 def start_wandb(run: Path, *, mode: WandbMode, project: str, config: Mapping[str, Any]) -> Any:
-    """A W&B run with the id of the folder. Offline needs no login and no network."""
+    """A W&B run with the id of the folder. Offline needs no login and no network.
+
+    W&B's service ends on SIGTERM, which a scheduler sends to all processes of a job, so that the metrics of the last
+    step may be in metrics.jsonl only; SIGUSR1 and SIGUSR2 do not reach it.
+    """
     import wandb
 
     os.environ.setdefault("WANDB_SILENT", "true")
-    return wandb.init(
-        dir=run,
-        project=project,
-        name=run.name,
-        id=wandb_id(run),
-        resume="allow" if mode == "online" else None,
-        mode="online" if mode == "online" else "offline",
-        config=dict(config),
-    )
+    # It would tell of the lost connection to the service many times over.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
+    with signals_held_back():
+        return wandb.init(
+            dir=run,
+            project=project,
+            name=run.name,
+            id=wandb_id(run),
+            resume="allow" if mode == "online" else None,
+            mode="online" if mode == "online" else "offline",
+            config=dict(config),
+        )

@@ -75,6 +75,8 @@ def note_job_id(training: Training, job_id: str) -> None:
 def test_a_requeued_element_of_an_array_leaves_the_others_alone(training: Training) -> None:
     training.hold(10)
     training.submit(
+        "--folder",
+        str(training.home / "sweep"),
         verb="sweep",
         profile={"nodes": 1, "tasks_per_node": 1},
         run=training.home / "{seed}-{lr}",

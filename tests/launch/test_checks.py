@@ -537,17 +537,17 @@ def test_an_image_is_looked_for_and_tried(here: Path, monkeypatch: pytest.Monkey
         (here / "apptainer").unlink(missing_ok=True)
         if script is not None:
             program(here, "apptainer", script)
-        (finding,) = checks.image_findings(HERE.override(image=str(here / image)))
+        (finding,) = checks.image_findings(HERE.override(image=str(here / image), apptainer="apptainer exec"))
         return finding
 
     monkeypatch.setenv("PATH", f"{here}:/bin")
     (here / "image.sif").touch()
     monkeypatch.setattr(checks.shutil, "which", lambda name: str(here / name) if (here / name).exists() else None)
-    assert told("exit 0").level == "right"
-    assert told("echo 'FATAL: no user namespace' >&2; exit 255") == Finding(
+    assert told('[ "${*: -4}" = "$PWD/image.sif python -c " ]').level == "right"
+    assert told("printf '\\033[91mFATAL:\\033[0m no user\\nnamespace' >&2; exit 255") == Finding(
         "wrong",
-        f"image: `apptainer exec {here}/image.sif true` fails; correct `image` or `apptainer`. It says: "
-        "FATAL: no user namespace",
+        f"image: {here}/image.sif by `apptainer exec`: python does not run there; correct `image` or `apptainer`. "
+        "It says: FATAL: no user namespace",
     )
     assert told(None).level == "note"
     assert told("exit 0", "other.sif").level == "wrong"

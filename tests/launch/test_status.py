@@ -87,7 +87,7 @@ def test_runs_are_told_with_what_the_scheduler_and_they_themselves_say(submit: S
     scheduler_says(
         tmp_path,
         squeue="7|PENDING|Resources\\n8|RUNNING|None\\n9_0|RUNNING|None\\n9_1|PENDING|None\\n",
-        sacct="10|FAILED\\n11|CANCELLED by 0\\n12|COMPLETED\\n",
+        sacct="11|CANCELLED by 0\\n",
     )
     attempt(waits, step=40, end="preempted, with grace", concluded=True)
     attempt(runs, step=40, end="time limit", concluded=True)
@@ -187,9 +187,7 @@ def test_only_a_process_of_submitit_counts_as_a_run_on_this_machine(submit: Subm
         status.cancel(launched(run))
 
 
-def test_a_log_is_followed_to_its_last_line(
-    submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_log_is_followed_to_its_last_line(submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "SECONDS_BETWEEN_LOOKS", 0.05)
     scheduler_says(tmp_path, squeue="5|RUNNING|None\\n")
     run = launched(submit("run", job_id="5"))

@@ -119,3 +119,44 @@ def test_wandb_offline_needs_no_login_and_has_one_id_over_all_attempts(home: Pat
     assert len(attempts) == 2
     for attempt in attempts:
         assert (attempt / f"run-{wandb_id(run)}.wandb").stat().st_size > 0
+
+
+SIGNALLED = """
+import os, signal, subprocess, sys
+from pathlib import Path
+import deeplense.training.tracking as tracking
+run, number = Path(sys.argv[1]), signal.Signals[sys.argv[2]]
+signal.signal(number, lambda *seen: print("the process heard it", flush=True))
+tracker = tracking.Tracker(run, mode="offline", project="p", config={}, last_step=0)
+tracker.log(1, {"x": 1.0})
+def family(pid):
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout.split()
+    return [pid, *(other for child in children for other in family(int(child)))]
+members = family(os.getpid())
+names = {pid: Path(f"/proc/{pid}/comm").read_text() for pid in members if Path(f"/proc/{pid}").exists()}
+(service,) = [pid for pid, name in names.items() if "wandb-core" in name]
+for pid in names:
+    os.kill(pid, number)
+for _ in range(200):
+    if Path(f"/proc/{service}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+        print("W&B has ended", flush=True)
+        break
+    __import__("time").sleep(0.01)
+tracker.log(2, {"x": 2.0})
+tracker.mark_preempting()
+tracker.close(exit_code=0)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(("number", "ends"), [("SIGUSR2", False), ("SIGTERM", True)])
+def test_a_signal_to_all_processes_of_a_job_ends_no_training_even_where_it_ends_wandb(
+    number: str, ends: bool, home: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    done = run_without_login(SIGNALLED, str(run), number, home=home)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:-1] == ["the process heard it", *["W&B has ended"] * ends]
+    assert ("W&B failed" in done.stderr) == ends
+    assert steps_of(run) == [1, 2]

@@ -1,1 +1,0 @@
-/work/main/launches/sweep-20261122-061742/logs/23_submission.sh
