@@ -3,6 +3,7 @@ dataclass."""
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import re
 import sys
@@ -69,6 +70,7 @@ def load_job(name: str) -> Job:
     return importlib.import_module(f"jobs.{name}")  # type: ignore[return-value]
 
 
+@functools.cache
 def make_parser(name: str) -> SettingsParser:
     """The parser of a job's settings."""
     job = load_job(name)

@@ -197,11 +197,13 @@ def clusters(words: Sequence[str]) -> int:
 
 def doctor(words: Sequence[str]) -> int:
     """Tell whether a cluster is usable, and what to change: deeplense doctor --on CLUSTER"""
-    from launch.checks import examine
+    from launch.doctor import examine
 
     parser = argparse.ArgumentParser(prog="deeplense doctor", description=doctor.__doc__)
     parser.add_argument("--on", required=True, metavar="CLUSTER")
-    findings = examine(find_cluster(parser.parse_args(words).on))
+    parser.add_argument("--run_job", action="store_true", help="also send a small job that looks at the nodes")
+    given = parser.parse_args(words)
+    findings = examine(find_cluster(given.on), run_job=given.run_job)
     for finding in findings:
         print(f"{finding.level:<7} {finding.text}")
     return 1 if any(finding.level == "wrong" for finding in findings) else 0

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jobs.attempts import EXIT_DISK_FULL, EXIT_HUNG, EXIT_REFUSED
+from jobs.attempts import EXIT_DISK_FULL, EXIT_HUNG, EXIT_REFUSED, EXIT_STOPPED
 
 Action = Literal["end", "requeue", "leave"]
 """What the batch script does: nothing more, ask for another attempt, or nothing since Slurm starts one by itself."""
@@ -104,8 +104,8 @@ def by_job(facts: Facts) -> str | None:
     own = facts.own or ""
     if facts.hung or facts.code == EXIT_HUNG:
         return HANG
-    if own.startswith(STOPPED):
-        return TIME_LIMIT if own.endswith("SIGUSR2") else own
+    if own.startswith(STOPPED) or facts.code == EXIT_STOPPED:
+        return TIME_LIMIT if own.endswith("SIGUSR2") else own or STOPPED
     if facts.code == EXIT_DISK_FULL or "No space left" in own or "quota exceeded" in own:
         return DISK_FULL
     if facts.code == EXIT_REFUSED:
@@ -118,7 +118,7 @@ def by_job(facts: Facts) -> str | None:
 
 def by_absence(facts: Facts) -> str:
     """The reason where nobody who could tell it lived on, neither the batch script nor Slurm's daemon beside it."""
-    return NODE_LOST if facts.scheduler is not None else "killed"
+    return NODE_LOST if facts.scheduler else "killed"
 
 
 def kind_of(reason: str) -> str:
@@ -135,13 +135,16 @@ def action(reason: str, earlier: Sequence[str], restarts: Mapping[str, int], *, 
     if kind in SETTLED or is_used_up(reason, earlier, restarts):
         return "end"
     restarted = int((facts.scheduler or {}).get("Restarts", 0)) > facts.restart
+    if reason == PREEMPTED_AT_ONCE and facts.scheduler and not restarted:
+        # PreemptMode=CANCEL: Slurm starts no other attempt by itself, but takes the request for one.
+        return "requeue"
     return "leave" if reason in BY_SLURM and (restarted or facts.cause is not None) else "requeue"
 
 
 def is_used_up(reason: str, earlier: Sequence[str], restarts: Mapping[str, int]) -> bool:
-    """Whether this end is one more than the budget of its kind."""
-    kind = kind_of(reason)
-    return sum(kind_of(other) == kind for other in earlier) >= {**DEFAULT_RESTARTS, **restarts}.get(kind, 0)
+    """Whether this end is one more than the budget of its kind, if it has one."""
+    kind, allowed = kind_of(reason), {**DEFAULT_RESTARTS, **restarts}
+    return kind in allowed and sum(kind_of(other) == kind for other in earlier) >= allowed[kind]
 
 
 def parse_fields(text: str) -> dict[str, str]:

@@ -17,10 +17,8 @@ from jobs.attempts import FOLDER, NUMBER, end_attempt, job_id, open_attempt, rea
 from jobs.runs import LAUNCH
 from jobs.watchdog import hung
 from launch.ends import (
-    CANCELLED,
-    FINISHED,
     OUT_OF_RESTARTS,
-    REFUSED,
+    SETTLED,
     Action,
     Facts,
     accounted_state,
@@ -35,34 +33,40 @@ from launch.ends import (
     why,
 )
 
-FINAL = (FINISHED, CANCELLED, REFUSED, OUT_OF_RESTARTS)
-
 
 def begin(folder: Path, *, log: Path, scheduler: str, history: str) -> int:
-    """Open an attempt; returns its number. Raises ValueError where the budget of the last end is used up."""
-    attempts = read_attempts(folder)
-    if attempts and attempts[-1]["job_id"] == job_id() and "concluded" not in attempts[-1]:
+    """Open an attempt; returns its number. Raises ValueError where the last end allows no other."""
+    attempts = read_attempts(folder)[launched(folder).get("attempts_before", 0) :]
+    if attempts and attempts[-1]["job_id"] == job_id():
         last = attempts[-1]
-        facts = Facts(
-            restart=last["restart"],
-            own=last["ended"],
-            hung=hung(folder, last["attempt"]),
-            scheduler=parse_fields(scheduler),
-            cause=cause_in_log(log_of_attempt(read_text(log), last["attempt"])),
-            accounted=accounted_state(history, last["restart"]),
-        )
-        reason = why(facts)
-        conclude(folder, last["attempt"], reason)
-        if is_used_up(reason, counted(folder, last["attempt"]), restarts_of(folder)):
-            refuse(folder, reason)
+        reason = last["ended"] if "concluded" in last else conclude_later(folder, last, log, scheduler, history)
+        refuse_another(folder, last["attempt"], reason)
     return open_attempt(folder)
 
 
-def refuse(folder: Path, reason: str) -> None:
-    """Raise ValueError: Slurm starts the job again, but its budget does not allow it."""
-    number = open_attempt(folder)
-    conclude(folder, number, f"{OUT_OF_RESTARTS}: {kind_of(reason)}")
-    raise ValueError(f"{folder} ended too often by: {kind_of(reason)}. `deeplense resume {folder}` starts it again.")
+def conclude_later(folder: Path, attempt: Mapping[str, Any], log: Path, scheduler: str, history: str) -> str:
+    """Write why an attempt ended whose script could not; returns the reason."""
+    facts = Facts(
+        restart=attempt["restart"],
+        own=attempt["ended"],
+        hung=hung(folder, attempt["attempt"]),
+        scheduler=parse_fields(scheduler),
+        cause=cause_in_log(log_of_attempt(read_text(log), attempt["attempt"])),
+        accounted=accounted_state(history, attempt["restart"]),
+    )
+    reason = why(facts)
+    conclude(folder, attempt["attempt"], reason)
+    return reason
+
+
+def refuse_another(folder: Path, number: int, reason: str) -> None:
+    """Raise ValueError where Slurm starts again what has ended for good, or too often."""
+    kind, again = kind_of(reason), f"`deeplense resume {folder}` starts it again."
+    if kind in SETTLED:
+        raise ValueError(f"{folder} has ended: {reason}. {again}")
+    if is_used_up(reason, counted(folder, number), restarts_of(folder)):
+        conclude(folder, open_attempt(folder), f"{OUT_OF_RESTARTS}: {kind}")
+        raise ValueError(f"{folder} ended too often by: {kind}. {again}")
 
 
 def end(folder: Path, number: int, *, log: Path, scheduler: str, code: int, cause: str | None = None) -> Action:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
+from jobs.attempts import EXIT_REFUSED
 from jobs.config import STOPPABLE, require
 from jobs.runs import num_cores
 
@@ -46,12 +47,15 @@ def in_step() -> bool:
 
 def run_rank(command: Sequence[str]) -> None:
     """Run a job as the rank that Slurm's variables say; the process ends with it."""
-    from launch.__main__ import leave, main
+    from launch.__main__ import leave, main, told
 
     hold_signals(command[0])
 
     def rank() -> int:
-        become_rank(os.environ)
+        try:
+            become_rank(os.environ)
+        except ValueError as error:
+            return told(str(error), EXIT_REFUSED)
         return main(command)
 
     leave(rank)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from launch import checks
+from launch import probe
 from launch import slurm as questions
-from launch.checks import Finding, check_before_submission, check_sweep, examine
+from launch.checks import check_before_submission, check_sweep
 from launch.clusters import Cluster
+from launch.doctor import examine
+from launch.findings import Finding
 from launch.script import Submission, submitit_script
 from tests.cluster.private_slurm import PrivateSlurm
 
@@ -191,7 +193,7 @@ def test_doctor_finds_what_the_profile_asks_too_much_of(slurm: PrivateSlurm) -> 
 def test_doctor_looks_at_the_nodes_by_a_small_job(
     bare_slurm: PrivateSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "LATE_S", 1.0)
+    monkeypatch.setattr(probe, "LATE_S", 1.0)
     found = examine(
         profile(bare_slurm, nodes=2, scratch=str(tmp_path), node_local="$DIR", setup=("DIR=/",)), run_job=True
     )

@@ -38,6 +38,12 @@ def go_on():
         dog.beat()
         time.sleep(0.05)
 
+def go_on_too_late():
+    while not dog.given_up.is_set():
+        time.sleep(0.01)
+    dog.beat()
+    sys.stderr.write("went on")
+
 def end():
     pass
 
@@ -97,6 +103,13 @@ def test_one_that_keeps_pythons_lock_is_ended_all_the_same(deed: str, start: Sta
     assert process.wait(60) > 0
     assert process.stderr
     assert f"in {deed}" in process.stderr.read()
+
+
+def test_one_that_goes_on_after_all_when_others_were_told_that_it_hangs_leaves_too(start: Start) -> None:
+    process = start("go_on_too_late", others=1)
+    assert process.wait(60) == EXIT_HUNG
+    assert process.stderr
+    assert "went on" not in process.stderr.read()
 
 
 def test_a_full_disk_does_not_keep_it_from_leaving(start: Start, tmp_path: Path) -> None:

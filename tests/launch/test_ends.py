@@ -15,6 +15,7 @@ from launch.ends import (
     FINISHED,
     HANG,
     NODE_LOST,
+    NUM_TASKS_TOLD,
     PREEMPTED,
     PREEMPTED_AT_ONCE,
     REFUSED,
@@ -27,6 +28,7 @@ from launch.ends import (
     action,
     begin_line,
     cause_in_log,
+    failed_tasks,
     kind_of,
     log_of_attempt,
     parse_fields,
@@ -55,6 +57,7 @@ SEEN_BY_THE_SCRIPT = {
     "preemption that the job did not survive": (PREEMPTED, "requeue", Facts(code=143, scheduler=PREEMPTING)),
     "preemption at once": (PREEMPTED_AT_ONCE, "leave", Facts(code=143, scheduler=GIVEN_AWAY, cause=PREEMPTED_AT_ONCE)),
     "grace that was too short": (PREEMPTED_AT_ONCE, "leave", Facts(code=137, cause=PREEMPTED_AT_ONCE)),
+    "preemption that cancels": (PREEMPTED_AT_ONCE, "requeue", Facts(scheduler=COMPLETING, cause=PREEMPTED_AT_ONCE)),
     "scancel": (CANCELLED, "end", Facts(code=143, scheduler=COMPLETING, cause=CANCELLED)),
     "scancel after which the job saved": (CANCELLED, "end", Facts(own=TERM, code=EXIT_STOPPED, scheduler=COMPLETING)),
     "scancel that Slurm has dealt with": (CANCELLED, "end", Facts(code=143, scheduler={"JobState": "CANCELLED"})),
@@ -113,6 +116,12 @@ def test_the_next_attempt_knows_why_the_script_of_the_one_before_died(kind: str,
     [
         ("crash: RuntimeError: boom, in a: b", Facts(own="error: RuntimeError: boom, in a: b", code=1)),
         ("crash: exit code 137", Facts(code=137)),
+        ("crash: task 3 on n2: Killed", Facts(code=137, tasks="task 3 on n2: Killed")),
+        (
+            "crash: task 3 on n2: Killed; EOFError: ",
+            Facts(own="error: EOFError: ", code=1, tasks="task 3 on n2: Killed"),
+        ),
+        ("hang", Facts(code=EXIT_HUNG, tasks="task 3 on n2: Exited with exit code 86")),
         ("refused: ValueError: lower the --lr", Facts(own="error: ValueError: lower the --lr", code=2)),
         ("refused", Facts(code=2)),
         ("stopped by SIGTERM", Facts(own=TERM, code=EXIT_STOPPED)),
@@ -231,6 +240,28 @@ def test_slurms_line_in_the_log_says_why_it_ended_the_job(said: str, cause: str 
     assert cause_in_log(f"begins\n{said}\n") == cause
     if cause and cause.startswith(CANCELLED):
         assert action(cause, [], {}, facts=Facts(cause=cause)) == "end"
+
+
+@pytest.mark.parametrize(
+    ("said", "tasks"),
+    [
+        ("srun: error: n2: task 3: Killed", "task 3 on n2: Killed"),
+        ("srun: error: n1: tasks 0-1: Exited with exit code 1", "tasks 0-1 on n1: Exited with exit code 1"),
+        (
+            "srun: error: n1: tasks 0,2: Segmentation fault (core dumped)\nand then\nsrun: error: n2: task 3: Killed",
+            "tasks 0,2 on n1: Segmentation fault (core dumped), task 3 on n2: Killed",
+        ),
+        ("srun: Job step aborted: Waiting up to 62 seconds for job step to finish.", None),
+        ("RuntimeError: srun: error: n1: task 1: Killed", None),
+    ],
+)
+def test_srun_says_which_tasks_failed(said: str, tasks: str | None) -> None:
+    assert failed_tasks(f"begins\n{said}\n") == tasks
+
+
+def test_of_many_failed_tasks_some_are_told() -> None:
+    many = "".join(f"srun: error: n{node}: task {node}: Killed\n" for node in range(100))
+    assert failed_tasks(many) == ", ".join(f"task {node} on n{node}: Killed" for node in range(NUM_TASKS_TOLD))
 
 
 def test_of_a_log_only_the_part_of_the_attempt_counts() -> None:

@@ -251,5 +251,6 @@ def test_the_script_reads_a_number_and_a_word_from_stdout_and_the_rest_is_for_th
     assert ask(folder, "begin", "--scheduler", "", SLURM_RESTART_COUNT="1").stdout == "2\n"
     refused = ask(folder, "begin", "--scheduler", "", "--history", "REQUEUED\nNODE_FAIL\n", SLURM_RESTART_COUNT="2")
     assert (refused.stdout, refused.returncode) == ("", 1)
-    assert refused.stderr.startswith("deeplense: ") and refused.stderr.count("\n") == 1
+    assert refused.stderr.startswith("deeplense: ")
+    assert refused.stderr.count("\n") == 1
     assert json.loads((folder / ATTEMPTS).read_text().splitlines()[-1])["ended"] == "out of restarts: node lost"

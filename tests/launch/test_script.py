@@ -230,6 +230,11 @@ ENDS = {
     "it was cancelled": ({"CODE": "143", "SAYS": LINE.format("")}, "cancelled", False),
     "Slurm requeues it": ({"CODE": "143", "SAYS": LINE.format(" DUE TO JOB REQUEUE")}, "requeued", False),
     "it crashed": ({"CODE": "137"}, "crash: exit code 137", True),
+    "a rank was killed": (
+        {"CODE": "137", "SAYS": "srun: error: n2: task 3: Killed", "OWN": "error: EOFError: gone"},
+        "crash: task 3 on n2: Killed; EOFError: gone",
+        True,
+    ),
     "its settings are wrong": ({"CODE": "2", "OWN": "error: ValueError: less"}, "refused: ValueError: less", False),
     "the disk is full": ({"CODE": "87"}, "disk full", True),
 }

@@ -210,7 +210,7 @@ def test_what_is_finished_is_not_resumed_submitted_or_cancelled(story: Story) ->
 def test_a_run_whose_rank_was_killed_goes_on_until_it_is_cancelled_and_is_resumed_from_anywhere(
     place: Place, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    place.submit("--restarts", "crash=1,stopped=0", epochs=120)
+    place.submit("--restarts", "crash=1,stopped=0", epochs=70)
     place.wait_for(1, steps=40)
     os.kill(place.ranks()[1], signal.SIGKILL)
     place.wait_for(2, steps=5)
@@ -228,7 +228,7 @@ def test_a_run_whose_rank_was_killed_goes_on_until_it_is_cancelled_and_is_resume
 
 
 def test_a_run_whose_supervisor_was_killed_leaves_nobody_behind_and_is_resumed(place: Place) -> None:
-    place.submit("--restarts", "node_lost=0,crash=0", epochs=60)
+    place.submit("--restarts", "node_lost=0,crash=0", epochs=30)
     place.wait_for(1, steps=5)
     status = Path(f"/proc/{place.ranks()[0]}/stat").read_text()
     os.kill(int(status.rpartition(")")[2].split()[1]), signal.SIGKILL)
