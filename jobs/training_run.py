@@ -32,7 +32,7 @@ from deeplense.training.loop import (
     prepare,
 )
 from deeplense.training.schedules import learning_rate
-from deeplense.training.stopping import StopFlag, signals_held_back
+from deeplense.training.stopping import StopFlag
 from deeplense.training.tracking import Tracker
 from jobs.attempts import EXIT_STOPPED, begin_attempt, end_attempt, refuse_if_superseded
 from jobs.config import plain, require
@@ -309,11 +309,9 @@ def updates(training: TrainingRun) -> Iterator[Update]:
         target=settings.target if settings.regression else None,
     )
     steps = range(training.progress.step, training.num_steps)
-    with signals_held_back():
-        loader = step_loader(batches, steps, num_workers=settings.num_workers)
     return fit(
         lambda batch: training.objective.step(training.model, batch),
-        loader,
+        step_loader(batches, steps, num_workers=settings.num_workers),
         accelerator=accelerator,
         model=training.model,
         optimizer=training.optimizer,

@@ -1,12 +1,14 @@
 """Reading: samples of one split by number, in batches, straight from the mapped shards."""
 
-import ctypes
 import os
+import select
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import h5py
@@ -21,7 +23,7 @@ from deeplense.data.shards import Manifest, column, image_offset, moments_of, st
 from deeplense.data.transforms import NUM_UNIFORMS
 
 READ_ROWS = 256
-PR_SET_PDEATHSIG = 1
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -172,24 +174,45 @@ class StepBatches(Dataset[Batch]):
 
 def step_loader(batches: StepBatches, steps: range, *, num_workers: int) -> Iterator[Batch]:
     """The batches of these steps in order, read ahead by `num_workers` processes (none: in this one)."""
+    if num_workers:
+        start_fork_server()
     loader = DataLoader(
         batches,
         sampler=steps,
         batch_size=None,
         num_workers=num_workers,
-        worker_init_fn=live_as_long_as_the_main_process if num_workers else None,
+        worker_init_fn=partial(live_as_long_as, os.getpid()) if num_workers else None,
         multiprocessing_context="forkserver" if num_workers else None,
     )
     return iter(loader)
 
 
-def live_as_long_as_the_main_process(worker: int) -> None:
-    """A scheduler signals every process of a job; the loader's must live on until the main one has saved. When that is
-    killed, the fork server that is their parent ends, and they end with it (Linux)."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+def start_fork_server() -> None:
+    """Start the parent of the loader's processes with the signals held back that a scheduler sends to every process of
+    a job: it must live on until the main one has saved."""
+    # First: starting it lets SIGTERM and SIGINT through again.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def live_as_long_as(main_process: int, worker: int) -> None:
+    """In a process of the loader: leave signals to the main process, and end when that ends, however it does. (The fork
+    server does not see to it: it waits for its children, and they for it.)"""
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if hasattr(os, "pidfd_open"):
+        watcher = os.pidfd_open(main_process)
+        Thread(target=end_with, args=(watcher,), daemon=True).start()
+
+
+def end_with(watcher: int) -> None:
+    """End this process when the other one has ended."""
+    select.select([watcher], [], [])
+    os._exit(1)
 
 
 def evaluation_batches(split: Split, indices: np.ndarray, *, batch_size: int, target: str | None) -> Iterator[Batch]:

@@ -141,3 +141,53 @@ def test_a_batch_that_does_not_divide_is_told_once(dataset: Path, tmp_path: Path
     told = three.log.read_text()
     assert told.count("batch_size=16 does not divide among 3 ranks; use a multiple of 3.") == 1
     assert "Traceback" not in told
+
+
+def train_with_readers(commands: list[Launched], dataset: Path, run: Path) -> Launched:
+    """Start a training on one process that three others read for; its checkpoints are minutes apart."""
+    changed = {"--checkpoint_minutes=0.002": "--checkpoint_minutes=60", "--epochs=30": "--epochs=3000"}
+    settings = [changed.get(word, word) for word in SETTINGS]
+    words = ["train", f"--dataset={dataset}", f"--run={run}", *settings, "--num_workers=3"]
+    commands.append(Launched(words, run.parent / "log.txt"))
+    wait_for_step(run, 10)
+    assert len(commands[-1].members()) >= 5, "the negative control: there are processes that read"
+    return commands[-1]
+
+
+def wait_until_alone(command: Launched) -> list[int]:
+    """Processes of a command's group that are left after some seconds."""
+    deadline = time.monotonic() + 10
+    while command.members() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return command.members()
+
+
+def test_a_killed_run_leaves_no_process_that_reads_for_it(
+    dataset: Path, tmp_path: Path, launched: list[Launched]
+) -> None:
+    command = train_with_readers(launched, dataset, tmp_path / "run")
+    command.process.kill()
+    command.process.wait()
+    assert wait_until_alone(command) == []
+
+
+def test_signals_to_every_process_of_a_run_stop_it_with_its_state_saved(
+    dataset: Path, tmp_path: Path, launched: list[Launched]
+) -> None:
+    run = tmp_path / "run"
+    command = train_with_readers(launched, dataset, run)
+    for pid in command.members():
+        if pid != command.process.pid:
+            os.kill(pid, signal.SIGTERM)
+    at = json.loads((run / "metrics.jsonl").read_text().split("\n")[-2])["step"]
+    # Longer than a process that reads needs to see that its parent is gone.
+    deadline = time.monotonic() + 8
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+    wait_for_step(run, at + 20)
+    os.killpg(command.process.pid, signal.SIGTERM)
+    assert command.wait() == EXIT_STOPPED, command.log.read_text()
+    (attempt,) = read_attempts(run)
+    assert attempt["ended"] == "stopped by SIGTERM"
+    assert (run / "checkpoints" / f"step_{attempt['last_step']:08d}").is_dir()
+    assert wait_until_alone(command) == []

@@ -312,7 +312,7 @@ def test_ranks_are_told_where_they_meet_and_what_the_profile_says(tmp_path: Path
 def test_another_start_of_the_job_meets_at_another_port(slurm: Slurm) -> None:
     ports = []
     for start in range(3):
-        slurm.run(submitit_script(slurm.job), SLURM_RESTART_COUNT=str(start))
+        slurm.run(submitit_script(slurm.job), CODE="85", OWN=USR2, SLURM_RESTART_COUNT=str(start))
         ports.append(slurm.environment()["MASTER_PORT"])
     assert len(set(ports)) == 3
 

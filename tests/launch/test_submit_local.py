@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.attempts import EXIT_REFUSED, FOLDER, read_attempts
+from jobs.attempts import EXIT_REFUSED, FOLDER, open_attempt, read_attempts
 from jobs.runs import FINISHED, LAUNCH, STOPPED
+from launch import submit
+from launch.clusters import find_cluster
 from launch.ends import begin_line, kind_of
+from launch.script import Submission
 
 SETTINGS = [
     "--model_source=baseline",
@@ -263,6 +266,24 @@ def test_a_job_that_has_no_run_is_submitted_with_a_folder_of_its_own(place: Plac
     assert "attempt 1 ended: finished" in said
     assert place.type("status")[1].split()[-1] == "finished"
     assert "deeplense resume" not in said
+
+
+def test_attempts_that_begin_before_the_submission_is_over_count_as_its_own(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(submission: Submission) -> list[str]:
+        for folder in submission.folders:
+            open_attempt(folder)
+        return [f"17_{place}" for place in range(len(submission.folders))]
+
+    monkeypatch.setattr(submit, "send_to_this_machine", start)
+    commands = [["train", f"--dataset={place.dataset}", f"--run={place.here / name}"] for name in "ab"]
+    submission = submit.prepare_sweep(commands, find_cluster("local"), folder=place.here / "sweep")
+    for count in (0, 1):
+        assert submit.send(submission, keep_code=True) == ["17_0", "17_1"]
+        for name, job_id in (("a", "17_0"), ("b", "17_1")):
+            told = json.loads((place.here / name / LAUNCH).read_text())
+            assert (told["attempts_before"], told["job_id"]) == (count, job_id)
 
 
 def test_wrong_settings_are_refused_before_anything_is_written(place: Place) -> None:
