@@ -173,3 +173,12 @@ def public_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real images are not at {folder}; set DEEPLENSE_DATA to their folder")
     return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("SBATCH_PARTITION", "SBATCH_TIMELIMIT", "SBATCH_ACCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
