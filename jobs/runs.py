@@ -24,6 +24,7 @@ from jobs.config import dump, plain, require
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 STOPPED, FINISHED = "stopped.json", "finished.json"
 LAUNCH, CODE, LOGS = "launch.json", "code", "logs"
+WANDB_ID = "wandb_id.txt"
 OURS = {CONFIG, ENVIRONMENT, ATTEMPTS, STACKS, LAUNCH, CODE, LOGS}
 """What may lie in the folder of a run that has not begun."""
 PACKAGES = (
@@ -83,9 +84,7 @@ def find_run(text: str, root: Path) -> Path:
     """The run folder that a path or a W&B run id names; ids are looked for below `root`."""
     if (Path(text) / CONFIG).exists():
         return Path(text)
-    ids = (
-        {path.read_text().strip(): path.parent for path in sorted(root.rglob("wandb_id.txt"))} if root.is_dir() else {}
-    )
+    ids = {path.read_text().strip(): path.parent for path in sorted(root.rglob(WANDB_ID))} if root.is_dir() else {}
     if text in ids:
         return ids[text]
     known = [*ids, *(str(path.parent) for path in root.rglob(CONFIG))] if root.is_dir() else []

@@ -13,12 +13,11 @@ from typing import Any
 from deeplense.files import read_json
 from jobs.attempts import read_attempts
 from jobs.progress_file import read_progress
-from jobs.runs import FINISHED, LAUNCH
+from jobs.runs import FINISHED, LAUNCH, WANDB_ID
 from launch import slurm
 
-WANDB_ID = "wandb_id.txt"
+SECONDS_BETWEEN_LOOKS = 1.0
 HEAD = ("RUN", "STATE", "ATTEMPT", "STEP", "RATE", "TIME LEFT", "LAST END")
-WAITING = ("PENDING", "REQUEUED", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,10 @@ def launched(folder: Path) -> Launched:
         raise ValueError(f"{folder} was not submitted: it has no {LAUNCH}. `deeplense submit` does that.")
     told = read_json(path)
     local = told["cluster"]["executor"] == "local"
-    return Launched(folder, told["job_id"], told["cluster"]["slurm_conf"], local, Path(told["logs"]))
+    # A script that the user handed to sbatch has its job's id from its first attempt on.
+    later = [attempt["job_id"] for attempt in read_attempts(folder)[told["attempts_before"] :]]
+    job_id = told["job_id"] or (later[-1] if later else None)
+    return Launched(folder, job_id, told["cluster"]["slurm_conf"], local, Path(told["logs"]))
 
 
 def find_launched(roots: Sequence[Path]) -> list[Path]:
@@ -152,9 +154,6 @@ def follow(run: Launched, rank: int) -> Iterator[str]:
             return
         ending = run.folder not in states([run])
         time.sleep(0 if ending else SECONDS_BETWEEN_LOOKS)
-
-
-SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def cancel(run: Launched) -> None:

@@ -1,7 +1,9 @@
 """What only a GPU can show, run wherever there is one. For the speed: `deeplense benchmark train --device cuda`."""
 
 import json
+import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,3 +35,20 @@ def test_a_training_on_a_gpu_learns_stops_and_continues(
     assert start("evaluate", f"--run={run}", "--device=cuda").wait() == 0
     metrics = json.loads((run / "report" / "report.json").read_text())["metrics"]
     assert metrics["auc_macro"]["value"] > 0.9
+
+
+def test_a_submitted_training_sees_its_gpus_and_comes_back_after_a_signal(
+    dataset: Path, tmp_path: Path, start: Callable[..., Command]
+) -> None:
+    run, num_gpus = tmp_path / "run", min(torch.cuda.device_count(), 2)
+    words = ["train", f"--dataset={dataset}", f"--run={run}", "--log_interval=1", *SETTINGS, "--epochs=300"]
+    submitted = start("submit", "--on=local", f"--gpus_per_node={num_gpus}", "--allow_untracked", *words)
+    assert submitted.wait() == 0, submitted.log.read_text()
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(read_attempts(run)[0]["pid"], signal.SIGTERM)
+    assert start("logs", str(run), "--follow").wait() == 0
+    assert [attempt["ended"] for attempt in read_attempts(run)] == ["stopped by SIGTERM", "finished"]
+    log = next((run / "logs").glob("*_0_log.out")).read_text()
+    assert f"{num_gpus} processes on cuda" in log
