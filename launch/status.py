@@ -39,7 +39,7 @@ def launched(folder: Path) -> Launched:
     told = read_json(path)
     local = told["cluster"]["executor"] == "local"
     # A script that the user handed to sbatch has its job's id from its first attempt on.
-    later = [attempt["job_id"] for attempt in read_attempts(folder)[told["attempts_before"] :]]
+    later = [attempt["job_id"] for attempt in read_attempts(folder)[told.get("attempts_before", 0) :]]
     job_id = told["job_id"] or (later[-1] if later else None)
     return Launched(folder, job_id, told["cluster"]["slurm_conf"], local, Path(told["logs"]))
 
