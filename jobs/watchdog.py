@@ -31,6 +31,7 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         if self.seconds:
+            self.arm()
             self.thread.start()
         return self
 
@@ -46,11 +47,15 @@ class Watchdog:
             threading.Event().wait()
         self.last = time.monotonic()
 
+    def arm(self) -> None:
+        """Set the second clock."""
+        faulthandler.dump_traceback_later(self.seconds + 2 * SECONDS_FOR_OTHERS, exit=True)
+
     def watch(self) -> None:
         """Wait for the end, or for a beat that does not come."""
         interval = min(self.seconds / 10, 1.0)
         while not self.over.wait(interval):
-            faulthandler.dump_traceback_later(self.seconds + 2 * SECONDS_FOR_OTHERS, exit=True)
+            self.arm()
             if time.monotonic() - self.last > self.seconds:
                 self.end()
 

@@ -132,11 +132,11 @@ def resume(words: Sequence[str]) -> int:
     parser.add_argument("--update_code", action="store_true", help="with the code as it is now")
     parser.add_argument("--hours", type=float, help="time limit of one attempt (default: as before)")
     given = parser.parse_args(words)
-    for run in given.runs:
-        if (run / FINISHED).exists():
+    for run, folder in [(run, run.absolute()) for run in given.runs]:
+        if (folder / FINISHED).exists():
             print(f"{run} is finished")
             continue
-        submission = again(run, hours=given.hours, update_code=given.update_code)
+        submission = again(folder, hours=given.hours, update_code=given.update_code)
         (job_id,) = send(submission, keep_code=not given.update_code)
         print(f"{run}: submitted as job {job_id}")
     return 0

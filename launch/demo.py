@@ -51,13 +51,22 @@ def train_with_a_stop(run: Path, words: list[str]) -> None:
     """Submit a training to this machine, and send SIGTERM to one rank on the way, as a scheduler does that takes the
     node back; then follow it to the end."""
     call(["submit", "--on", "local", "--tasks_per_node", "2", "--allow_untracked", *words])
+    try:
+        stop_on_the_way(run)
+        call(["logs", str(run), "--follow"])
+    except KeyboardInterrupt:
+        call(["cancel", str(run)])
+        raise
+    call(["status", str(run)])
+
+
+def stop_on_the_way(run: Path) -> None:
+    """Tell one rank to stop, after some steps."""
     while is_active(run.absolute()) and last_step(run) < STOP_AFTER_STEP:
         time.sleep(0.2)
     if is_active(run.absolute()) and len(read_attempts(run)) == 1:
         print(f"\nthe demo now sends SIGTERM to one of the two processes (step {last_step(run)})", flush=True)
         os.kill(read_attempts(run)[-1]["pid"], signal.SIGTERM)
-    call(["logs", str(run), "--follow"])
-    call(["status", str(run)])
 
 
 def last_step(run: Path) -> int:

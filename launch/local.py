@@ -39,9 +39,11 @@ def supervise(command: Sequence[str]) -> int:
     """
     from launch.requeue import begin, end, launched
 
-    restore_devices()
-    wait_for_turn()
     folder, group = Path(os.environ[FOLDER]), Group()
+    restore_devices()
+    wait_for_turn(group)
+    if group.forwarded is not None:
+        return RESTART_BY_SUBMITIT if group.forwarded == signal.SIGUSR2 else EXIT_STOPPED
     job = launched(folder)
     log = Path(job["logs"]) / f"{os.environ['SUBMITIT_LOCAL_JOB_ID']}_0_log.out"
     while True:
@@ -59,10 +61,10 @@ def supervise(command: Sequence[str]) -> int:
             return RESTART_BY_SUBMITIT
 
 
-def wait_for_turn() -> None:
-    """Wait until the run before this one has ended."""
+def wait_for_turn(group: "Group") -> None:
+    """Wait until the run before this one has ended, or this one is told to."""
     before = os.environ.pop(AFTER, None)
-    while before and is_running(int(before)):
+    while before and group.forwarded is None and is_running(int(before)):
         time.sleep(0.5)
 
 

@@ -1,5 +1,6 @@
 """What submitted runs do, at which step, and why the last attempt ended; one question to the scheduler for all."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from jobs.runs import FINISHED, LAUNCH, WANDB_ID
 from launch import slurm
 
 SECONDS_BETWEEN_LOOKS = 1.0
+LOOKS_PER_QUESTION = 10
 HEAD = ("RUN", "STATE", "ATTEMPT", "STEP", "RATE", "TIME LEFT", "LAST END")
 
 
@@ -144,7 +146,7 @@ def log_of(run: Launched, rank: int) -> Path:
 def follow(run: Launched, rank: int) -> Iterator[str]:
     """What a log says, until the run is no longer with the scheduler."""
     path, place, ending = log_of(run, rank), 0, False
-    while True:
+    for look in itertools.count():
         if path.exists():
             with path.open(errors="replace") as file:
                 file.seek(place)
@@ -152,7 +154,8 @@ def follow(run: Launched, rank: int) -> Iterator[str]:
                 place = file.tell()
         if ending:
             return
-        ending = run.folder not in states([run])
+        # Slurm is asked less often than the file.
+        ending = (run.local or look % LOOKS_PER_QUESTION == 0) and run.folder not in states([run])
         time.sleep(0 if ending else SECONDS_BETWEEN_LOOKS)
 
 

@@ -3,7 +3,8 @@
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ LAUNCHES = Path("launches")
 def prepare(command: Sequence[str], cluster: Cluster, *, folder: Path | None = None) -> Submission:
     """What would be submitted. Exits, with a line on stderr, where the settings are wrong; nothing is written."""
     settings = config.parse(command[0], command[1:])
+    require(
+        folder is None or command[0] not in config.STOPPABLE,
+        f"--folder is for jobs without a run; the folder of {command[0]} is its --run.",
+    )
     home = (folder or home_of(command[0], settings)).absolute()
     return Submission(cluster, (tuple(command),), (home,), home / LOGS, home / CODE)
 
@@ -54,12 +59,11 @@ def prepare_sweep(commands: Sequence[Sequence[str]], cluster: Cluster, *, folder
 def again(run: Path, *, hours: float | None, update_code: bool) -> Submission:
     """The submission of a run that ended, once more. Raises ValueError where it was not submitted."""
     status.launched(run)
-    told = read_json(run / LAUNCH)
+    folder, told = run.absolute(), read_json(run / LAUNCH)
     os.chdir(told["working_folder"])
     stored: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in told["cluster"].items()
     }
-    folder = run.absolute()
     code = folder / CODE if update_code else Path(told["code"])
     cluster = Cluster(**stored).override(hours=hours)
     return Submission(cluster, (tuple(told["command"]),), (folder,), folder / LOGS, code)
@@ -69,8 +73,8 @@ def send(submission: Submission, *, allow_untracked: bool = False, keep_code: bo
     """Submit all runs, as one array if there are several; returns the job's id for each."""
     set_up(submission, allow_untracked=allow_untracked, keep_code=keep_code)
     job_ids = send_to_slurm(submission) if submission.cluster.executor == "slurm" else send_to_this_machine(submission)
-    for place, job_id in enumerate(job_ids):
-        record(submission, place, job_id=job_id)
+    for folder, job_id in zip(submission.folders, job_ids, strict=True):
+        write_json(folder / LAUNCH, read_json(folder / LAUNCH) | {"job_id": job_id})
     return job_ids
 
 
@@ -85,7 +89,7 @@ def set_up(submission: Submission, *, allow_untracked: bool = False, keep_code: 
         take_snapshot(submission.code, allow_untracked=allow_untracked)
     (submission.logs / FOLDERS).write_text("".join(f"{folder}\n" for folder in submission.folders))
     for place in range(len(submission.folders)):
-        record(submission, place, job_id=None)
+        record(submission, place)
 
 
 def open_runs(submission: Submission) -> None:
@@ -97,11 +101,11 @@ def open_runs(submission: Submission) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def record(submission: Submission, place: int, *, job_id: str | None) -> None:
-    """Keep in the folder of a run how it was submitted."""
+def record(submission: Submission, place: int) -> None:
+    """Keep in the folder of a run how it is submitted; the job's id is not yet known."""
     folder = submission.folders[place]
     launched = {
-        "job_id": job_id,
+        "job_id": None,
         "submitted": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": submission.commands[place],
         "working_folder": str(Path.cwd()),
@@ -149,7 +153,31 @@ def start_here(submission: Submission, command: Sequence[str], environment: Mapp
             signal_delay_s=submission.cluster.signal_delay_s,
             stderr_to_stdout=True,
         )
-        return executor.submit(Run(command[0], tuple(command[1:]))).job_id
+        return detached(lambda: executor.submit(Run(command[0], tuple(command[1:]))).job_id)
+
+
+def detached(start: Callable[[], str]) -> str:
+    """What a function returns that starts a process, in a session of its own and without a hold on our output."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        kept = os.dup(2)
+        try:
+            os.setsid()
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            for number in range(3):
+                os.dup2(nowhere, number)
+            os.write(writing, start().encode())
+        except Exception:
+            os.write(kept, traceback.format_exc().encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        told = answer.read()
+    os.waitpid(child, 0)
+    require(bool(told), "the run could not be started on this machine; the error is above.")
+    return told
 
 
 @contextmanager

@@ -223,7 +223,8 @@ def test_a_run_whose_rank_was_killed_goes_on_until_it_is_cancelled_and_is_resume
     assert (kind_of(crash or ""), cancelled) == ("crash", "cancelled"), place.log()
     assert (last or 0) > first > 0
     assert place.type("status", "run")[1].split()[-1] == "cancelled"
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "deeper"
+    elsewhere.mkdir()
     code, said = place.type("resume", os.path.relpath(place.run, elsewhere), here=elsewhere)
     assert code == 0, said
     place.wait()
