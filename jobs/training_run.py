@@ -259,7 +259,8 @@ def update_until_done(training: TrainingRun, stop: StopFlag) -> tuple[str, int]:
             if file is not None:
                 file.update(progress.step)
             best = f", best {best_name(settings)} {progress.best:.4f}" if progress.best_step else ""
-            reporter.update(progress.step, f"loss {loss:.4f}{best}")
+            # Until the first line is logged, an attempt knows of no loss.
+            reporter.update(progress.step, "" if math.isnan(loss) else f"loss {loss:.4f}{best}")
     if file is not None:
         file.update(progress.step, at_once=True)
     if progress.step < training.num_steps:
