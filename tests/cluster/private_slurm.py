@@ -109,6 +109,7 @@ class PrivateSlurm:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         try:
             call("mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_MB}M", "tmpfs", self.small_disk)
+            self.remove_network()  # of a cluster whose test was killed
             self.make_network()
             self.write_configuration()
             self.start_munge()
@@ -335,16 +336,19 @@ StorageLoc=slurm_acct_db
 
     def stop(self) -> None:
         """End what `start` started, by the ids it noted, and remove the network."""
-        for host in range(1, NUM_HOSTS + 1):
-            self.kill_host(host)
         for file in (self.folder / "run").glob("*.started"):
             kill(int(file.read_text()), signal.SIGKILL)
             file.unlink()
+        self.remove_network()
+        call("umount", "--lazy", self.small_disk, check=False)
+
+    def remove_network(self) -> None:
+        """End what runs on the hosts, and remove them."""
         for host in range(1, NUM_HOSTS + 1):
+            self.kill_host(host)
             call("ip", "netns", "del", self.namespace(host), check=False)
             call("ip", "link", "del", self.cable(host), check=False)
         call("ip", "link", "del", self.bridge, check=False)
-        call("umount", "--lazy", self.small_disk, check=False)
 
 
 def clean_environment() -> dict[str, str]:
