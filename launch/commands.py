@@ -4,13 +4,16 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jobs.config import require
 from jobs.runs import FINISHED
 from launch import status
 from launch.clusters import Cluster, describe, find_cluster, load_clusters
 from launch.ends import DEFAULT_RESTARTS
+
+if TYPE_CHECKING:
+    from launch.script import Submission
 
 OPTIONS: dict[str, tuple[type, str]] = {
     "nodes": (int, "nodes"),
@@ -28,42 +31,16 @@ OPTIONS: dict[str, tuple[type, str]] = {
 
 def submit(words: Sequence[str]) -> int:
     """Send a job to a cluster: deeplense submit --on CLUSTER [--nodes N --hours H ...] JOB --setting value ..."""
-    from launch.checks import check_before_submission
-    from launch.script import submitit_script
-    from launch.submit import prepare, send
+    from launch.submit import prepare
 
     given = submission_parser("submit").parse_args(words)
     require(bool(given.command), "no job is given; end the line with one, such as: train --config ... --run ...")
-    submission = prepare(given.command, chosen_cluster(given), folder=given.folder)
-    if given.dry_run:
-        print(submitit_script(submission), end="")
-        return 0
-    for line in check_before_submission(submission):
-        print(line)
-    if given.export:
-        return export(submission, given)
-    job_ids = send(submission, allow_untracked=given.allow_untracked)
-    for folder, job_id in zip(submission.folders, job_ids, strict=True):
-        print(f"{folder}: submitted as job {job_id}; `deeplense logs {shown(folder)} --follow` shows it")
-    return 0
-
-
-def export(submission: Any, given: argparse.Namespace) -> int:
-    """Write a batch script that needs no submitit, and all that it refers to."""
-    from launch.script import whole_script
-    from launch.submit import set_up
-
-    set_up(submission, allow_untracked=given.allow_untracked)
-    given.export.write_text(whole_script(submission))
-    print(f"{given.export}: submit it by `sbatch {given.export}`; the run is {submission.folders[0]}")
-    return 0
+    return check_and_send(prepare(given.command, chosen_cluster(given), folder=given.folder), given)
 
 
 def sweep(words: Sequence[str]) -> int:
     """Send many runs as one job array: deeplense sweep --on CLUSTER train --run 'runs/{seed}' --seed=0:5 ..."""
-    from launch.checks import check_before_submission
-    from launch.script import submitit_script
-    from launch.submit import prepare_sweep, send
+    from launch.submit import prepare_sweep
     from launch.sweeps import expand
 
     given = submission_parser("sweep").parse_args(words)
@@ -71,16 +48,42 @@ def sweep(words: Sequence[str]) -> int:
         bool(given.command), "no job is given; end the line with one, such as: train --run 'runs/{seed}' --seed=0:5"
     )
     require(not given.export, "a sweep is an array; --export writes the script of a single run.")
-    submission = prepare_sweep(expand(given.command), chosen_cluster(given), folder=given.folder)
+    return check_and_send(prepare_sweep(expand(given.command), chosen_cluster(given), folder=given.folder), given)
+
+
+def check_and_send(submission: "Submission", given: argparse.Namespace) -> int:
+    """Show what would be sent, or check it and send it, or write it to a file."""
+    from launch.checks import check_before_submission
+    from launch.script import submitit_script
+    from launch.submit import send
+
+    by_slurm = submission.cluster.executor == "slurm"
+    require(
+        by_slurm or not (given.dry_run or given.export), "this machine needs no batch script; leave the option out."
+    )
     if given.dry_run:
         print(submitit_script(submission), end="")
-        print("".join(f"# {folder}\n" for folder in submission.folders), end="")
+        if len(submission.folders) > 1:
+            print("\n".join(f"# {folder}" for folder in submission.folders))
         return 0
     for line in check_before_submission(submission):
         print(line)
+    if given.export:
+        return export(submission, given)
     job_ids = send(submission, allow_untracked=given.allow_untracked)
     for folder, job_id in zip(submission.folders, job_ids, strict=True):
-        print(f"{shown(folder)}: job {job_id}")
+        print(f"{shown(folder)}: submitted as job {job_id}; `deeplense logs {shown(folder)} --follow` shows it")
+    return 0
+
+
+def export(submission: "Submission", given: argparse.Namespace) -> int:
+    """Write a batch script that needs no submitit, and all that it refers to."""
+    from launch.script import whole_script
+    from launch.submit import set_up
+
+    set_up(submission, allow_untracked=given.allow_untracked)
+    given.export.write_text(whole_script(submission))
+    print(f"{given.export}: submit it by `sbatch {given.export}`; the run is {submission.folders[0]}")
     return 0
 
 
@@ -120,6 +123,7 @@ def budgets(text: str) -> dict[str, int]:
 def chosen_cluster(given: argparse.Namespace) -> Cluster:
     """The profile with what the command line says over it."""
     cluster = find_cluster(given.on)
+    given.image = given.image and str(Path(given.image).expanduser().absolute())
     return cluster.override(**{option: getattr(given, option) for option in OPTIONS}, restarts=given.restarts)
 
 

@@ -202,3 +202,31 @@ def test_the_installed_program_and_the_module_are_the_same(tmp_path: Path) -> No
         assert done.returncode != 0
         assert "nowhere" in done.stdout + done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_this_machine_has_no_batch_script_to_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["submit", "--on", "local", "--dry_run", "train", "--run", str(tmp_path / "run"), "--dataset", "d"]
+    assert main(words) == 2
+    assert "this machine needs no batch script" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_image_may_be_given_by_a_path_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "submit",
+        "--on",
+        "rehearsal",
+        "--image",
+        "image.sif",
+        "--dry_run",
+        "train",
+        "--run",
+        "run",
+        "--dataset",
+        "d",
+    ]
+    assert main(words) == 0
+    assert f" {tmp_path / 'image.sif'} python -u -m submitit" in capsys.readouterr().out
