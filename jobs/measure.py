@@ -144,7 +144,8 @@ def lenstronomy_masses(system: System, *, num_points: int = 100) -> Iterator[dic
 def measure_training(settings: Settings) -> list[Row]:
     """Updates of `deeplense train` (shards, order, normalisation, agreement on stopping) against a bare loop over a
     tensor in memory."""
-    from jobs.training_run import advance, begin
+    from jobs.training_run import advance
+    from jobs.training_start import begin
     from jobs.watchdog import Watchdog
 
     with tempfile.TemporaryDirectory() as folder:

@@ -149,7 +149,8 @@ class Settings:
 def run(settings: Settings) -> int:
     """Train until done or told to stop; returns 0, or 85 when stopped with the state saved."""
     from deeplense.training.stopping import StopFlag
-    from jobs.training_run import begin, train_to_the_end
+    from jobs.training_run import train_to_the_end
+    from jobs.training_start import begin
     from jobs.watchdog import Watchdog
 
     with StopFlag() as stop, Watchdog(settings.run, minutes=settings.hang_minutes) as watchdog:

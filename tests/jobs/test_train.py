@@ -201,15 +201,15 @@ def signal_during_start() -> None:
     """Send this process SIGTERM as soon as it begins to build the network."""
     import os
 
-    from jobs import training_run
+    from jobs import training_start
 
-    make = training_run.make_network
+    make = training_start.make_network
 
     def make_after_signal(*arguments: object, **named: object) -> object:
         os.kill(os.getpid(), signal.SIGTERM)
         return make(*arguments, **named)  # type: ignore[arg-type]
 
-    training_run.make_network = make_after_signal  # type: ignore[assignment]
+    training_start.make_network = make_after_signal  # type: ignore[assignment]
 
 
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_gives_the_same_end(

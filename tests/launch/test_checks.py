@@ -57,7 +57,7 @@ def submitting(command: str, cluster: Cluster, home: Path = Path("/scratch/run")
 def test_a_batch_that_does_not_divide_is_refused_in_the_words_of_the_job(
     profile: dict[str, Any], settings: str, problem: str, here: Path
 ) -> None:
-    from jobs.training_run import check_batch
+    from jobs.training_start import check_batch
 
     make_dataset(here / "ds", "train", "test")
     cluster, command = MINE.override(**profile), f"train --run r --dataset ds {settings}".split()
