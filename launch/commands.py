@@ -58,13 +58,11 @@ def check_and_send(submission: "Submission", given: argparse.Namespace) -> int:
     from launch.submit import send
 
     by_slurm = submission.cluster.executor == "slurm"
-    require(
-        by_slurm or not (given.dry_run or given.export), "this machine needs no batch script; leave the option out."
-    )
+    require(by_slurm or not given.export, "this machine needs no batch script; leave --export out.")
     if given.dry_run:
-        print(submitit_script(submission), end="")
-        if len(submission.folders) > 1:
-            print("\n".join(f"# {folder}" for folder in submission.folders))
+        print(submitit_script(submission) if by_slurm else "# this machine needs no batch script\n", end="")
+        if not by_slurm or len(submission.folders) > 1:
+            print("\n".join(f"# {shown(folder)}" for folder in submission.folders))
         return 0
     for line in check_before_submission(submission):
         print(line)

@@ -204,11 +204,14 @@ def test_the_installed_program_and_the_module_are_the_same(tmp_path: Path) -> No
         assert "Traceback" not in done.stderr
 
 
-def test_this_machine_has_no_batch_script_to_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["submit", "--on", "local", "--dry_run", "train", "--run", str(tmp_path / "run"), "--dataset", "d"]
-    assert main(words) == 2
+def test_this_machine_has_no_batch_script_to_show_or_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    job = ["train", "--run", str(run), "--dataset", "d"]
+    assert main(["submit", "--on", "local", "--dry_run", *job]) == 0
+    assert capsys.readouterr().out == f"# this machine needs no batch script\n# {run}\n"
+    assert main(["submit", "--on", "local", "--export", str(tmp_path / "job.sh"), *job]) == 2
     assert "this machine needs no batch script" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_image_may_be_given_by_a_path_from_here(

@@ -262,7 +262,7 @@ def test_a_job_that_has_no_run_is_submitted_with_a_folder_of_its_own(place: Plac
     code, said = place.type("submit", "--on", "local", "--allow_untracked", *words)
     assert code == 0, said
     (folder,) = (place.here / "launches").iterdir()
-    assert said.startswith(f"{folder}: submitted as job ")
+    assert said.startswith(f"launches/{folder.name}: submitted as job ")
     code, said = place.type("logs", str(folder), "--follow")
     assert "attempt 1 ended: finished" in said
     assert place.type("status")[1].split()[-1] == "finished"
