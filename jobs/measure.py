@@ -13,7 +13,7 @@ import timm
 import torch
 from torch.nn import functional
 
-from deeplense.data.shards import build
+from deeplense.data.building import build
 from deeplense.simulation.images import (
     HOST_ELLIPTICITY,
     PARAMETERS,

@@ -64,7 +64,8 @@ def listed(text: str) -> list[str]:
 
 def run(settings: Settings) -> int:
     """Write all splits, or, where a file is bad, none; an error names the file."""
-    from deeplense.data.shards import MANIFEST, build
+    from deeplense.data.building import build
+    from deeplense.data.shards import MANIFEST
     from deeplense.files import remove
     from jobs.progress import say, track
 

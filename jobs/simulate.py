@@ -47,7 +47,7 @@ class Settings:
 
 def run(settings: Settings) -> int:
     """Write the split; a second call with the same settings continues or finds it done."""
-    from deeplense.data.shards import build
+    from deeplense.data.building import build
     from deeplense.simulation.images import CLASSES
     from deeplense.simulation.populations import Population, default_mass_slope
     from jobs.progress import say, track

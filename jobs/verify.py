@@ -13,7 +13,8 @@ class Settings:
 
 def run(settings: Settings) -> int:
     """Print each problem; exit code 1 where there is one."""
-    from deeplense.data.shards import Manifest, find_splits, verify
+    from deeplense.data.shards import Manifest
+    from deeplense.data.verifying import find_splits, verify
     from jobs.progress import say
 
     problems = verify(settings.folder)

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from deeplense.data.shards import Samples, Schema, build
+from deeplense.data.building import build
+from deeplense.data.shards import Samples, Schema
 from deeplense.simulation.populations import ModelName, Population, Preset, default_mass_slope
 
 CONTEXT = get_context("forkserver")

@@ -13,18 +13,15 @@ each.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
 import h5py
 import numpy as np
-import xxhash
 
-from deeplense.files import checksum, read_json, remove, remove_leftovers, replacing, write_json
+from deeplense.files import read_json, replacing
 
 FORMAT = "deeplense-shards/1"
 MANIFEST = "manifest.json"
@@ -32,7 +29,6 @@ BLOCK_ROWS = 64
 SHARD_BYTES = 256 * 2**20
 FEWEST_SHARDS = 8
 ALIGNMENT = 2**20
-REMAKE = "remove it and the manifest, and make the split again: only what is missing is made"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +67,6 @@ class Samples:
     source_index: np.ndarray
 
 
-Make = Callable[[range], Samples]
-
-
 def canonical(value: Any) -> str:
     """JSON with one spelling only, for hashing."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
@@ -95,80 +88,6 @@ def shard_ranges(schema: Schema) -> list[range]:
 def shard_name(number: int) -> str:
     """File name of a shard."""
     return f"shard-{number:05d}.h5"
-
-
-def build(folder: Path, schema: Schema, make: Make, *, num_workers: int = 1) -> Iterator[int]:
-    """Write a split, yielding the number of samples done so far; shards that are there already are kept.
-
-    Args:
-        folder: where the split goes; made if need be.
-        schema: what it will hold.
-        make: gives the samples of a range; must be picklable if `num_workers` > 1.
-        num_workers: processes.
-
-    Raises:
-        ValueError: the folder holds shards of something else, or the samples are bad. Shards that this call wrote are
-            then removed.
-    """
-    ranges = shard_ranges(schema)
-    if (folder / MANIFEST).exists():
-        require_same(folder, Manifest.read(folder).fingerprint, schema)
-        yield schema.num_samples
-        return
-    if folder.is_dir():
-        remove_leftovers(folder)
-    todo = [number for number in range(len(ranges)) if not keeps(folder / shard_name(number), schema)]
-    done = schema.num_samples - sum(len(ranges[number]) for number in todo)
-    yield done
-    try:
-        for number in write_all(folder, schema, make, todo, num_workers):
-            done += len(ranges[number])
-            yield done
-    except ValueError:
-        for number in todo:
-            remove(folder / shard_name(number))
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
-    write_json(folder / MANIFEST, manifest_of(folder, schema))
-
-
-def write_all(folder: Path, schema: Schema, make: Make, numbers: Sequence[int], num_workers: int) -> Iterator[int]:
-    """Write these shards, yielding each number as it is done."""
-    ranges = shard_ranges(schema)
-    if num_workers == 1 or len(numbers) < 2:
-        for number in numbers:
-            write_shard(folder / shard_name(number), schema, make(ranges[number]))
-            yield number
-        return
-    context = get_context("forkserver")
-    # Imported once, before the writers are forked: on a shared file system many imports at a time are slow.
-    context.set_forkserver_preload(["torch", getattr(make, "func", make).__module__])
-    with ProcessPoolExecutor(min(num_workers, len(numbers)), mp_context=context) as pool:
-        jobs = {
-            pool.submit(make_and_write, folder / shard_name(number), schema, make, ranges[number]): number
-            for number in numbers
-        }
-        try:
-            for job in as_completed(jobs):
-                job.result()
-                yield jobs[job]
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def make_and_write(path: Path, schema: Schema, make: Make, rows: range) -> None:
-    """One shard, in a worker process."""
-    write_shard(path, schema, make(rows))
-
-
-def keeps(path: Path, schema: Schema) -> bool:
-    """Whether a whole shard of this data set stands there. Raises ValueError where it is of another."""
-    if not path.exists():
-        return False
-    with h5py.File(path) as file:
-        require_same(path, str(file.attrs["fingerprint"]), schema)
-    return True
 
 
 def require_same(path: Path, fingerprint: str, schema: Schema) -> None:
@@ -260,35 +179,6 @@ class Manifest:
         return cls(folder, schema, told, content["statistics"], content["class_counts"], content["shards"])
 
 
-def manifest_of(folder: Path, schema: Schema) -> dict[str, Any]:
-    """The manifest of a folder whose shards are all there, as JSON, read off the shards themselves."""
-    shards, moments, labels = [], [], []
-    for number, rows in enumerate(shard_ranges(schema)):
-        path = folder / shard_name(number)
-        with h5py.File(path) as file:
-            moments.append(moments_of(column(file, "image")))
-            labels.append(column(file, "label"))
-            offset = image_offset(file)
-        shards.append(
-            {
-                "file": path.name,
-                "num_samples": len(rows),
-                "bytes": path.stat().st_size,
-                "xxh3_128": checksum(path),
-                "image_offset": offset,
-            }
-        )
-    label = np.concatenate(labels)
-    content = {
-        "format": FORMAT,
-        "schema": json.loads(canonical(asdict(schema))),
-        "statistics": statistics_of(moments),
-        "class_counts": {name: int((label == k).sum()) for k, name in enumerate(schema.classes)},
-        "shards": shards,
-    }
-    return content | {"dataset_id": hashlib.sha256(canonical(content).encode()).hexdigest()}
-
-
 Moments = tuple[int, np.ndarray, np.ndarray]
 
 
@@ -307,50 +197,6 @@ def statistics_of(moments: Sequence[Moments]) -> dict[str, list[float]]:
     return {"mean": [float(value) for value in mean], "std": [float(value) for value in std]}
 
 
-def find_splits(dataset: Path) -> list[Path]:
-    """The split folders of a data set, finished or not. Raises ValueError where there is none."""
-    if not dataset.is_dir():
-        raise ValueError(f"{dataset} is no folder; give the folder of a data set.")
-    splits = sorted({path.parent for pattern in (MANIFEST, "shard-*.h5") for path in dataset.rglob(pattern)})
-    if not splits:
-        raise ValueError(f"{dataset} holds no shards; make some with `deeplense simulate` or `deeplense pack`.")
-    return splits
-
-
-def verify_split(folder: Path) -> tuple[list[str], dict[int, str]]:
-    """Read a whole split. Returns what is wrong (a line each, naming the shard), and image hashes with their sample's
-    id."""
-    try:
-        manifest = Manifest.read(folder)
-    except ValueError as error:
-        return [str(error)], {}
-    listed = {shard["file"] for shard in manifest.shards}
-    problems = [
-        f"{path}: is not in the manifest; remove it" for path in folder.glob("shard-*.h5") if path.name not in listed
-    ]
-    hashes: dict[int, str] = {}
-    for shard in manifest.shards:
-        path = folder / shard["file"]
-        problem = damage(path, shard)
-        if problem:
-            problems.append(f"{path}: {problem}")
-        else:
-            hashes.update(image_hashes(path))
-    return problems, hashes
-
-
-def damage(path: Path, shard: Mapping[str, Any]) -> str | None:
-    """What is wrong with a shard file, given its line in the manifest, or None."""
-    if not path.exists():
-        return "is missing; remove the manifest, and make the split again: only what is missing is made"
-    if path.stat().st_size != shard["bytes"]:
-        found, expected = path.stat().st_size, shard["bytes"]
-        return f"has {found} bytes where the manifest says {expected}; {REMAKE}"
-    if checksum(path) != shard["xxh3_128"]:
-        return f"does not match its checksum: it is damaged; {REMAKE}"
-    return None
-
-
 def column(file: h5py.File, name: str) -> np.ndarray:
     """A whole array of a shard."""
     return np.asarray(file[name])
@@ -359,23 +205,3 @@ def column(file: h5py.File, name: str) -> np.ndarray:
 def image_offset(file: h5py.File) -> int:
     """Where in the file the images begin, bytes."""
     return cast("h5py.Dataset", file["image"]).id.get_offset()
-
-
-def image_hashes(path: Path) -> dict[int, str]:
-    """A hash of each image of a shard, with the sample's id."""
-    with h5py.File(path) as file:
-        images, ids = column(file, "image"), column(file, "id")
-    return {xxhash.xxh3_64_intdigest(image.tobytes()): name.decode() for image, name in zip(images, ids, strict=True)}
-
-
-def verify(dataset: Path) -> list[str]:
-    """Read every byte of a data set and say what is wrong, a line each: damaged or missing shards, images in two
-    splits."""
-    problems, seen = [], {}
-    for folder in find_splits(dataset):
-        wrong, hashes = verify_split(folder)
-        problems += wrong
-        for value in hashes.keys() & seen.keys():
-            problems.append(f"{folder}: {hashes[value]} is the same image as {seen[value]}; a leak between splits")
-        seen |= {value: f"{name} of {folder}" for value, name in hashes.items()}
-    return problems

@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deeplense.data.building import build
 from deeplense.data.dataset import Batch, Split, StepBatches, evaluation_batches, step_loader
-from deeplense.data.shards import Samples, Schema, build
+from deeplense.data.shards import Samples, Schema
 
 NUM_SAMPLES = 200
 LABELS = np.arange(NUM_SAMPLES) % 3

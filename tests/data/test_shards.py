@@ -19,8 +19,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeplense.data import shards
-from deeplense.data.shards import MANIFEST, Make, Manifest, Samples, Schema, build, shard_ranges, verify
+from deeplense.data import building
+from deeplense.data.building import Make, build
+from deeplense.data.shards import MANIFEST, Manifest, Samples, Schema, shard_ranges
+from deeplense.data.verifying import verify
 from deeplense.files import TEMPORARY, read_json
 from jobs import simulate
 from jobs.simulate import make_samples, schema_of
@@ -127,7 +129,7 @@ def build_and_die(folder: str, moment: str) -> None:
     if what == "make":
         made(Path(folder), make=spoilt(int(number), die))
     elif what == "manifest":
-        shards.manifest_of = die
+        building.manifest_of = die
         made(Path(folder))
     else:
         renames, rename = itertools.count(), Path.replace

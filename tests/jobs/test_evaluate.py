@@ -12,8 +12,9 @@ import torch
 from conftest import Command, rank_variables, write_blobs
 from sklearn.metrics import accuracy_score, confusion_matrix, mean_absolute_error, roc_auc_score
 
+from deeplense.data.building import build
 from deeplense.data.dataset import Split
-from deeplense.data.shards import Samples, build
+from deeplense.data.shards import Samples
 from deeplense.evaluation.metrics import softmax
 from deeplense.training import checkpoint
 from jobs.config import from_plain

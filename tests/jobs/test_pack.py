@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from conftest import axion, put
 
-from deeplense.data import shards
+from deeplense.data import building, verifying
 from deeplense.data.dataset import Split
 from jobs import pack
 from jobs import verify as verify_job
@@ -34,7 +34,7 @@ def image_of(number: int, shape: tuple[int, ...] = (6, 8)) -> np.ndarray:
 def packed(layout: Any, source: Path, output: Path, **settings: Any) -> dict[str, Split]:
     """Pack, and open every split."""
     assert pack.run(Settings(layout=layout, source=source, output=output, **settings)) == 0
-    assert shards.verify(output) == []
+    assert verifying.verify(output) == []
     return {folder.name: Split(folder) for folder in sorted(output.iterdir())}
 
 
@@ -270,7 +270,7 @@ def test_two_writers_make_the_bytes_of_one_and_leave_nothing_of_a_bad_set(
 ) -> None:
     simulated(tmp_path / "in", per_class=25)
     one = packed("deeplense", tmp_path / "in", tmp_path / "one")["train"].manifest
-    monkeypatch.setattr(shards, "build", partial(shards.build, num_workers=2))
+    monkeypatch.setattr(building, "build", partial(building.build, num_workers=2))
     two = packed("deeplense", tmp_path / "in", tmp_path / "two")["train"].manifest
     assert one.dataset_id == two.dataset_id
     put(tmp_path / "in" / "axion" / "axion_sim_9.npy", np.full((6, 8), np.nan))
