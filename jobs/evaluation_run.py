@@ -22,7 +22,7 @@ from jobs.config import from_plain, require
 from jobs.evaluate import Settings
 from jobs.experiment import (
     Part,
-    find_dataset,
+    find_datasets,
     held_out_part,
     learning_parts,
     make_network,
@@ -73,10 +73,9 @@ def find_runs(settings: Settings) -> list[Path]:
 def evaluate_run(settings: Settings, run: Path, accelerator: Accelerator) -> Evaluated:
     """Predictions of one run on what it held out."""
     trained = from_plain(TrainSettings, stored_config(run))
-    home = find_dataset(trained.dataset, trained.data_root)
-    dataset = find_dataset(settings.dataset, trained.data_root) if settings.dataset else home
+    datasets = find_datasets(settings.dataset or trained.dataset, trained.data_root)
     train, val = learning_parts(trained)
-    held = held_out_part(trained, dataset, settings.split)
+    held = held_out_part(trained, datasets, settings.split)
     refuse_other_kind(train, held)
     part, num_shared = without_shared(held, [train, val])
     kind = {"best": "best", "last": "step"}[settings.weights]
@@ -100,12 +99,12 @@ def refuse_other_kind(train: Part, part: Part) -> None:
     """Raise ValueError where the samples are of another kind than those learnt from."""
     for name in ("shape", "classes", "bands"):
         learnt, given = getattr(train.split.schema, name), getattr(part.split.schema, name)
-        require(learnt == given, f"{part.split.folder} has {name} {given}, but the run learnt from {learnt}.")
+        require(learnt == given, f"{part.split.name} has {name} {given}, but the run learnt from {learnt}.")
 
 
 def require_no_sample_twice(evaluated: Sequence[Evaluated]) -> None:
     """Raise ValueError where runs that are put together predict the same sample."""
-    seen = [(str(e.part.split.folder.resolve()), int(i)) for e in evaluated for i in e.part.indices]
+    seen = [(e.part.split.dataset_id, int(i)) for e in evaluated for i in e.part.indices]
     require(
         len(set(seen)) == len(seen),
         "several of these runs predict the same image. Only runs of the same settings with different --fold "
@@ -127,7 +126,7 @@ def report(settings: Settings, evaluated: Sequence[Evaluated], folder: Path) -> 
     held = f"fold of {first.settings.num_folds}" if first.settings.num_folds else f"split {settings.split}"
     facts = {
         "runs": ", ".join(str(e.run) for e in evaluated),
-        "data set": f"{first.part.split.folder} ({first.part.split.manifest.dataset_id[:16]})",
+        "data set": f"{first.part.split.name} ({first.part.split.dataset_id[:16]})",
         "held out": f"{len(joined.labels)} images, {held}; no image with the same pixels was learnt from or chose the "
         f"weights ({sum(e.num_shared for e in evaluated)} that were are left out)",
         "weights": f"{settings.weights}, of step " + ", ".join(str(e.step) for e in evaluated),
@@ -137,7 +136,7 @@ def report(settings: Settings, evaluated: Sequence[Evaluated], folder: Path) -> 
     write_report(
         folder,
         title=f"{first.settings.model_name}: {first.settings.target} of lenses",
-        lead=f"{len(joined.labels)} held-out images of {first.part.split.folder}",
+        lead=f"{len(joined.labels)} held-out images of {first.part.split.name}",
         content=content,
         facts=facts,
         settings={name: str(value) for name, value in vars(first.settings).items()},

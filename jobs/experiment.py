@@ -1,7 +1,7 @@
 """What the settings of a run mean: its data, its network, its loss. Training and evaluation share it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from deeplense.data.dataset import Batch, Split, evaluation_batches, splits_of
 from deeplense.data.order import fold_of, rank_slice, split_off
+from deeplense.data.sampling import Order, Shuffle
 from deeplense.data.transforms import augment, normalise
 from deeplense.evaluation.predict import Predictions, join, predict
 from deeplense.models.registry import Network, build
@@ -27,18 +28,30 @@ Statistics = Mapping[str, list[float]]
 
 @dataclass(frozen=True)
 class Part:
-    """Some samples of a split: what is learnt from, what chooses, or what is held out."""
+    """Some samples of a split: what is learnt from, what chooses, or what is held out. `target` is the number to be
+    learnt, of all samples of the split (N,); None for the class."""
 
     split: Split
     indices: np.ndarray
+    target: np.ndarray | None
 
     def __len__(self) -> int:
         return len(self.indices)
 
     @property
     def labels(self) -> np.ndarray:
-        """Numbers of the classes, (N,)."""
+        """Numbers of the classes, (n,)."""
         return self.split.labels[self.indices]
+
+    def only(self, chosen: np.ndarray) -> "Part":
+        """The part of it at these places, by number or by mask."""
+        return replace(self, indices=self.indices[chosen])
+
+
+def find_datasets(names: str, data_root: Path) -> list[Path]:
+    """The folders of one or more data sets, with commas between: paths, or names below the data root. Raises ValueError
+    where one is neither."""
+    return [find_dataset(name.strip(), data_root) for name in names.split(",")]
 
 
 def find_dataset(dataset: str, data_root: Path) -> Path:
@@ -52,53 +65,80 @@ def find_dataset(dataset: str, data_root: Path) -> Path:
     )
 
 
-def open_split(dataset: Path, name: str) -> Split:
-    """One split of a data set. Raises ValueError, naming those there are, where it is not there."""
-    require((dataset / name).is_dir(), f"{dataset} has no split {name!r}; it has {', '.join(splits_of(dataset))}.")
-    return Split(dataset / name)
-
-
-def usable(split: Split, settings: "Settings") -> np.ndarray:
-    """Indices of the samples that the target is known for."""
+def open_part(datasets: Sequence[Path], name: str, settings: "Settings") -> Part:
+    """The samples of one split of all data sets that the target is known for. Raises ValueError where there is no such
+    split, naming those there are, or no such target."""
+    for dataset in datasets:
+        require((dataset / name).is_dir(), f"{dataset} has no split {name!r}; it has {', '.join(splits_of(dataset))}.")
+    split = Split(*(dataset / name for dataset in datasets))
     if settings.regression:
         require(
-            settings.target in split.targets,
-            f"{split.folder} has no target {settings.target!r}; it has {sorted(split.targets)}.",
+            settings.target in split.schema.targets,
+            f"{split.name} has no target {settings.target!r}; it has {sorted(split.schema.targets)}.",
         )
-        return np.flatnonzero(np.isfinite(split.targets[settings.target]))
+        target = split.column(f"target/{settings.target}")
+        return Part(split, np.flatnonzero(np.isfinite(target)), target)
     require(
         len(split.schema.classes) > 1,
-        f"{split.folder} has the classes {list(split.schema.classes)}; two or more are needed.",
+        f"{split.name} has the classes {list(split.schema.classes)}; two or more are needed.",
     )
-    return np.flatnonzero(split.labels >= 0)
+    return Part(split, np.flatnonzero(split.labels >= 0), None)
 
 
 def learning_parts(settings: "Settings") -> tuple[Part, Part]:
     """What is learnt from, and what chooses the best weights: the split val, or a part of each class of train."""
-    dataset = find_dataset(settings.dataset, settings.data_root)
-    train = open_split(dataset, "train")
-    indices = usable(train, settings)
+    datasets = find_datasets(settings.dataset, settings.data_root)
+    train = open_part(datasets, "train", settings)
     if settings.num_folds:
-        indices = indices[folds(train, indices, settings) != settings.fold]
-    if "val" in splits_of(dataset) and not settings.num_folds:
-        val = open_split(dataset, "val")
-        return Part(train, indices), Part(val, usable(val, settings))
-    kept, held = split_off(train.labels[indices], settings.val_fraction, seed=settings.seed)
-    require(
-        len(held) > 0,
-        f"{dataset} has no split val, and val_fraction={settings.val_fraction} of {len(indices)} samples is none.",
-    )
-    return Part(train, indices[kept]), Part(train, indices[held])
+        train = train.only(folds(train, settings) != settings.fold)
+    have_val = {"val" in splits_of(dataset) for dataset in datasets}
+    require(len(have_val) == 1, f"some of the data sets {settings.dataset} have a split val, and some have none.")
+    if have_val == {True} and not settings.num_folds:
+        val = open_part(datasets, "val", settings)
+    else:
+        kept, held = split_off(train.labels, settings.val_fraction, seed=settings.seed)
+        require(
+            len(held) > 0,
+            f"{train.split.name} has no split val beside it, and val_fraction={settings.val_fraction} of {len(train)} "
+            "samples is none.",
+        )
+        train, val = train.only(kept), train.only(held)
+    if settings.label_fraction < 1:
+        train = train.only(split_off(train.labels, settings.label_fraction, seed=settings.seed)[1])
+        require(len(train) > 0, f"label_fraction={settings.label_fraction} leaves no samples to learn from.")
+    return train, val
 
 
-def held_out_part(settings: "Settings", dataset: Path, split_name: str) -> Part:
+def held_out_part(settings: "Settings", datasets: Sequence[Path], split_name: str) -> Part:
     """What no training saw: the fold that was left out, or a split of its own."""
     if settings.num_folds:
-        train = open_split(dataset, "train")
-        indices = usable(train, settings)
-        return Part(train, indices[folds(train, indices, settings) == settings.fold])
-    split = open_split(dataset, split_name)
-    return Part(split, usable(split, settings))
+        train = open_part(datasets, "train", settings)
+        return train.only(folds(train, settings) == settings.fold)
+    return open_part(datasets, split_name, settings)
+
+
+def make_order(settings: "Settings", part: Part) -> Order:
+    """In which order the samples are learnt from: all alike, or classes and data sets by weight."""
+    surveys, classes = part.split.sources[part.indices], part.labels
+    mix = [float(weight) for weight in settings.mix.split(",")] if settings.mix else []
+    require(
+        len(mix) in (0, len(part.split.folders)),
+        f"mix={settings.mix} gives {len(mix)} weights for {len(part.split.folders)} data sets; give one for each.",
+    )
+    by_survey = bool(mix) or settings.balance == "survey"
+    by_class = settings.balance == "class"
+    members = np.stack([surveys if by_survey else 0 * surveys, classes if by_class else 0 * classes])
+    kinds = np.unique(members, axis=1).T
+    weights = [
+        (mix[survey] if mix else 1.0) / (kinds[:, 0] == survey).sum() if by_survey else 1.0 for survey, _ in kinds
+    ]
+    return Order(
+        [part.indices[(members == kind[:, None]).all(axis=0)] for kind in kinds],
+        weights=weights if len(kinds) > 1 else (),
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        shuffle=Shuffle(settings.shuffle_block, settings.shuffle_window),
+    )
 
 
 def without_shared(held: Part, learnt: Sequence[Part]) -> tuple[Part, int]:
@@ -110,15 +150,15 @@ def without_shared(held: Part, learnt: Sequence[Part]) -> tuple[Part, int]:
     shared = np.isin(held.split.hashes(held.indices), seen)
     require(
         not shared.all(),
-        f"all {len(held)} images of {held.split.folder} were learnt from or chose the weights; evaluate on others.",
+        f"all {len(held)} images of {held.split.name} were learnt from or chose the weights; evaluate on others.",
     )
-    return Part(held.split, held.indices[~shared]), int(shared.sum())
+    return held.only(~shared), int(shared.sum())
 
 
-def folds(split: Split, indices: np.ndarray, settings: "Settings") -> np.ndarray:
+def folds(part: Part, settings: "Settings") -> np.ndarray:
     """The fold of each of these samples; it does not depend on the seed of the training, so that seeds can be
     compared."""
-    return fold_of(split.labels[indices], settings.num_folds, seed=0)
+    return fold_of(part.labels, settings.num_folds, seed=0)
 
 
 def make_network(settings: "Settings", split: Split, *, load_pretrained: bool) -> Network:
@@ -126,7 +166,7 @@ def make_network(settings: "Settings", split: Split, *, load_pretrained: bool) -
     channels, height, width = split.schema.shape
     require(
         height == width,
-        f"{split.folder} has images of {height} x {width} pixels; they must be square. Pack them with --crop.",
+        f"{split.name} has images of {height} x {width} pixels; they must be square. Pack them with --crop.",
     )
     return build(
         settings.model_name,
@@ -185,9 +225,9 @@ class Objective:
 
 def make_objective(settings: "Settings", part: Part, statistics: Statistics) -> Objective:
     """The objective of a run; numbers are learnt in units of their spread among the samples learnt from."""
-    if not settings.regression:
+    if part.target is None:
         return Objective(settings, statistics, (0.0, 1.0))
-    values = part.split.targets[settings.target][part.indices]
+    values = part.target[part.indices]
     return Objective(settings, statistics, (float(np.median(values)), float(np.std(values)) or 1.0))
 
 
@@ -203,7 +243,6 @@ def predict_part(
 ) -> Predictions:
     """Outputs on all samples of a part, each computed on one rank only, the same on all ranks."""
     mine = part.indices[rank_slice(len(part), accelerator.process_index, accelerator.num_processes)]
-    target = settings.target if settings.regression else None
     training = network.training
     network.eval()
 
@@ -214,7 +253,7 @@ def predict_part(
     with accelerator.autocast():
         parts = predict(
             forward,
-            evaluation_batches(part.split, mine, batch_size=batch_size, target=target),
+            evaluation_batches(part.split, mine, batch_size=batch_size, target=part.target),
             device=accelerator.device,
         )
     network.train(training)

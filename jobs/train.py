@@ -14,9 +14,20 @@ class Settings:
     run: Path
     """folder of the run; one that exists is continued"""
     dataset: str
-    """folder of a data set, or its name below data_root (Model_I, Model_II, Model_III)"""
+    """folder of a data set, or its name below data_root (Model_I, Model_II, Model_III); several, with commas between,
+    are learnt from together"""
     data_root: Path = field(default=Path("datasets"), metadata=FREE)
     """folder of data sets"""
+    mix: str = ""
+    """weights of several data sets, such as 2,1; by default each sample counts alike"""
+    balance: Literal["none", "class", "survey"] = "none"
+    """class: all classes equally often; survey: all data sets equally often; by default each sample once an epoch"""
+    label_fraction: float = 1.0
+    """part of each class of the training samples that is learnt from; a smaller part is in a larger one"""
+    shuffle_block: int = 1
+    """samples that lie side by side and are read together; 1 mixes all, 64 suits data on slow disks"""
+    shuffle_window: int = 256
+    """blocks whose samples are mixed"""
     target: str = "class"
     """what is learnt: class, or the name of a number, such as log10_axion_mass (samples without it are left out)"""
     model_source: Literal["baseline", "timm"] = "timm"
@@ -92,7 +103,9 @@ class Settings:
     log_interval: int = field(default=10, metadata=FREE)
     """steps between lines in metrics.jsonl"""
     num_workers: int = field(default=0, metadata=FREE)
-    """processes that read ahead; reading is fast, 0 is mostly best"""
+    """processes that read ahead, for compressed data; 0 for none"""
+    read_ahead: int = field(default=1, metadata=FREE)
+    """threads that read ahead where there are no such processes; 0 for none"""
     device: Literal["auto", "cuda", "mps", "cpu"] = field(default="auto", metadata=FREE)
     """where to compute"""
     wandb: Literal["off", "offline", "online"] = field(default="off", metadata=FREE)
@@ -109,6 +122,8 @@ class Settings:
             "evaluate_epochs",
             "gradient_accumulation",
             "log_interval",
+            "shuffle_block",
+            "shuffle_window",
         ):
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be above 0.")
         for name in ("dropout", "label_smoothing", "val_fraction"):
@@ -119,11 +134,14 @@ class Settings:
             "warmup_epochs",
             "random_rotation",
             "num_workers",
+            "read_ahead",
             "checkpoint_minutes",
             "hang_minutes",
             "seed",
         ):
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 or more.")
+        require(0 < self.label_fraction <= 1, f"label_fraction={self.label_fraction} must be above 0, and 1 at most.")
+        require_weights(self.mix, balance=self.balance)
         require(self.clip_grad is None or self.clip_grad > 0, f"clip_grad={self.clip_grad} must be above 0.")
         require(
             self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay={self.ema_decay} must be between 0 and 1."
@@ -144,6 +162,14 @@ class Settings:
     def regression(self) -> bool:
         """Whether a number is learnt."""
         return self.target != "class"
+
+
+def require_weights(mix: str, *, balance: str) -> None:
+    """Raise ValueError unless this is a list of weights, or empty."""
+    weights = [weight.strip() for weight in mix.split(",")] if mix else []
+    good = all(weight.replace(".", "", 1).isdigit() and float(weight) > 0 for weight in weights)
+    require(good, f"mix={mix!r} must be numbers above 0 with commas between, one for each data set.")
+    require(not weights or balance != "survey", "balance=survey means equal weights; leave --mix out, or balance.")
 
 
 def run(settings: Settings) -> int:

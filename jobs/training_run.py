@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplense.data.dataset import StepBatches, step_loader
+from deeplense.data.loading import StepBatches, step_loader
 from deeplense.data.order import step_seed
 from deeplense.evaluation.metrics import classification_metrics, regression_metrics, softmax
 from deeplense.files import write_json
@@ -24,7 +24,7 @@ from deeplense.training.stopping import StopFlag
 from deeplense.training.tracking import Tracker
 from jobs.attempts import EXIT_STOPPED, end_attempt, refuse_if_superseded
 from jobs.config import require
-from jobs.experiment import predict_part
+from jobs.experiment import make_order, predict_part
 from jobs.progress import Reporter, say
 from jobs.progress_file import ProgressFile
 from jobs.ranks import announce, on_main
@@ -117,17 +117,15 @@ def updates(training: TrainingRun) -> Iterator[Update]:
     settings, accelerator = training.settings, training.accelerator
     batches = StepBatches(
         training.train.split,
-        training.train.indices,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
+        make_order(settings, training.train),
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
-        target=settings.target if settings.regression else None,
+        target=training.train.target,
     )
     steps = range(training.progress.step, training.num_steps)
     return fit(
         lambda batch: training.objective.step(training.model, batch),
-        step_loader(batches, steps, num_workers=settings.num_workers),
+        step_loader(batches, steps, num_threads=settings.read_ahead, num_workers=settings.num_workers),
         accelerator=accelerator,
         model=training.model,
         optimizer=training.optimizer,

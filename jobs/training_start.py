@@ -104,12 +104,12 @@ def begin(settings: Settings, watchdog: Watchdog) -> TrainingRun | None:
     network = make_network(settings, train.split, load_pretrained=saved is None).to(accelerator.device)
     optimizer = make_optimizer(settings, network)
     ema = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
-    progress = Progress(dataset_id=train.split.manifest.dataset_id)
+    progress = Progress(dataset_id=train.split.dataset_id)
     if saved is not None:
         restore(saved, network, optimizer, progress, ema)
-        same = progress.dataset_id == train.split.manifest.dataset_id
+        same = progress.dataset_id == train.split.dataset_id
         require(
-            same, f"{train.split.folder} is not the data set that the run began with; give that one, or another --run."
+            same, f"{train.split.name} is not the data set that the run began with; give that one, or another --run."
         )
     else:
         progress.statistics = train.split.statistics(train.indices)
@@ -146,7 +146,7 @@ def announce_beginning(
     announce(
         accelerator,
         f"training {settings.model_name} ({parameters:.2f} M parameters{fitted}) on {len(train)} images of "
-        f"{train.split.folder}, choosing by {len(val)}; "
+        f"{train.split.name}, choosing by {len(val)}; "
         f"{accelerator.num_processes} processes on {accelerator.device.type}",
     )
     if progress.step:

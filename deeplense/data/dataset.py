@@ -1,29 +1,23 @@
-"""Reading: samples of one split by number, in batches, straight from the mapped shards."""
+"""Samples of one split by number, in batches."""
 
-import os
-import select
-import signal
+import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
-from multiprocessing import forkserver, resource_tracker
+from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
 import h5py
 import numpy as np
 import torch
 import xxhash
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from deeplense.data.order import batch_indices, rank_slice, uniforms
+from deeplense.data.order import rank_slice
+from deeplense.data.reading import HeldImages, ShardFile, open_images
 from deeplense.data.shards import Manifest, column, image_offset, moments_of, statistics_of
 from deeplense.data.transforms import NUM_UNIFORMS
 
 READ_ROWS = 256
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+TENSORS = ("images", "labels", "target", "indices", "uniforms")
 
 
 @dataclass(frozen=True)
@@ -31,7 +25,8 @@ class Batch:
     """Some samples on their way to the model: images (b, C, H, W), labels (b,), index within the split (b,), random
     numbers in [0, 1[ (b, R).
 
-    `target` (b,) is the number to be learnt in regression, and the label as a float elsewhere.
+    `target` (b,) is the number to be learnt in regression, and the label as a float elsewhere. Images are as they are
+    stored, and become float32 values, stored * scale + zero, on the device that they are sent to.
     """
 
     images: Tensor
@@ -39,84 +34,82 @@ class Batch:
     target: Tensor
     indices: Tensor
     uniforms: Tensor
+    scale: float = 1.0
+    zero: float = 0.0
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device."""
-        return Batch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+        """The same batch on a device, with the values of its images."""
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in TENSORS}
+        moved["images"] = values(moved["images"], scale=self.scale, zero=self.zero)
+        return Batch(**moved)
 
     def split(self, parts: int) -> list["Batch"]:
         """The batch in `parts` pieces of nearly equal size."""
         pieces = [rank_slice(len(self), part, parts) for part in range(parts)]
-        return [Batch(*(getattr(self, name)[piece] for name in self.__dataclass_fields__)) for piece in pieces]
+        return [replace(self, **{name: getattr(self, name)[piece] for name in TENSORS}) for piece in pieces]
+
+
+def values(stored: Tensor, *, scale: float, zero: float) -> Tensor:
+    """What stored numbers stand for, in float32."""
+    floats = stored.float()
+    return floats if (scale, zero) == (1.0, 0.0) else floats * scale + zero
 
 
 class Split:
-    """One split of a data set. Labels (N,), targets (N,), ids (N,) are in memory, images stay in their shards."""
+    """One split of a data set, or of several that are alike, one after the other.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest = Manifest.read(folder)
-        self.schema = self.manifest.schema
-        self.starts = np.cumsum([0] + [shard["num_samples"] for shard in self.manifest.shards])
-        parts = [self.read_columns(folder / shard["file"], shard) for shard in self.manifest.shards]
-        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        self.labels = columns.pop("label")
-        self.ids: list[str] = [name.decode() for name in columns.pop("id")]
-        self.targets = columns
-        self.maps: dict[int, np.memmap] = {}
-        self.process = os.getpid()
+    Labels (N,) and the number of its data set (N,) for each sample are in memory; all else stays in the shards.
+    """
+
+    def __init__(self, *folders: Path) -> None:
+        self.folders = folders
+        self.manifests = [Manifest.read(folder) for folder in folders]
+        refuse_unlike(self.manifests)
+        self.schema = self.manifests[0].schema
+        lines = [(manifest, shard) for manifest in self.manifests for shard in manifest.shards]
+        self.files = [
+            ShardFile(m.folder / shard["file"], shard["num_samples"], shard["bytes"], shard["image_offset"])
+            for m, shard in lines
+        ]
+        self.labels = np.concatenate([read_labels(m, file) for (m, _), file in zip(lines, self.files, strict=True)])
+        sizes = [manifest.schema.num_samples for manifest in self.manifests]
+        self.sources = np.repeat(np.arange(len(sizes), dtype=np.int16), sizes)
+        self.stored = open_images(self.files, dtype=self.schema.dtype, shape=self.schema.shape)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"maps": {}}
+    @property
+    def name(self) -> str:
+        """The folders, as a user knows them."""
+        return " + ".join(map(str, self.folders))
 
-    def read_columns(self, path: Path, shard: dict[str, Any]) -> dict[str, np.ndarray]:
-        """All of a shard but its images. Raises ValueError, naming the shard, where it does not fit the manifest."""
-        if not path.exists() or path.stat().st_size != shard["bytes"]:
-            raise ValueError(
-                f"{path} is missing or of another size than the manifest says; `deeplense verify` tells more."
-            )
-        try:
-            with h5py.File(path, locking=False) as file:
-                columns = {name: column(file, f"target/{name}") for name in self.schema.targets}
-                columns |= {name: column(file, name) for name in ("label", "id")}
-                offset = image_offset(file)
-        except (OSError, KeyError, RuntimeError) as error:
-            raise ValueError(f"{path} is damaged ({error}); `deeplense verify` tells more.") from error
-        if offset != shard["image_offset"]:
-            raise ValueError(f"{path} does not match the manifest; `deeplense verify` tells more.")
-        return columns
+    @property
+    def dataset_id(self) -> str:
+        """What tells these very samples from any others."""
+        ids = [manifest.dataset_id for manifest in self.manifests]
+        return ids[0] if len(ids) == 1 else hashlib.sha256(" ".join(ids).encode()).hexdigest()
 
-    def mapped(self, number: int) -> np.memmap:
-        """The images of one shard, mapped into this process."""
-        if self.process != os.getpid():
-            self.maps, self.process = {}, os.getpid()
-        if number not in self.maps:
-            shard = self.manifest.shards[number]
-            self.maps[number] = np.memmap(
-                self.folder / shard["file"],
-                dtype=self.schema.dtype,
-                mode="r",
-                offset=shard["image_offset"],
-                shape=(shard["num_samples"], *self.schema.shape),
-            )
-        return self.maps[number]
+    @property
+    def ids(self) -> list[str]:
+        """The name of each sample, read when asked for."""
+        return [name.decode() for name in self.column("id")]
+
+    def column(self, name: str) -> np.ndarray:
+        """An array of the shards beside the images, (N,): `label`, `id`, `source_index`, `target/NAME`."""
+        parts = []
+        for file in self.files:
+            with h5py.File(file.path, locking=False) as shard:
+                parts.append(column(shard, name))
+        return np.concatenate(parts)
 
     def images(self, indices: np.ndarray) -> np.ndarray:
-        """The images with these numbers, (n, C, H, W) float32, in the order asked for; each shard is read in its own
-        order."""
-        images = np.empty((len(indices), *self.schema.shape), dtype=np.float32)
-        shard_of = np.searchsorted(self.starts, indices, side="right") - 1
-        for number in np.unique(shard_of):
-            places = np.flatnonzero(shard_of == number)
-            places = places[np.argsort(indices[places], kind="stable")]
-            images[places] = self.mapped(int(number))[indices[places] - self.starts[number]]
-        return images
+        """The images with these numbers, (n, C, H, W) float32, in the order asked for."""
+        stored = self.stored.read(indices)
+        return values(stored, scale=self.schema.scale, zero=self.schema.zero).cpu().numpy()
 
     def hashes(self, indices: np.ndarray) -> np.ndarray:
         """A 64-bit hash of the pixels of each of these images, (n,)."""
@@ -128,94 +121,71 @@ class Split:
     def statistics(self, indices: np.ndarray) -> dict[str, list[float]]:
         """Mean and standard deviation of each band over these images; from the manifest where they are all of the
         split."""
-        if len(np.unique(indices)) == len(indices) == len(self):
-            return self.manifest.statistics
+        if len(np.unique(indices)) == len(indices) == len(self) and len(self.manifests) == 1:
+            return self.manifests[0].statistics
         parts = [indices[k : k + READ_ROWS] for k in range(0, len(indices), READ_ROWS)]
         return statistics_of([moments_of(self.images(part)) for part in parts])
 
-    def batch(self, indices: np.ndarray, *, target: str | None, random: np.ndarray) -> Batch:
-        """The samples with these numbers, and the random numbers (n, R) that go with them."""
+    def keep_on(self, device: torch.device, indices: np.ndarray) -> None:
+        """Hold these images on a device from now on, and no others. Raises ValueError where they do not fit."""
+        try:
+            self.stored = HeldImages(self.stored, indices, num_images=len(self), device=device)
+        except torch.OutOfMemoryError as error:
+            raise ValueError(f"the {len(indices)} images of {self.name} do not fit on {device}: {error}") from error
+
+    def batch(self, indices: np.ndarray, *, target: np.ndarray | None, random: np.ndarray) -> Batch:
+        """The samples with these numbers.
+
+        Args:
+            indices: (n,).
+            target: the number to be learnt, of all samples (N,); None for the label.
+            random: random numbers that go with the samples (n, R).
+        """
         labels = torch.from_numpy(self.labels[indices])
-        values = labels.float() if target is None else torch.from_numpy(self.targets[target][indices]).float()
         return Batch(
-            images=torch.from_numpy(self.images(indices)),
+            images=self.stored.read(indices),
             labels=labels,
-            target=values,
+            target=labels.float() if target is None else torch.from_numpy(target[indices]).float(),
             indices=torch.from_numpy(indices),
             # Some devices know float32 alone, and the cast must not round up to 1.
             uniforms=torch.from_numpy(np.minimum(random, 1 - 2.0**-24).astype(np.float32)),
+            scale=self.schema.scale,
+            zero=self.schema.zero,
         )
 
 
-class StepBatches(Dataset[Batch]):
-    """A rank's part of the batch of each step; the item of number n is that of step n."""
-
-    def __init__(
-        self,
-        split: Split,
-        indices: np.ndarray,
-        *,
-        batch_size: int,
-        seed: int,
-        rank: int,
-        world_size: int,
-        target: str | None,
-    ) -> None:
-        self.split, self.indices, self.target = split, indices, target
-        self.batch_size, self.seed = batch_size, seed
-        self.part = rank_slice(batch_size, rank, world_size)
-
-    def __getitem__(self, step: int) -> Batch:
-        places, epochs = batch_indices(step, num_samples=len(self.indices), batch_size=self.batch_size, seed=self.seed)
-        chosen = self.indices[places[self.part]]
-        random = uniforms(self.seed, epochs[self.part], chosen, count=NUM_UNIFORMS)
-        return self.split.batch(chosen, target=self.target, random=random)
-
-
-def step_loader(batches: StepBatches, steps: range, *, num_workers: int) -> Iterator[Batch]:
-    """The batches of these steps in order, read ahead by `num_workers` processes (none: in this one)."""
-    if num_workers:
-        start_fork_server()
-    loader = DataLoader(
-        batches,
-        sampler=steps,
-        batch_size=None,
-        num_workers=num_workers,
-        worker_init_fn=partial(live_as_long_as, os.getpid()) if num_workers else None,
-        multiprocessing_context="forkserver" if num_workers else None,
-    )
-    return iter(loader)
-
-
-def start_fork_server() -> None:
-    """Start the parent of the loader's processes with the signals held back that a scheduler sends to every process of
-    a job: it must live on until the main one has saved."""
-    # First: starting it lets SIGTERM and SIGINT through again.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+def read_labels(manifest: Manifest, shard: ShardFile) -> np.ndarray:
+    """The labels of a shard. Raises ValueError, naming it, where it does not fit the manifest; its images are not
+    read."""
+    path = shard.path
+    if not path.exists() or path.stat().st_size != shard.num_bytes:
+        raise ValueError(f"{path} is missing or of another size than the manifest says; `deeplense verify` tells more.")
     try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with h5py.File(path, locking=False) as file:
+            offset, fingerprint, labels = image_offset(file), file.attrs["fingerprint"], column(file, "label")
+    except (OSError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); `deeplense verify` tells more.") from error
+    if (offset, fingerprint, len(labels)) != (shard.offset, manifest.fingerprint, shard.num_samples):
+        raise ValueError(f"{path} does not match the manifest; `deeplense verify` tells more.")
+    return labels
 
 
-def live_as_long_as(main_process: int, worker: int) -> None:
-    """In a process of the loader: leave signals to the main process, and end when that ends, however it does. (The fork
-    server does not see to it: it waits for its children, and they for it.)"""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    if hasattr(os, "pidfd_open"):
-        watcher = os.pidfd_open(main_process)
-        Thread(target=end_with, args=(watcher,), daemon=True).start()
+def refuse_unlike(manifests: Sequence[Manifest]) -> None:
+    """Raise ValueError where data sets that are to be mixed are not alike."""
+    first = manifests[0]
+    for other in manifests[1:]:
+        for name in ("shape", "classes", "dtype", "scale", "zero", "compression"):
+            here, there = getattr(first.schema, name), getattr(other.schema, name)
+            if here != there:
+                raise ValueError(
+                    f"{first.folder} has {name} {here}, and {other.folder} {there}; only data sets that are alike can "
+                    "be mixed. Pack one of them again with the other's."
+                )
 
 
-def end_with(watcher: int) -> None:
-    """End this process when the other one has ended."""
-    select.select([watcher], [], [])
-    os._exit(1)
-
-
-def evaluation_batches(split: Split, indices: np.ndarray, *, batch_size: int, target: str | None) -> Iterator[Batch]:
+def evaluation_batches(
+    split: Split, indices: np.ndarray, *, batch_size: int, target: np.ndarray | None
+) -> Iterator[Batch]:
     """These samples once each, in their order, unaugmented."""
     for start in range(0, len(indices), batch_size):
         chosen = indices[start : start + batch_size]

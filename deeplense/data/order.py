@@ -1,17 +1,10 @@
-"""Which samples make the batch of step n: a pure function of (seed, n), in integer arithmetic that no library version
-can change.
-
-The samples of all epochs form one endless stream, each epoch a permutation of its own; step n takes the next batch of
-it. So every sample
-comes exactly once an epoch, none is dropped or repeated, and to resume is to know n.
-"""
-
-from functools import lru_cache
+"""Random choices as pure functions of a seed and some numbers, in integer arithmetic that no library version can
+change."""
 
 import numpy as np
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-ORDER, AUGMENTATION, STEP = 1, 2, 3
+ORDER, AUGMENTATION, STEP, WINDOW, DEAL = 1, 2, 3, 4, 5
 
 
 def mix(values: np.ndarray) -> np.ndarray:
@@ -29,25 +22,14 @@ def key(*words: int) -> np.ndarray:
     return state
 
 
-@lru_cache(maxsize=2)
-def permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of the samples in one epoch."""
-    numbers = np.arange(num_samples, dtype=np.uint64)
-    return np.argsort(mix(numbers * GOLDEN + key(seed, ORDER, epoch)), kind="stable")
+def shuffled(num_items: int, *words: int) -> np.ndarray:
+    """The numbers below `num_items` in an order drawn by some words."""
+    return np.argsort(mix(np.arange(num_items, dtype=np.uint64) * GOLDEN + key(*words)), kind="stable")
 
 
-def batch_indices(step: int, *, num_samples: int, batch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The samples of one global batch, and the epoch that each belongs to, (batch_size,) each.
-
-    A batch may reach over the end of an epoch, and over several where there are fewer samples than `batch_size`.
-    """
-    position = np.arange(step * batch_size, (step + 1) * batch_size)
-    epoch, place = position // num_samples, position % num_samples
-    indices = np.empty(batch_size, dtype=np.int64)
-    for each in np.unique(epoch):
-        here = epoch == each
-        indices[here] = permutation(num_samples, seed, int(each))[place[here]]
-    return indices, epoch
+def permutation(num_items: int, seed: int, number: int) -> np.ndarray:
+    """One of the orders that a seed draws."""
+    return shuffled(num_items, seed, ORDER, number)
 
 
 def uniforms(seed: int, epochs: np.ndarray, indices: np.ndarray, *, count: int) -> np.ndarray:

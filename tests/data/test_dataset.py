@@ -2,8 +2,8 @@
 
 import os
 import pickle
+import shutil
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplense.data.building import build
-from deeplense.data.dataset import Batch, Split, StepBatches, evaluation_batches, step_loader
+from deeplense.data.dataset import TENSORS, Batch, Split, evaluation_batches
 from deeplense.data.shards import Samples, Schema
 
 NUM_SAMPLES = 200
@@ -26,14 +26,17 @@ def source(dtype: str) -> np.ndarray:
     return images.astype(dtype)
 
 
-def write(folder: Path, dtype: str) -> Split:
+def write(folder: Path, dtype: str, *, unit: str = "", scale: float = 1.0, zero: float = 0.0) -> Split:
+    """A split of 200 samples."""
     schema = Schema(
         split="train",
         num_samples=NUM_SAMPLES,
         shape=(2, 6, 6),
         dtype=dtype,
         bands=("g", "r"),
-        unit="",
+        unit=unit,
+        scale=scale,
+        zero=zero,
         pixel_scale_arcsec=None,
         classes=("a", "b", "c"),
         targets={"mass": "kg"},
@@ -53,17 +56,8 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
     return write(tmp_path_factory.mktemp("data") / "train", "float32")
 
 
-def same(first: Batch, second: Batch) -> bool:
-    return all(torch.equal(getattr(first, field.name), getattr(second, field.name)) for field in fields(Batch))
-
-
 def joined(batches: list[Batch]) -> Batch:
-    return Batch(*(torch.cat([getattr(batch, field.name) for batch in batches]) for field in fields(Batch)))
-
-
-def step_batches(split: Split, *, rank: int = 0, world_size: int = 1) -> StepBatches:
-    chosen = np.arange(5, 150)
-    return StepBatches(split, chosen, batch_size=24, seed=3, rank=rank, world_size=world_size, target="mass")
+    return Batch(**{name: torch.cat([getattr(batch, name) for batch in batches]) for name in TENSORS})  # type: ignore[arg-type]
 
 
 @settings(deadline=None, max_examples=40, derandomize=True)
@@ -73,10 +67,18 @@ def test_images_come_in_the_order_asked_for(split: Split, indices: list[int]) ->
     np.testing.assert_array_equal(split.images(chosen), source("float32")[chosen])
 
 
-def test_images_of_bytes_come_as_floats(tmp_path: Path) -> None:
-    images = write(tmp_path, "uint8").images(np.array([199, 0, 64, 63]))
-    assert images.dtype == np.float32
-    np.testing.assert_array_equal(images, source("uint8")[[199, 0, 64, 63]])
+def test_stored_numbers_stand_for_values_wherever_a_batch_goes(tmp_path: Path) -> None:
+    split = write(tmp_path, "uint8", scale=0.5, zero=-3.0)
+    chosen = np.array([199, 0, 64, 63])
+    expected = source("uint8")[chosen].astype(np.float32) * 0.5 - 3
+    assert split.images(chosen).dtype == np.float32
+    np.testing.assert_array_equal(split.images(chosen), expected)
+    batch = split.batch(chosen, target=None, random=np.zeros((4, 3)))
+    assert batch.images.dtype == torch.uint8
+    for piece, part in zip(batch.split(2), (expected[:2], expected[2:]), strict=True):
+        moved = piece.to(torch.device("cpu"))
+        np.testing.assert_array_equal(moved.images, part)
+        np.testing.assert_array_equal(moved.to(torch.device("cpu")).images, part)
 
 
 def test_a_split_goes_to_another_process_without_its_images(split: Split) -> None:
@@ -85,6 +87,44 @@ def test_a_split_goes_to_another_process_without_its_images(split: Split) -> Non
     carried = pickle.dumps(split)
     assert len(carried) < before.nbytes
     np.testing.assert_array_equal(pickle.loads(carried).images(everything), before)
+
+
+def test_data_sets_that_are_alike_are_one_after_the_other(split: Split, tmp_path: Path) -> None:
+    write(tmp_path / "other", "float32")
+    both = Split(split.folders[0], tmp_path / "other")
+    chosen = np.array([399, 3, 200, 199])
+    np.testing.assert_array_equal(both.images(chosen), source("float32")[chosen % NUM_SAMPLES])
+    assert both.labels[chosen].tolist() == LABELS[chosen % NUM_SAMPLES].tolist()
+    assert both.sources[chosen].tolist() == [1, 0, 1, 0]
+    assert both.column("id")[chosen].tolist() == [b"id199", b"id3", b"id0", b"id199"]
+    assert len({both.dataset_id, split.dataset_id, Split(tmp_path / "other", split.folders[0]).dataset_id}) >= 2
+    found, alone = both.statistics(np.arange(400)), split.statistics(np.arange(NUM_SAMPLES))
+    np.testing.assert_allclose(found["std"], alone["std"], rtol=1e-10)
+
+
+def test_data_sets_that_are_not_alike_are_not_mixed(split: Split, tmp_path: Path) -> None:
+    write(tmp_path / "other", "float16")
+    with pytest.raises(ValueError, match=r"dtype float32, and .*other float16"):
+        Split(split.folders[0], tmp_path / "other")
+
+
+def test_a_shard_of_another_data_set_is_refused_though_it_is_whole(tmp_path: Path) -> None:
+    write(tmp_path / "one", "float32")
+    write(tmp_path / "two", "float32", unit="Jy")
+    shutil.copy(tmp_path / "two" / "shard-00001.h5", tmp_path / "one" / "shard-00001.h5")
+    os.truncate(tmp_path / "one" / "shard-00001.h5", (tmp_path / "two" / "shard-00001.h5").stat().st_size)
+    with pytest.raises(ValueError, match=r"shard-00001\.h5"):
+        Split(tmp_path / "one")
+
+
+def test_images_held_on_a_device_are_the_same(tmp_path: Path) -> None:
+    split, chosen = write(tmp_path, "uint8"), np.arange(3, 190, 2)
+    before = split.images(chosen)
+    split.keep_on(torch.device("cpu"), chosen)
+    mixed = np.random.default_rng(0).permutation(len(chosen))
+    np.testing.assert_array_equal(split.images(chosen[mixed]), before[mixed])
+    with pytest.raises(IndexError):
+        split.images(np.array([4]))
 
 
 @pytest.mark.parametrize("chosen", [np.arange(NUM_SAMPLES), np.arange(0, NUM_SAMPLES, 3), np.array([7])])
@@ -103,30 +143,13 @@ def test_random_numbers_stay_below_one_in_single_precision(split: Split) -> None
 
 def test_a_batch_holds_what_belongs_together(split: Split) -> None:
     chosen, random = np.array([150, 2, 2]), np.random.default_rng(0).uniform(size=(3, 3))
-    batch = split.batch(chosen, target="mass", random=random)
+    batch = split.batch(chosen, target=MASSES, random=random)
     np.testing.assert_array_equal(batch.images, source("float32")[chosen])
     assert batch.labels.tolist() == LABELS[chosen].tolist()
     assert batch.indices.tolist() == chosen.tolist()
     np.testing.assert_array_equal(batch.target, MASSES[chosen].astype(np.float32))
     np.testing.assert_array_equal(batch.uniforms, random.astype(np.float32))
     assert split.batch(chosen, target=None, random=random).target.tolist() == LABELS[chosen].tolist()
-
-
-@pytest.mark.parametrize("world_size", [2, 3, 5, 24])
-def test_all_ranks_together_see_the_same_step_whatever_their_number(split: Split, world_size: int) -> None:
-    ranks = [step_batches(split, rank=rank, world_size=world_size) for rank in range(world_size)]
-    for step in (0, 5, 6, 1000):
-        assert same(joined([rank[step] for rank in ranks]), step_batches(split)[step])
-
-
-def test_a_loader_in_another_process_gives_the_same_batches(split: Split) -> None:
-    batches = step_batches(split)
-    here = list(step_loader(batches, range(4, 7), num_workers=0))
-    there = list(step_loader(batches, range(4, 7), num_workers=1))
-    assert len(here) == len(there) == 3
-    for step, first, second in zip(range(4, 7), here, there, strict=True):
-        assert same(first, second)
-        assert same(first, batches[step])
 
 
 def test_evaluation_sees_each_sample_once_in_its_order(split: Split) -> None:

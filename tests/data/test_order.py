@@ -1,4 +1,4 @@
-"""The order of samples: each once an epoch, a function of (seed, step) alone, uniform."""
+"""Random choices: functions of their seed alone, and uniform."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from scipy.stats import chi2, chisquare, kstest
 
 from deeplense.data.order import (
-    batch_indices,
     fold_of,
     permutation,
     rank_slice,
@@ -20,7 +19,7 @@ from deeplense.data.order import (
 WORD = 2**64
 GOLDEN = 0x9E3779B97F4A7C15
 few = settings(deadline=None, max_examples=40, derandomize=True)
-sizes, seeds = st.integers(1, 60), st.integers(0, 2**63)
+seeds = st.integers(0, 2**63)
 
 
 def scramble(word: int) -> int:
@@ -42,12 +41,6 @@ def order_by_integers(num_samples: int, seed: int, epoch: int) -> list[int]:
     return sorted(range(num_samples), key=lambda i: scramble((i * GOLDEN + start) % WORD))
 
 
-def stream(first: int, last: int, *, num_samples: int, batch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The batches of some steps, one after the other."""
-    parts = [batch_indices(n, num_samples=num_samples, batch_size=batch_size, seed=seed) for n in range(first, last)]
-    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
-
-
 def test_splitmix_by_integers_is_the_published_generator() -> None:
     outputs = [scramble(1234567 + k * GOLDEN & WORD - 1) for k in range(1, 4)]
     assert outputs == [6457827717110365317, 3203168211198807973, 9817491932198370423]
@@ -64,37 +57,6 @@ def test_the_random_numbers_are_those_of_an_implementation_in_integers() -> None
     base = scramble(scramble((epoch * GOLDEN + chained(seed, 2)) % WORD) + index * GOLDEN & WORD - 1)
     expected = [(scramble((base + k * GOLDEN) % WORD) >> 11) * 2.0**-53 for k in (1, 2, 3)]
     assert uniforms(seed, np.array([epoch]), np.array([index]), count=3)[0].tolist() == expected
-
-
-@few
-@given(num_samples=sizes, batch_size=st.integers(1, 90), seed=seeds, first_epoch=st.integers(0, 5))
-def test_each_epoch_holds_every_sample_once(num_samples: int, batch_size: int, seed: int, first_epoch: int) -> None:
-    start = first_epoch * num_samples // batch_size
-    end = -(-(first_epoch + 2) * num_samples // batch_size)
-    indices, epochs = stream(start, end, num_samples=num_samples, batch_size=batch_size, seed=seed)
-    assert (np.diff(epochs) >= 0).all()
-    for epoch in (first_epoch, first_epoch + 1):
-        assert sorted(indices[epochs == epoch]) == list(range(num_samples))
-
-
-@few
-@given(num_samples=sizes, seed=seeds, step=st.integers(0, 50), factor=st.integers(1, 6))
-def test_a_larger_batch_is_several_smaller_ones(num_samples: int, seed: int, step: int, factor: int) -> None:
-    large = batch_indices(step, num_samples=num_samples, batch_size=5 * factor, seed=seed)
-    small = stream(step * factor, (step + 1) * factor, num_samples=num_samples, batch_size=5, seed=seed)
-    for one, other in zip(large, small, strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
-def test_a_batch_does_not_depend_on_what_was_asked_before() -> None:
-    def batch(step: int) -> list[int]:
-        return batch_indices(step, num_samples=23, batch_size=8, seed=1)[0].tolist()
-
-    forwards = [batch(step) for step in range(12)]
-    permutation.cache_clear()
-    assert [batch(step) for step in reversed(range(12))] == forwards[::-1]
-    permutation.cache_clear()
-    assert batch(11) == forwards[11]
 
 
 @few

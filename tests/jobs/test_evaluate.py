@@ -127,7 +127,7 @@ def test_images_of_another_kind_are_refused(trained: Path, tmp_path: Path, start
         assert "image" in file
     other = Split(tmp_path / "test")
     schema = other.schema.__class__(**(vars(other.schema) | {"classes": ("a", "b", "c"), "targets": {}}))
-    samples = Samples(other.images(np.arange(12)), other.labels, {}, other.ids, np.arange(12))
+    samples = Samples(other.images(np.arange(12)), other.labels, {}, [f"id{k}" for k in range(12)], np.arange(12))
     list(build(tmp_path / "other" / "test", schema, lambda rows: samples))
     command = start("evaluate", f"--run={trained}", f"--dataset={tmp_path / 'other'}")
     assert command.wait() == 2
@@ -158,9 +158,9 @@ def test_a_number_is_learnt_and_told_against_chance(dataset: Path, tmp_path: Pat
     assert command.wait() == 0, command.log.read_text()
     assert start("evaluate", f"--run={run}").wait() == 0
     metrics = {name: value["value"] for name, value in numbers(run / "report")["metrics"].items()}
-    truth = Split(dataset / "test").targets["column"]
+    truth = Split(dataset / "test").column("target/column")
     known = truth[np.isfinite(truth)]
-    learnt = Split(dataset / "train").targets["column"]
+    learnt = Split(dataset / "train").column("target/column")
     guess = np.full(len(known), np.median(learnt[np.isfinite(learnt)]))
     assert metrics["mae_chance"] == pytest.approx(mean_absolute_error(known, guess), abs=0.2)
     assert metrics["mae"] < 0.6 * metrics["mae_chance"]

@@ -13,7 +13,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 from conftest import axion, put
@@ -47,11 +46,7 @@ def names_of_classes(split: Split) -> list[str]:
 
 
 def source_indices(split: Split) -> list[int]:
-    found = []
-    for shard in split.manifest.shards:
-        with h5py.File(split.folder / shard["file"]) as file:
-            found += np.asarray(file["source_index"]).tolist()
-    return found
+    return split.column("source_index").tolist()
 
 
 def simulated(folder: Path, per_class: int = 10) -> dict[str, np.ndarray]:
@@ -81,7 +76,9 @@ def test_the_layout_of_deeplensesim_is_packed_with_its_axion_masses(tmp_path: Pa
     assert found.keys() == images.keys()
     for name, image in images.items():
         np.testing.assert_array_equal(found[name], image[None])
-    for name, label, mass in zip(split.ids, names_of_classes(split), split.targets["log10_axion_mass"], strict=True):
+    for name, label, mass in zip(
+        split.ids, names_of_classes(split), split.column("target/log10_axion_mass"), strict=True
+    ):
         assert name.startswith(f"{label}/")
         expected = -24 + int(name.rsplit("_", 1)[1]) / 10 if label == "axion" else np.nan
         assert mass == pytest.approx(expected, nan_ok=True)
@@ -93,7 +90,7 @@ def test_the_layout_of_gsoc_is_packed_split_by_split(tmp_path: Path) -> None:
     splits = packed("gsoc", tmp_path / "in", tmp_path / "out")
     assert splits.keys() == {"train", "val"}
     for split, content in splits.items():
-        assert content.manifest.class_counts == {"no_sub": 4, "cdm": 4, "axion": 4}
+        assert content.manifests[0].class_counts == {"no_sub": 4, "cdm": 4, "axion": 4}
         for name, label, image in zip(
             content.ids, names_of_classes(content), all_images(content).values(), strict=True
         ):
@@ -269,9 +266,9 @@ def test_two_writers_make_the_bytes_of_one_and_leave_nothing_of_a_bad_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     simulated(tmp_path / "in", per_class=25)
-    one = packed("deeplense", tmp_path / "in", tmp_path / "one")["train"].manifest
+    one = packed("deeplense", tmp_path / "in", tmp_path / "one")["train"].manifests[0]
     monkeypatch.setattr(building, "build", partial(building.build, num_workers=2))
-    two = packed("deeplense", tmp_path / "in", tmp_path / "two")["train"].manifest
+    two = packed("deeplense", tmp_path / "in", tmp_path / "two")["train"].manifests[0]
     assert one.dataset_id == two.dataset_id
     put(tmp_path / "in" / "axion" / "axion_sim_9.npy", np.full((6, 8), np.nan))
     with pytest.raises(ValueError, match="axion/axion_sim_9"):
@@ -296,8 +293,8 @@ def test_a_pack_that_was_killed_is_continued(tmp_path: Path, number: int) -> Non
     assert subprocess.run(command, check=False, stdout=subprocess.DEVNULL, timeout=60).returncode == 9
     torn = packed("deeplense", tmp_path / "in", tmp_path / "torn", test_fraction=0.5)
     whole = packed("deeplense", tmp_path / "in", tmp_path / "whole", test_fraction=0.5)
-    assert {name: split.manifest.dataset_id for name, split in torn.items()} == {
-        name: split.manifest.dataset_id for name, split in whole.items()
+    assert {name: split.manifests[0].dataset_id for name, split in torn.items()} == {
+        name: split.manifests[0].dataset_id for name, split in whole.items()
     }
 
 

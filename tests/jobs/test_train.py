@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -231,36 +232,43 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_gives_the_sa
     assert same(final_tensors(run), final_tensors(unbroken("long")))
 
 
-def test_reading_ahead_in_other_processes_changes_nothing(
-    dataset: Path, tmp_path: Path, start: Start, unbroken: Callable[[str], Path]
+@pytest.mark.parametrize("reading", [{"num_workers": 1}, {"read_ahead": 0}, {"read_ahead": 3}])
+def test_reading_ahead_in_threads_or_other_processes_changes_nothing(
+    reading: dict[str, int], dataset: Path, tmp_path: Path, start: Start, unbroken: Callable[[str], Path]
 ) -> None:
-    assert start(*train(dataset, tmp_path / "run", SMALL | {"num_workers": 1})).wait() == 0
+    assert start(*train(dataset, tmp_path / "run", SMALL | reading)).wait() == 0
     assert same(final_tensors(tmp_path / "run"), final_tensors(unbroken("small")))
 
 
 def record_samples(folder: Path, rank: int) -> None:
-    """Write the samples of each step that this process takes, a line each."""
+    """Write the samples of each update that this process makes, a line each."""
     import os
 
-    from deeplense.data.dataset import Batch, StepBatches
+    from jobs import training_run
+    from jobs.experiment import Objective
 
-    take = StepBatches.__getitem__
+    make, fit, number = Objective.step, training_run.fit, [0]
 
-    def take_and_tell(batches: StepBatches, step: int) -> Batch:
-        batch = take(batches, step)
+    def make_and_tell(objective: Objective, network: Any, batch: Any) -> Any:
         with (folder / f"samples-{os.getpid()}").open("a") as file:
-            file.write(json.dumps([step, rank, batch.indices.tolist()]) + "\n")
-        return batch
+            file.write(json.dumps([number[0], rank, batch.indices.tolist()]) + "\n")
+        number[0] += 1
+        return make(objective, network, batch)
 
-    StepBatches.__getitem__ = take_and_tell  # type: ignore[method-assign]
+    def fit_from(*words: Any, first_step: int, **settings: Any) -> Any:
+        number[0] = first_step
+        return fit(*words, first_step=first_step, **settings)
+
+    Objective.step = make_and_tell  # type: ignore[method-assign]
+    training_run.fit = fit_from
 
 
 def samples_of_steps(folder: Path) -> dict[int, list[int]]:
-    """The samples of each step, over all processes."""
+    """The samples of each step, over all processes, sorted."""
     lines = [json.loads(line) for path in folder.glob("samples-*") for line in path.read_text().splitlines()]
     steps: dict[int, list[int]] = {}
-    for step, _, indices in sorted(lines):
-        steps.setdefault(step, []).extend(indices)
+    for step, _, indices in lines:
+        steps[step] = sorted([*steps.get(step, []), *indices])
     return steps
 
 

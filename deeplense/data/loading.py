@@ -1,0 +1,108 @@
+"""The batches of a training, read ahead."""
+
+import os
+import select
+import signal
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from multiprocessing import forkserver, resource_tracker
+from threading import Thread
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from deeplense.data.dataset import Batch, Split
+from deeplense.data.order import uniforms
+from deeplense.data.sampling import Order
+from deeplense.data.transforms import NUM_UNIFORMS
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class StepBatches(Dataset[Batch]):
+    """A rank's part of the batch of each step; the item of number n is that of step n."""
+
+    def __init__(self, split: Split, order: Order, *, rank: int, world_size: int, target: np.ndarray | None) -> None:
+        self.split, self.order, self.target = split, order, target
+        # Every so many, not a piece: the lanes of the order are dealt in turn, and a rank should have its own.
+        self.part = slice(rank, None, world_size)
+        self.announced = 0
+
+    def __getitem__(self, step: int) -> Batch:
+        self.announce(step)
+        indices, epochs = (both[self.part] for both in self.order.batch(step))
+        random = uniforms(self.order.seed, epochs, indices, count=NUM_UNIFORMS)
+        return self.split.batch(indices, target=self.target, random=random)
+
+    def announce(self, step: int) -> None:
+        """Let the disk read what will be asked for in the next window of the order."""
+        last = step + self.order.steps_ahead
+        for coming in range(max(step, self.announced), last):
+            self.split.stored.announce(self.order.batch(coming)[0][self.part])
+        self.announced = max(last, self.announced)
+
+
+def step_loader(batches: StepBatches, steps: range, *, num_threads: int = 0, num_workers: int = 0) -> Iterator[Batch]:
+    """The batches of these steps in order, read ahead by threads of this process, or by other processes (none: read
+    when they are asked for)."""
+    if num_workers:
+        return iter(worker_loader(batches, steps, num_workers=num_workers))
+    return read_ahead(batches, steps, num_threads=num_threads) if num_threads else map(batches.__getitem__, steps)
+
+
+def read_ahead(batches: StepBatches, steps: range, *, num_threads: int) -> Generator[Batch, None, None]:
+    """The batches of these steps in order, each thread one ahead."""
+    pool = ThreadPoolExecutor(num_threads, "reader")
+    try:
+        waiting = deque(pool.submit(batches.__getitem__, step) for step in steps[:num_threads])
+        for step in steps[num_threads:]:
+            batch = waiting.popleft().result()
+            waiting.append(pool.submit(batches.__getitem__, step))
+            yield batch
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def worker_loader(batches: StepBatches, steps: range, *, num_workers: int) -> DataLoader:
+    """The same by other processes, for data that are costly to decompress."""
+    start_fork_server()
+    return DataLoader(
+        batches,
+        sampler=steps,
+        batch_size=None,
+        num_workers=num_workers,
+        worker_init_fn=partial(live_as_long_as, os.getpid()),
+        multiprocessing_context="forkserver",
+    )
+
+
+def start_fork_server() -> None:
+    """Start the parent of the loader's processes with the signals held back that a scheduler sends to every process of
+    a job: it must live on until the main one has saved."""
+    # First: starting it lets SIGTERM and SIGINT through again.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def live_as_long_as(main_process: int, worker: int) -> None:
+    """In a process of the loader: leave signals to the main process, and end when that ends, however it does. (The fork
+    server does not see to it: it waits for its children, and they for it.)"""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(os, "pidfd_open"):
+        watcher = os.pidfd_open(main_process)
+        Thread(target=end_with, args=(watcher,), daemon=True).start()
+
+
+def end_with(watcher: int) -> None:
+    """End this process when the other one has ended."""
+    select.select([watcher], [], [])
+    os._exit(1)

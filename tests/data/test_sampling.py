@@ -1,0 +1,153 @@
+"""The batches of a training: each sample once an epoch, a function of (seed, step), as well mixed as asked for."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chi2
+
+from deeplense.data.order import shuffled
+from deeplense.data.sampling import LANES, ROUND, Order, Shuffle, deal_all, epoch_order, shares, variance_inflation
+
+few = settings(deadline=None, max_examples=40, derandomize=True)
+seeds = st.integers(0, 2**63)
+shuffles = st.builds(Shuffle, block=st.sampled_from([1, 2, 7, 64]), window=st.integers(1, 12))
+
+
+def taken(order: Order, steps: range) -> tuple[np.ndarray, np.ndarray]:
+    """The batches of some steps, one after the other."""
+    parts = [order.batch(step) for step in steps]
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+@few
+@given(
+    num_samples=st.integers(1, 300),
+    batch_size=st.integers(1, 90),
+    seed=seeds,
+    first_epoch=st.integers(0, 5),
+    shuffle=shuffles,
+)
+def test_each_epoch_holds_every_sample_once(
+    num_samples: int, batch_size: int, seed: int, first_epoch: int, shuffle: Shuffle
+) -> None:
+    chosen = np.arange(num_samples) * 3 + 1
+    order = Order([chosen], batch_size=batch_size, seed=seed, shuffle=shuffle)
+    start = first_epoch * num_samples // batch_size
+    end = -(-(first_epoch + 2) * num_samples // batch_size)
+    indices, epochs = taken(order, range(start, end))
+    assert (np.diff(epochs) >= 0).all()
+    for epoch in (first_epoch, first_epoch + 1):
+        assert sorted(indices[epochs == epoch]) == chosen.tolist()
+
+
+@few
+@given(num_samples=st.integers(1, 60), seed=seeds, step=st.integers(0, 50), factor=st.integers(1, 6), shuffle=shuffles)
+def test_a_larger_batch_is_several_smaller_ones(
+    num_samples: int, seed: int, step: int, factor: int, shuffle: Shuffle
+) -> None:
+    samples = [np.arange(num_samples)]
+    large = Order(samples, batch_size=5 * factor, seed=seed, shuffle=shuffle).batch(step)
+    small = taken(Order(samples, batch_size=5, seed=seed, shuffle=shuffle), range(step * factor, (step + 1) * factor))
+    for one, other in zip(large, small, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("weights", [(), (2, 1)])
+def test_a_batch_does_not_depend_on_what_was_asked_before(weights: tuple[float, ...]) -> None:
+    def new() -> Order:
+        return Order([np.arange(15), np.arange(15, 23)], batch_size=8, seed=1, weights=weights, shuffle=Shuffle(2, 3))
+
+    order = new()
+    forwards = [order.batch(step)[0].tolist() for step in range(12)]
+    assert [order.batch(step)[0].tolist() for step in reversed(range(12))] == forwards[::-1]
+    assert new().batch(11)[0].tolist() == forwards[11]
+    assert len(order.streams[0].recent) <= 3
+
+
+def test_seeds_epochs_and_groups_have_orders_of_their_own() -> None:
+    words = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 1, 0), (0, 1, 1)]
+    orders = [epoch_order(50, *each, shuffle=Shuffle(block)) for each in words for block in (1, 5)]
+    assert len({tuple(order) for order in orders}) == len(orders)
+
+
+@few
+@given(num_samples=st.integers(1, 2000), block=st.integers(2, 80), window=st.integers(1, 40), seed=seeds)
+def test_blocks_are_read_whole_within_a_window_of_their_lane(
+    num_samples: int, block: int, window: int, seed: int
+) -> None:
+    order = epoch_order(num_samples, seed, shuffle=Shuffle(block, window))
+    lanes = [order[lane::LANES] for lane in range(LANES)] if num_samples % LANES == 0 else [order]
+    rows = max(block * window // LANES, 1) if len(lanes) == LANES else num_samples
+    for lane in lanes:
+        for start in range(0, len(lane), rows):
+            # So many samples can touch no more blocks than they fill, and one more at each end of each piece.
+            touched = len(set((lane[start : start + rows] // block).tolist()))
+            assert touched <= math.ceil(rows / block) + 2 + (num_samples % block > 0)
+
+
+def inflation(shuffle: Shuffle, labels: np.ndarray, batch_size: int = 64) -> float:
+    """The mean over some epochs."""
+    orders = [epoch_order(len(labels), 5, epoch, shuffle=shuffle) for epoch in range(8)]
+    return float(np.mean([variance_inflation(labels[order], batch_size) for order in orders]))
+
+
+def test_batches_of_a_full_shuffle_vary_as_random_ones_do_and_blocks_of_a_sorted_store_do_not() -> None:
+    is_sorted = np.arange(20000) * 10 // 20000
+    assert inflation(Shuffle(1), is_sorted) == pytest.approx(1, abs=0.1)
+    # A block that is alone in its lane gives 64 / 8 neighbours to a batch: 1 + (8 - 1) times their likeness.
+    assert inflation(Shuffle(64, 1), is_sorted) == pytest.approx(8, rel=0.2)
+    assert variance_inflation(is_sorted, 64) > 50
+    wide = [inflation(Shuffle(16, window), is_sorted) for window in (16, 64, 256)]
+    assert wide == sorted(wide, reverse=True)
+    assert wide[-1] < 1.5
+
+
+def test_blocks_of_a_mixed_store_lose_nothing() -> None:
+    mixed = (np.arange(20000) * 10 // 20000)[shuffled(20000, 1)]
+    assert inflation(Shuffle(64, 16), mixed) == pytest.approx(1, abs=0.1)
+
+
+@few
+@given(weights=st.lists(st.floats(0.01, 10), min_size=1, max_size=6))
+def test_shares_are_the_weights_to_the_nearest_draw(weights: list[float]) -> None:
+    found = np.array(shares(weights))
+    assert found.sum() == ROUND
+    assert (abs(found - np.array(weights) / sum(weights) * ROUND) < 1).all()
+
+
+@few
+@given(weights=st.lists(st.integers(1, 9), min_size=2, max_size=5), seed=seeds, first=st.integers(0, 3 * ROUND))
+def test_draws_of_a_group_are_numbered_without_gaps(weights: list[int], seed: int, first: int) -> None:
+    counts = shares(weights)
+    group, within = deal_all(np.arange(first, first + 2 * ROUND), counts, seed)
+    for number, count in enumerate(counts):
+        places = within[group == number]
+        np.testing.assert_array_equal(places, np.arange(places[0], places[0] + len(places)))
+        assert abs(len(places) - 2 * count) <= count
+    assert deal_all(np.arange(ROUND), counts, seed)[1].max() == max(counts) - 1
+
+
+def test_weighted_groups_come_in_proportion_and_each_sample_once_before_any_comes_twice() -> None:
+    groups = [np.arange(0, 40), np.arange(40, 45), np.arange(45, 300)]
+    order = Order(groups, batch_size=64, seed=3, weights=(1, 1, 2))
+    indices, epochs = taken(order, range(2 * ROUND // 64))
+    for group, share in zip(groups, (1 / 4, 1 / 4, 1 / 2), strict=True):
+        here = np.isin(indices, group)
+        assert here.sum() == share * 2 * ROUND
+        times = np.bincount(indices[here] - group[0], minlength=len(group))
+        assert times.max() - times.min() <= 1
+        for epoch in range(int(epochs[here].max())):
+            assert sorted(indices[here][epochs[here] == epoch]) == group.tolist()
+    in_batch = np.array([np.isin(order.batch(step)[0], groups[0]).sum() for step in range(128)])
+    statistic = ((in_batch - 16) ** 2).sum() / (64 * 0.25 * 0.75)
+    assert 1e-3 < chi2.sf(statistic, 127) < 1 - 1e-3
+
+
+def test_groups_without_samples_and_weights_too_small_are_refused() -> None:
+    with pytest.raises(ValueError, match="no samples of one of the groups"):
+        Order([np.arange(3), np.arange(0)], batch_size=2, seed=0, weights=(1, 1))
+    with pytest.raises(ValueError, match="less than 1/4096"):
+        Order([np.arange(3), np.arange(3, 5)], batch_size=2, seed=0, weights=(1, 1e-6))

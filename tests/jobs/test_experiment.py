@@ -1,0 +1,128 @@
+"""What settings mean: which samples are learnt from, how often each, and what is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import CLASSES, blobs, write_blobs
+
+from deeplense.data.building import build
+from deeplense.data.sampling import ROUND
+from deeplense.data.shards import Samples, Schema
+from jobs.experiment import find_datasets, learning_parts, make_order
+from jobs.train import Settings
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two data sets, of 96 and 48 samples, with commas between."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("large", "small")]
+    for folder, num_samples in zip(folders, (96, 48), strict=True):
+        write_blobs(folder, "train", num_samples)
+        write_blobs(folder, "val", 12)
+    return ",".join(map(str, folders))
+
+
+def made(dataset: str, **settings: Any) -> Settings:
+    return Settings(run=Path("run"), dataset=dataset, batch_size=16, **settings)
+
+
+def drawn(settings: Settings, num_steps: int = ROUND // 16) -> np.ndarray:
+    """The samples of some steps."""
+    order = make_order(settings, learning_parts(settings)[0])
+    return np.concatenate([order.batch(step)[0] for step in range(num_steps)])
+
+
+def test_several_data_sets_are_learnt_from_and_choose_together(datasets: str) -> None:
+    settings = made(datasets)
+    train, val = learning_parts(settings)
+    assert (len(train), len(val)) == (144, 24)
+    assert np.bincount(train.split.sources).tolist() == [96, 48]
+    assert sorted(drawn(settings, num_steps=9)) == list(range(144))
+
+
+@pytest.mark.parametrize(
+    ("settings", "shares"),
+    [({"mix": "1,3"}, [1 / 4, 3 / 4]), ({"balance": "survey"}, [1 / 2, 1 / 2]), ({"balance": "class"}, None)],
+)
+def test_data_sets_are_mixed_by_weight(datasets: str, settings: dict[str, str], shares: list[float] | None) -> None:
+    train, _ = learning_parts(made(datasets))
+    counts = np.bincount(train.split.sources[drawn(made(datasets, **settings))]) / ROUND
+    np.testing.assert_allclose(counts, shares or [2 / 3, 1 / 3], atol=0.01)
+
+
+def test_classes_come_equally_often_however_many_there_are_of_each(tmp_path: Path) -> None:
+    wanted = np.array([0] * 60 + [1] * 9 + [2] * 3)
+    schema = Schema(
+        split="train",
+        num_samples=72,
+        shape=(1, 16, 16),
+        dtype="float32",
+        bands=("r",),
+        unit="",
+        pixel_scale_arcsec=None,
+        classes=CLASSES,
+        targets={"column": "pixel"},
+    )
+
+    def make(rows: range) -> Samples:
+        samples = blobs(rows, split="train")
+        return replace(samples, labels=wanted[rows.start : rows.stop])
+
+    list(build(tmp_path / "train", schema, make))
+    settings = made(str(tmp_path), balance="class", val_fraction=0.4)
+    train, _ = learning_parts(settings)
+    assert np.bincount(train.labels).tolist() == [36, 5, 2]
+    assert np.bincount(train.split.labels[drawn(settings)]).tolist() == [1366, 1365, 1365]
+    unbalanced = np.bincount(train.split.labels[drawn(made(str(tmp_path), val_fraction=0.4))]) / ROUND
+    np.testing.assert_allclose(unbalanced, np.array([36, 5, 2]) / 43, atol=0.01)
+
+
+def test_both_weights_hold_at_once(datasets: str) -> None:
+    settings = made(datasets, mix="3,1", balance="class")
+    train, _ = learning_parts(settings)
+    samples = drawn(settings)
+    table = np.zeros((2, 3))
+    np.add.at(table, (train.split.sources[samples], train.split.labels[samples]), 1)
+    np.testing.assert_allclose(table / ROUND, np.outer([3 / 4, 1 / 4], [1 / 3] * 3), atol=1e-3)
+
+
+def test_a_part_of_the_labels_has_its_share_of_each_class_and_is_in_a_larger_part(datasets: str) -> None:
+    parts = [learning_parts(made(datasets, label_fraction=share))[0] for share in (0.125, 0.25, 1.0)]
+    assert [np.bincount(part.labels).tolist() for part in parts] == [[6] * 3, [12] * 3, [48] * 3]
+    assert set(parts[0].indices) < set(parts[1].indices) < set(parts[2].indices)
+    other = learning_parts(made(datasets, label_fraction=0.25, seed=1))[0]
+    assert set(other.indices) != set(parts[1].indices)
+
+
+def test_what_chooses_does_not_depend_on_the_part_of_the_labels(dataset: Path) -> None:
+    vals = [learning_parts(made(str(dataset), label_fraction=share))[1].indices.tolist() for share in (0.2, 1.0)]
+    assert vals[0] == vals[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"mix": "1,x"}, "must be numbers above 0"),
+        ({"mix": "1,0"}, "must be numbers above 0"),
+        ({"mix": "1,2", "balance": "survey"}, "leave --mix out"),
+        ({"label_fraction": 0.0}, "above 0, and 1 at most"),
+        ({"shuffle_block": 0}, "shuffle_block=0"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        made("d", **settings)
+
+
+def test_what_does_not_fit_the_data_is_refused(datasets: str, dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="gives 3 weights for 2 data sets"):
+        drawn(made(datasets, mix="1,2,3"))
+    with pytest.raises(ValueError, match=r"some of the data sets .* have a split val, and some have none"):
+        learning_parts(made(f"{datasets},{dataset}"))
+    with pytest.raises(ValueError, match="there is no data set 'nowhere'"):
+        find_datasets(f"{dataset}, nowhere", tmp_path)
+    with pytest.raises(ValueError, match="leaves no samples"):
+        learning_parts(made(datasets, label_fraction=0.001))
