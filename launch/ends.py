@@ -5,6 +5,7 @@ leaves in the log when it ends a job, and, where there is accounting, by `sacct 
 """
 
 import re
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +19,8 @@ FINISHED, CANCELLED, REFUSED, OUT_OF_RESTARTS = "finished", "cancelled", "refuse
 TIME_LIMIT, NODE_LOST, REQUEUED, STOPPED = "time limit", "node lost", "requeued", "stopped"
 PREEMPTED, PREEMPTED_AT_ONCE = "preempted, with grace", "preempted, without grace"
 CRASH, DISK_FULL, HANG = "crash", "disk full", "hang"
+CUT_SHORT = "a file that was mapped is gone or cut short; `deeplense verify` of the data set names it"
+"""What a bus error means where shards are mapped into memory."""
 
 DEFAULT_RESTARTS: Mapping[str, int] = {
     TIME_LIMIT: 1000,
@@ -112,7 +115,12 @@ def by_job(facts: Facts) -> str | None:
         return f"{REFUSED}: {own.removeprefix('error: ')}" if own else REFUSED
     if facts.code is None:
         return None
-    details = [facts.tasks, own.removeprefix("error: ") if own.startswith("error") else None]
+    bus_error = "Bus error" in (facts.tasks or "") or facts.code == 128 + signal.SIGBUS
+    details = [
+        facts.tasks,
+        own.removeprefix("error: ") if own.startswith("error") else None,
+        CUT_SHORT if bus_error else None,
+    ]
     return f"{CRASH}: {'; '.join(filter(None, details)) or f'exit code {facts.code}'}"
 
 

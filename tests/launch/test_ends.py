@@ -10,6 +10,7 @@ from jobs.attempts import EXIT_DISK_FULL, EXIT_HUNG, EXIT_REFUSED, EXIT_STOPPED
 from launch.ends import (
     CANCELLED,
     CRASH,
+    CUT_SHORT,
     DEFAULT_RESTARTS,
     DISK_FULL,
     FINISHED,
@@ -116,6 +117,8 @@ def test_the_next_attempt_knows_why_the_script_of_the_one_before_died(kind: str,
     [
         ("crash: RuntimeError: boom, in a: b", Facts(own="error: RuntimeError: boom, in a: b", code=1)),
         ("crash: exit code 137", Facts(code=137)),
+        (f"crash: task 1 on n2: Bus error; {CUT_SHORT}", Facts(code=135, tasks="task 1 on n2: Bus error")),
+        (f"crash: {CUT_SHORT}", Facts(code=135)),
         ("crash: task 3 on n2: Killed", Facts(code=137, tasks="task 3 on n2: Killed")),
         (
             "crash: task 3 on n2: Killed; EOFError: ",
