@@ -1,15 +1,21 @@
-"""Building a split: which shards are missing, the processes that write them, and the manifest in the end."""
+"""Building a split: which shards are missing, the processes that write them, and the manifest in the end.
+
+One call may write all, or parts of the shards be written by jobs of their own, on any nodes and at any time; the bytes
+do not depend on it. A part writes shards and removes none. The manifests come when no shard of the data set is missing,
+from whichever job sees that: it lists the folders, which a network file system answers afresh, and holds no lock. Where
+two see it at a time they write the same bytes, each by a rename. Where none does (the last was killed just then), the
+same command without a part finds all shards there and writes the manifests.
+"""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from deeplense.data.shards import (
@@ -19,16 +25,16 @@ from deeplense.data.shards import (
     Samples,
     Schema,
     canonical,
-    column,
-    image_offset,
-    moments_of,
-    require_same,
+    counts_of,
+    image_filters,
+    read_columns,
+    read_header,
     shard_name,
     shard_ranges,
     statistics_of,
     write_shard,
 )
-from deeplense.files import checksum, remove, remove_leftovers, write_json
+from deeplense.files import TEMPORARY, checksum, remove, remove_leftovers, write_json
 
 Make = Callable[[range], Samples]
 
@@ -36,37 +42,96 @@ Make = Callable[[range], Samples]
 def build(folder: Path, schema: Schema, make: Make, *, num_workers: int = 1) -> Iterator[int]:
     """Write a split, yielding the number of samples done so far; shards that are there already are kept.
 
+    Only the folder's single writer may call this: it clears away what killed ones left half-written.
+
     Args:
         folder: where the split goes; made if need be.
         schema: what it will hold.
         make: gives the samples of a range; must be picklable if `num_workers` > 1.
-        num_workers: processes.
+        num_workers: processes, each of which holds one shard at a time.
 
     Raises:
         ValueError: the folder holds shards of something else, or the samples are bad. Shards that this call wrote are
             then removed.
     """
-    ranges = shard_ranges(schema)
-    if (folder / MANIFEST).exists():
-        require_same(folder, Manifest.read(folder).fingerprint, schema)
-        yield schema.num_samples
-        return
     if folder.is_dir():
         remove_leftovers(folder)
-    todo = [number for number in range(len(ranges)) if not keeps(folder / shard_name(number), schema)]
-    done = schema.num_samples - sum(len(ranges[number]) for number in todo)
-    yield done
+    todo = missing_shards(folder, schema)
     try:
-        for number in write_all(folder, schema, make, todo, num_workers):
-            done += len(ranges[number])
-            yield done
+        yield from write_missing(folder, schema, make, range(len(shard_ranges(schema))), num_workers)
     except ValueError:
         for number in todo:
             remove(folder / shard_name(number))
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         raise
-    write_json(folder / MANIFEST, manifest_of(folder, schema))
+    complete({folder: schema})
+
+
+def build_part(
+    folder: Path, schema: Schema, make: Make, *, part: tuple[int, int], num_workers: int = 1
+) -> Iterator[int]:
+    """Write the shards of one part of a split, yielding the number of its samples done so far; no manifest.
+
+    Args:
+        folder, schema, make, num_workers: as in `build`; other parts may write at the same time.
+        part: (k, n) for part k of n, from 1 on.
+
+    Raises:
+        ValueError: as in `build`, but nothing is removed: the whole shards of this part are good, and the one that
+            cannot be made keeps the data set from ever being complete.
+    """
+    numbers = shards_of(schema, part)
+    for number in numbers:
+        for leftover in folder.glob(f"{TEMPORARY}{shard_name(number)}-*"):
+            remove(leftover)
+    yield from write_missing(folder, schema, make, numbers, num_workers)
+
+
+def shards_of(schema: Schema, part: tuple[int, int]) -> range:
+    """The numbers of the shards of part k of n; there may be none."""
+    return range(part[0] - 1, len(shard_ranges(schema)), part[1])
+
+
+def num_samples_of(schema: Schema, part: tuple[int, int]) -> int:
+    """Number of samples in the shards of part k of n."""
+    return sum(len(rows) for rows in shard_ranges(schema)[part[0] - 1 :: part[1]])
+
+
+def missing_shards(folder: Path, schema: Schema) -> list[int]:
+    """The numbers of the shards that are not there."""
+    # Listed: whether a file exists may be answered from memory on NFS, of before another node made it.
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return [number for number in range(len(shard_ranges(schema))) if shard_name(number) not in there]
+
+
+def complete(splits: Mapping[Path, Schema]) -> int:
+    """Write the manifest of each split, given by its folder, if no shard of any is missing; returns how many are.
+
+    Raises ValueError where a shard is damaged or of something else.
+    """
+    missing = sum(len(missing_shards(folder, schema)) for folder, schema in splits.items())
+    for folder, schema in splits.items():
+        if not missing and not (folder / MANIFEST).exists():
+            write_json(folder / MANIFEST, manifest_of(folder, schema))
+    return missing
+
+
+def write_missing(folder: Path, schema: Schema, make: Make, numbers: Sequence[int], num_workers: int) -> Iterator[int]:
+    """Write those of these shards that are not there, yielding the number of their samples done so far."""
+    image_filters(schema)  # Where the codec is missing, nothing need be made.
+    ranges = shard_ranges(schema)
+    done = sum(len(ranges[number]) for number in numbers)
+    if (folder / MANIFEST).exists():
+        require_same(folder, Manifest.read(folder).fingerprint, schema)
+        yield done
+        return
+    todo = [number for number in numbers if not keeps(folder / shard_name(number), schema)]
+    done -= sum(len(ranges[number]) for number in todo)
+    yield done
+    for number in write_all(folder, schema, make, todo, num_workers):
+        done += len(ranges[number])
+        yield done
 
 
 def write_all(folder: Path, schema: Schema, make: Make, numbers: Sequence[int], num_workers: int) -> Iterator[int]:
@@ -74,7 +139,7 @@ def write_all(folder: Path, schema: Schema, make: Make, numbers: Sequence[int], 
     ranges = shard_ranges(schema)
     if num_workers == 1 or len(numbers) < 2:
         for number in numbers:
-            write_shard(folder / shard_name(number), schema, make(ranges[number]))
+            make_and_write(folder / shard_name(number), schema, make, ranges[number])
             yield number
         return
     context = get_context("forkserver")
@@ -94,43 +159,54 @@ def write_all(folder: Path, schema: Schema, make: Make, numbers: Sequence[int], 
 
 
 def make_and_write(path: Path, schema: Schema, make: Make, rows: range) -> None:
-    """One shard, in a worker process."""
-    write_shard(path, schema, make(rows))
+    """One shard. Raises ValueError where there are not as many samples as it shall have."""
+    samples = make(rows)
+    if len(samples.ids) != len(rows):
+        raise ValueError(f"{path} shall have {len(rows)} samples, but {len(samples.ids)} were made.")
+    write_shard(path, schema, samples)
 
 
 def keeps(path: Path, schema: Schema) -> bool:
     """Whether a whole shard of this data set stands there. Raises ValueError where it is of another."""
     if not path.exists():
         return False
-    with h5py.File(path) as file:
-        require_same(path, str(file.attrs["fingerprint"]), schema)
+    require_same(path, read_header(path).fingerprint, schema)
     return True
 
 
+def require_same(path: Path, fingerprint: str, schema: Schema) -> None:
+    """Raise ValueError unless what stands at `path` was made with the same parameters."""
+    if fingerprint != schema.fingerprint:
+        raise ValueError(
+            f"{path} was made with other parameters than those asked for now. "
+            "Give another folder, or remove that one first if it is not needed."
+        )
+
+
 def manifest_of(folder: Path, schema: Schema) -> dict[str, Any]:
-    """The manifest of a folder whose shards are all there, as JSON, read off the shards themselves."""
-    shards, moments, labels = [], [], []
+    """The manifest of a folder whose shards are all there, as JSON, read off the shards themselves. Their images are
+    read for the checksums alone."""
+    shards, moments, counts = [], [], np.zeros(len(schema.classes), dtype=np.int64)
     for number, rows in enumerate(shard_ranges(schema)):
         path = folder / shard_name(number)
-        with h5py.File(path) as file:
-            moments.append(moments_of(column(file, "image")))
-            labels.append(column(file, "label"))
-            offset = image_offset(file)
+        header = read_header(path)
+        require_same(path, header.fingerprint, schema)
+        moments.append(header.moments)
+        counts += counts_of(read_columns(path, schema)["label"], len(schema.classes))
         shards.append(
             {
                 "file": path.name,
                 "num_samples": len(rows),
                 "bytes": path.stat().st_size,
                 "xxh3_128": checksum(path),
-                "image_offset": offset,
+                "image_offset": header.image_offset,
             }
         )
-    label = np.concatenate(labels)
     content = {
         "format": FORMAT,
         "schema": json.loads(canonical(asdict(schema))),
         "statistics": statistics_of(moments),
-        "class_counts": {name: int((label == k).sum()) for k, name in enumerate(schema.classes)},
+        "class_counts": dict(zip(schema.classes, counts.tolist(), strict=True)),
         "shards": shards,
     }
     return content | {"dataset_id": hashlib.sha256(canonical(content).encode()).hexdigest()}
