@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deeplense.data.order import rank_slice
 from deeplense.data.reading import HeldImages, ShardFile, open_images
-from deeplense.data.shards import Manifest, column, image_offset, moments_of, statistics_of
+from deeplense.data.shards import Manifest, check_shard, column, image_filters, moments_of, statistics_of
 from deeplense.data.transforms import NUM_UNIFORMS
 
 READ_ROWS = 256
@@ -69,12 +69,16 @@ class Split:
         self.manifests = [Manifest.read(folder) for folder in folders]
         refuse_unlike(self.manifests)
         self.schema = self.manifests[0].schema
-        lines = [(manifest, shard) for manifest in self.manifests for shard in manifest.shards]
         self.files = [
-            ShardFile(m.folder / shard["file"], shard["num_samples"], shard["bytes"], shard["image_offset"])
-            for m, shard in lines
+            ShardFile(m.folder / line["file"], line["num_samples"], line["bytes"], line["image_offset"])
+            for m in self.manifests
+            for line in m.shards
         ]
-        self.labels = np.concatenate([read_labels(m, file) for (m, _), file in zip(lines, self.files, strict=True)])
+        image_filters(self.schema)  # Where the codec is missing, that is told before anything is read.
+        for manifest in self.manifests:
+            for line in manifest.shards:
+                check_shard(manifest.folder / line["file"], line, manifest.schema)
+        self.labels = self.column("label")
         sizes = [manifest.schema.num_samples for manifest in self.manifests]
         self.sources = np.repeat(np.arange(len(sizes), dtype=np.int16), sizes)
         self.stored = open_images(self.files, dtype=self.schema.dtype, shape=self.schema.shape)
@@ -152,22 +156,6 @@ class Split:
             scale=self.schema.scale,
             zero=self.schema.zero,
         )
-
-
-def read_labels(manifest: Manifest, shard: ShardFile) -> np.ndarray:
-    """The labels of a shard. Raises ValueError, naming it, where it does not fit the manifest; its images are not
-    read."""
-    path = shard.path
-    if not path.exists() or path.stat().st_size != shard.num_bytes:
-        raise ValueError(f"{path} is missing or of another size than the manifest says; `deeplense verify` tells more.")
-    try:
-        with h5py.File(path, locking=False) as file:
-            offset, fingerprint, labels = image_offset(file), file.attrs["fingerprint"], column(file, "label")
-    except (OSError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); `deeplense verify` tells more.") from error
-    if (offset, fingerprint, len(labels)) != (shard.offset, manifest.fingerprint, shard.num_samples):
-        raise ValueError(f"{path} does not match the manifest; `deeplense verify` tells more.")
-    return labels
 
 
 def refuse_unlike(manifests: Sequence[Manifest]) -> None:

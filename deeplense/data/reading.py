@@ -3,6 +3,7 @@ compressed, or held on a device. n images, C bands, H W pixels."""
 
 import contextlib
 import ctypes
+import importlib
 import mmap
 import os
 import time
@@ -209,7 +210,8 @@ def refuse_if_changed(path: Path, before: tuple[int, int, int] | None) -> None:
 
 
 class CompressedImages:
-    """Images in compressed pieces, read by HDF5. Handles are opened by each process for itself."""
+    """Images in compressed pieces, read by HDF5 with the codecs of hdf5plugin. Handles are opened by each process for
+    itself."""
 
     def __init__(self, files: Sequence[ShardFile], *, dtype: str, shape: tuple[int, int, int]) -> None:
         self.files, self.dtype, self.shape = tuple(files), dtype, shape
@@ -244,6 +246,8 @@ class CompressedImages:
         if number not in self.handles:
             while len(self.handles) >= MOST_FILES:
                 self.handles.pop(next(iter(self.handles))).close()
+            with contextlib.suppress(ImportError):
+                importlib.import_module("hdf5plugin")
             self.handles[number] = h5py.File(self.files[number].path, locking=False)
         return cast(h5py.Dataset, self.handles[number]["image"])
 

@@ -55,9 +55,6 @@ class Schema:
     pixel_scale_arcsec: float | None
     classes: tuple[str, ...]
     targets: Mapping[str, str] = field(default_factory=dict)
-    scale: float = 1.0
-    zero: float = 0.0
-    compression: str = "none"
     provenance: Mapping[str, Any] = field(default_factory=dict)
     scale: float = 1.0
     zero: float = 0.0

@@ -5,13 +5,15 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, cast
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import CONTEXT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,29 +71,24 @@ def test_every_type_is_read_as_it_is_stored(dtype: str, chunked: bool, tmp_path:
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(images)).read(rows).numpy(), numbers(dtype)[rows])
 
 
-def read_all(images: Images) -> bytes:
-    return images.read(np.arange(TOTAL)).numpy().tobytes()
-
-
-def send_all(images: Images, write: int) -> None:
-    os.write(write, read_all(images))
-    os._exit(0)
+def send_all(images: Images, sending: Connection) -> None:
+    sending.send(images.read(np.arange(TOTAL)).numpy())
+    sending.close()
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_forked_and_spawned_processes_read_the_same(chunked: bool, tmp_path: Path) -> None:
-    images = opened(tmp_path, chunked=chunked)
-    expected = read_all(images)
-    reads, writes = os.pipe()
-    child = os.fork()
-    if child == 0:
-        send_all(images, writes)
-    os.close(writes)
-    with os.fdopen(reads, "rb") as stream:
-        assert stream.read() == expected == numbers("float32").tobytes()
-    assert os.waitpid(child, 0)[1] == 0
-    with CONTEXT.Pool(1) as pool:
-        assert pool.apply(read_all, (images,)) == expected
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_other_processes_read_the_same(method: str, chunked: bool, tmp_path: Path) -> None:
+    images, context = opened(tmp_path, chunked=chunked), cast(Any, get_context(method))
+    before = images.read(np.arange(TOTAL))
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=send_all, args=(images, sending))
+    process.start()
+    sending.close()
+    np.testing.assert_array_equal(receiving.recv(), before)
+    process.join()
+    assert process.exitcode == 0
+    np.testing.assert_array_equal(before, numbers("float32"))
 
 
 def test_announcing_changes_nothing_and_asks_for_each_piece_once(tmp_path: Path) -> None:
