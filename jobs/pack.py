@@ -1,11 +1,12 @@
 """Pack foreign images into shards."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jobs.config import require
+from jobs.config import FREE, require
+from jobs.parts import make_part, read_part
 
 if TYPE_CHECKING:
     from deeplense.data.layouts import Layout, Record
@@ -33,6 +34,17 @@ class Settings:
     """keep only the central crop x crop pixels"""
     fill_nan: float | None = None
     """value to put in place of pixels that are not finite; by default they are an error"""
+    dtype: Literal["source", "float32", "float16"] = "source"
+    """type of the stored pixels; source: integers stay integers, floats become float32. float16 rounds to 3 decimal
+    digits"""
+    scale: float = 1.0
+    """of images stored as integers: the value of a pixel is stored x scale + zero, as BSCALE and BZERO in FITS"""
+    zero: float = 0.0
+    """see scale"""
+    compression: Literal["none", "lz4", "zstd"] = "none"
+    """of the stored images, each by itself, without loss; needs the package hdf5plugin. Uncompressed reads fastest"""
+    part: str | None = field(default=None, metadata=FREE)
+    """K/N makes only every N-th shard, from the K-th on; whichever part ends last completes the data set"""
     image_key: str = "images"
     """npz: name of the array of images"""
     label_key: str = "label"
@@ -55,6 +67,8 @@ class Settings:
         require(self.crop is None or self.crop > 0, f"crop={self.crop} must be above 0.")
         for condition in listed(self.where):
             require("=" in condition, f"where={condition!r} must be COLUMN=VALUE or COLUMN!=VALUE.")
+        if self.part is not None:
+            read_part(self.part)
 
 
 def listed(text: str) -> list[str]:
@@ -63,25 +77,48 @@ def listed(text: str) -> list[str]:
 
 
 def run(settings: Settings) -> int:
-    """Write all splits, or, where a file is bad, none; an error names the file."""
+    """Write all splits, or, where a file is bad, none; an error names the file.
+
+    A part leaves alone what it and others have made, for a mended file needs only its own shard again; but no split of
+    the data set is finished while one shard of any is missing.
+    """
+    from jobs.progress import say
+
+    splits = splits_of(settings)
+    if settings.part:
+        make_part(splits, settings.part)
+        return 0
+    make_all(settings, splits)
+    say(f"{settings.output} is complete")
+    return 0
+
+
+def splits_of(settings: Settings) -> dict[Path, tuple["Schema", "Maker"]]:
+    """The folder of each split, what it will hold, and what gives its samples."""
+    layout = read_layout(settings)
+    splits = assign_splits(settings, layout)
+    places = {record: k for k, record in enumerate(layout.records)}
+    first, _ = load(settings, layout, next(iter(splits.values()))[0])
+    schemas = {split: schema_of(settings, layout, split, records, first) for split, records in splits.items()}
+    return {
+        settings.output / split: (schema, Maker(settings, layout, schema, splits[split], places))
+        for split, schema in schemas.items()
+    }
+
+
+def make_all(settings: Settings, splits: Mapping[Path, tuple["Schema", "Maker"]]) -> None:
+    """Write the splits. Raises ValueError where a file is bad; those that this call wrote are then removed."""
     from deeplense.data.building import build
     from deeplense.data.shards import MANIFEST
     from deeplense.files import remove
     from jobs.progress import say, track
 
-    layout = read_layout(settings)
-    splits = assign_splits(settings, layout)
-    places = {record: k for k, record in enumerate(layout.records)}
-    first, _ = load(settings, layout, next(iter(splits.values()))[0])
     finished = []
-    for split, records in splits.items():
-        schema = schema_of(settings, layout, split, records, first)
-        folder = settings.output / split
+    for folder, (schema, make) in splits.items():
         stood = (folder / MANIFEST).exists()
-        say(f"packing {len(records)} images of {settings.source} into {folder}")
+        say(f"packing {schema.num_samples} images of {settings.source} into {folder}")
         try:
-            make = Maker(settings, layout, schema, records, places)
-            track(build(folder, schema, make), total=len(records), unit="images")
+            track(build(folder, schema, make), total=schema.num_samples, unit="images")
         except ValueError:
             for other in finished:
                 remove(other)
@@ -89,8 +126,6 @@ def run(settings: Settings) -> int:
                 settings.output.rmdir()
             raise
         finished += [] if stood else [folder]
-    say(f"{settings.output} is complete")
-    return 0
 
 
 def read_layout(settings: Settings) -> "Layout":
@@ -138,12 +173,18 @@ def schema_of(settings: Settings, layout: "Layout", split: str, records: Sequenc
     """What the split will hold; its shape and type are those of the first image of all."""
     from deeplense.data.shards import Schema
 
+    dtype = stored_type(settings.dtype, first.dtype)
+    told = f"scale and zero are for images stored as integers; these are stored as {dtype}"
+    require((settings.scale, settings.zero) == (1, 0) or not dtype.startswith("float"), f"{told}; leave them out.")
     made_of = ("layout", "seed", "val_fraction", "test_fraction", "crop", "fill_nan", "where", "image_key", "label_key")
     return Schema(
         split=split,
         num_samples=len(records),
         shape=tuple(first.shape),  # type: ignore[arg-type]
-        dtype="uint8" if first.dtype == "uint8" else "float32",
+        dtype=dtype,
+        scale=settings.scale,
+        zero=settings.zero,
+        compression=settings.compression,
         bands=layout.bands,
         unit=layout.unit,
         pixel_scale_arcsec=None,
@@ -156,6 +197,18 @@ def schema_of(settings: Settings, layout: "Layout", split: str, records: Sequenc
             "names": fingerprint([f"{record.name} {record.label}" for record in records]),
         },
     )
+
+
+def stored_type(asked: str, found: Any) -> str:
+    """The type that images of a type are stored in: integers as the smallest that holds all of it, or else as int32,
+    where values that it cannot hold are an error."""
+    import numpy as np
+
+    if asked != "source":
+        return asked
+    if found.kind not in "biu":
+        return "float32"
+    return next((name for name in ("uint8", "int16", "uint16") if np.can_cast(found, name)), "int32")
 
 
 def fingerprint(names: Sequence[str]) -> str:

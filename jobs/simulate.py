@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jobs.config import FREE, require
+from jobs.parts import make_part, read_part
 from jobs.runs import num_cores
 
 if TYPE_CHECKING:
@@ -36,13 +37,21 @@ class Settings:
     """0 or more"""
     mass_slope: float | None = None
     """slope of the subhalo mass function dN/dm; by default -1.9 in physical, -0.9 elsewhere"""
+    dtype: Literal["float32", "float16"] = "float32"
+    """type of the stored pixels; float16 is half as large, and rounds to 3 decimal digits"""
+    compression: Literal["none", "lz4", "zstd"] = "none"
+    """of the stored images, each by itself, without loss; needs the package hdf5plugin. Uncompressed reads fastest"""
     num_workers: int = field(default=0, metadata=FREE)
     """processes; 0 for one on each core. The bytes do not depend on it"""
+    part: str | None = field(default=None, metadata=FREE)
+    """K/N makes only every N-th shard, from the K-th on; whichever part ends last completes the split"""
 
     def __post_init__(self) -> None:
         require(self.num_per_class > 0, f"num_per_class={self.num_per_class} must be above 0.")
         require(self.seed >= 0, f"seed={self.seed} must be 0 or more.")
         require(self.split.isidentifier(), f"split={self.split!r} must be a plain name, such as train, val or test.")
+        if self.part is not None:
+            read_part(self.part)
 
 
 def run(settings: Settings) -> int:
@@ -63,6 +72,9 @@ def run(settings: Settings) -> int:
     start = time.monotonic()
     make = partial(make_samples, population=population, seed=settings.seed, split=settings.split)
     workers = settings.num_workers or num_cores()
+    if settings.part:
+        make_part({folder: (schema, make)}, settings.part, num_workers=workers)
+        return 0
     track(build(folder, schema, make, num_workers=workers), total=schema.num_samples, unit="images")
     say(f"{folder} is complete: {schema.num_samples} images, {time.monotonic() - start:.1f} s")
     return 0
@@ -79,7 +91,8 @@ def schema_of(settings: Settings, population: "Population") -> "Schema":
         split=settings.split,
         num_samples=settings.num_per_class * len(CLASSES),
         shape=(1, size, size),
-        dtype="float32",
+        dtype=settings.dtype,
+        compression=settings.compression,
         bands=(population.survey.name,),
         unit=unit(population),
         pixel_scale_arcsec=population.survey.pixel_scale_arcsec,

@@ -126,7 +126,7 @@ def check_sweep(num_runs: int, config: Fields) -> None:
     """Raise ValueError for more runs than Slurm takes as one array."""
     most = int(config.get("MaxArraySize", "1001"))
     told = f"{num_runs} runs are more than MaxArraySize={most} of this cluster"
-    require(num_runs == 1 or num_runs <= most, f"{told}; give fewer values, in several sweeps.")
+    require(num_runs == 1 or num_runs <= most, f"{told}; send fewer at a time.")
 
 
 def start_or_lack(submission: Submission, site: Site) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.config import require
+from jobs.config import DIVISIBLE, require
 from jobs.runs import FINISHED
 from launch import status
 from launch.clusters import Cluster, describe, find_cluster, load_clusters
@@ -15,6 +15,7 @@ from launch.ends import DEFAULT_RESTARTS
 if TYPE_CHECKING:
     from launch.script import Submission
 
+SHARED = " or ".join(DIVISIBLE)
 OPTIONS: dict[str, tuple[type, str]] = {
     "nodes": (int, "nodes"),
     "gpus_per_node": (int, "GPUs of each node; one process for each"),
@@ -31,11 +32,17 @@ OPTIONS: dict[str, tuple[type, str]] = {
 
 def submit(words: Sequence[str]) -> int:
     """Send a job to a cluster: deeplense submit --on CLUSTER [--nodes N --hours H ...] JOB --setting value ..."""
-    from launch.submit import prepare
+    from launch.submit import prepare, prepare_parts
 
-    given = submission_parser("submit").parse_args(words)
+    parser = submission_parser("submit")
+    parser.add_argument("--parts", type=at_least(1), metavar="N", help=f"share {SHARED} among the N tasks of an array")
+    given = parser.parse_args(words)
     require(bool(given.command), "no job is given; end the line with one, such as: train --config ... --run ...")
-    return check_and_send(prepare(given.command, chosen_cluster(given), folder=given.folder), given)
+    if not given.parts:
+        return check_and_send(prepare(given.command, chosen_cluster(given), folder=given.folder), given)
+    require(not given.export, "--parts makes an array; --export writes the script of a single run.")
+    shared = prepare_parts(given.command, chosen_cluster(given), num_parts=given.parts, folder=given.folder)
+    return check_and_send(shared, given)
 
 
 def sweep(words: Sequence[str]) -> int:
@@ -87,7 +94,9 @@ def export(submission: "Submission", given: argparse.Namespace) -> int:
 
 def submission_parser(name: str) -> argparse.ArgumentParser:
     """Options of a submission, which stand before the job."""
-    parser = argparse.ArgumentParser(prog=f"deeplense {name}", description=COMMANDS[name].__doc__)
+    # Abbreviations would be looked for in the words of the job, too, where an unclear one is an error.
+    description = COMMANDS[name].__doc__
+    parser = argparse.ArgumentParser(prog=f"deeplense {name}", description=description, allow_abbrev=False)
     parser.add_argument(
         "--on", required=True, metavar="CLUSTER", help="see `deeplense clusters`; local is this machine"
     )
@@ -183,10 +192,11 @@ def logs(words: Sequence[str]) -> int:
 def cancel(words: Sequence[str]) -> int:
     """End runs that wait or run, for good: deeplense cancel RUN ..."""
     parser = argparse.ArgumentParser(prog="deeplense cancel", description=cancel.__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    for run in parser.parse_args(words).runs:
-        status.cancel(status.launched(run.absolute()))
-        print(f"{run}: cancelled; `deeplense resume {run}` would continue it")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="or folders of runs, such as an array's")
+    for given in parser.parse_args(words).runs:
+        for run in status.to_cancel(given.absolute()):
+            status.cancel(run)
+            print(f"{shown(run.folder)}: cancelled; `deeplense resume {shown(run.folder)}` would continue it")
     return 0
 
 

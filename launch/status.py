@@ -159,6 +159,19 @@ def follow(run: Launched, rank: int) -> Iterator[str]:
         time.sleep(0 if ending else SECONDS_BETWEEN_LOOKS)
 
 
+def to_cancel(folder: Path) -> list[Launched]:
+    """The run of a folder, or, where it is none itself, those below it that wait or run. Raises ValueError where there
+    is none."""
+    below = find_launched([folder])
+    if folder in below or not below:
+        return [launched(folder)]
+    runs = [launched(each) for each in below]
+    found = states(runs)
+    if not found:
+        raise ValueError(f"none of the {len(runs)} runs below {folder} waits or runs; there is nothing to cancel.")
+    return [run for run in runs if run.folder in found]
+
+
 def cancel(run: Launched) -> None:
     """End a run; its state is saved where the scheduler leaves it the time. Raises ValueError where it does not run."""
     if run.folder not in states([run]):

@@ -56,6 +56,20 @@ def prepare_sweep(commands: Sequence[Sequence[str]], cluster: Cluster, *, folder
     return Submission(cluster, tuple(tuple(commands[place]) for place in left), folders, home / LOGS, home / CODE)
 
 
+def prepare_parts(
+    command: Sequence[str], cluster: Cluster, *, num_parts: int, folder: Path | None = None
+) -> Submission:
+    """What would be submitted, as one array, for a job that several tasks share. Exits where the settings are wrong."""
+    job, settings = command[0], config.parse(command[0], command[1:])
+    require(job in config.DIVISIBLE, f"{job} cannot be shared; --parts is for {' and '.join(config.DIVISIBLE)}.")
+    require(settings.part is None, f"--parts {num_parts} gives each task its --part; leave --part={settings.part} out.")
+    home = (folder or home_of(job, settings)).absolute()
+    numbers = range(1, num_parts + 1)
+    commands = tuple((*command, f"--part={number}/{num_parts}") for number in numbers)
+    folders = tuple(home / f"part-{number:0{len(str(num_parts))}}" for number in numbers)
+    return Submission(cluster, commands, folders, home / LOGS, home / CODE)
+
+
 def again(run: Path, *, hours: float | None, update_code: bool) -> Submission:
     """The submission of a run that ended, once more. Raises ValueError where it was not submitted."""
     status.launched(run)

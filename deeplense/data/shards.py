@@ -163,6 +163,8 @@ def stored_images(schema: Schema, samples: Samples) -> np.ndarray:
     given = samples.images
     if given.shape != (len(samples.ids), *schema.shape):
         raise ValueError(f"images have the shape {given.shape[1:]} where {schema.shape} is expected.")
+    if given.dtype.kind not in "biuf":
+        raise ValueError(f"images are of the type {given.dtype} where numbers are expected.")
     with np.errstate(over="ignore", invalid="ignore"):
         stored = given.astype(schema.dtype, copy=False)
     told = "has pixels that are not finite (NaN or infinite). Mend or leave out the image, or give --fill_nan VALUE"
