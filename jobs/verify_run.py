@@ -81,8 +81,9 @@ def checkpoint_problems(checked: Sequence[Checked], *, finished: bool) -> Iterat
             continue
         newest = newest_sound(checked, kind=found.kind)
         if found.kind != "step":
-            other = f"the newest sound one is {newest.name}" if newest else f"there is no other {found.kind}"
-            yield f"{found.name} is damaged: {other}; copy it back from elsewhere, or use --weights last"
+            other = f"{newest.name} is the newest that is sound" if newest else f"there is no other {found.kind}"
+            ways = "copy it back from elsewhere, or use --weights last"
+            yield f"{found.name} is damaged: {other}; {ways if finished else 'the same command makes new ones'}"
         elif newest and newest.step > found.step:
             yield f"{found.name} is damaged, and not needed: {newest.name} is newer; remove it"
         else:
