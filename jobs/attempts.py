@@ -99,6 +99,13 @@ def number_given(run: Path) -> int | None:
     return int(number) if folder and number and Path(folder).resolve() == run.resolve() else None
 
 
+def settle_finished(run: Path) -> None:
+    """Record the end of an attempt that finished the run, and was killed before it could say so."""
+    attempts = read_attempts(run)
+    if attempts and attempts[-1]["ended"] is None:
+        end_attempt(run, len(attempts), reason="finished")
+
+
 def end_attempt(run: Path, number: int, *, reason: str, last_step: int | None = None, concluded: bool = False) -> None:
     """Record why an attempt ends, and after which step; `concluded` by a launcher, who knows more than the job."""
     attempts = read_attempts(run)

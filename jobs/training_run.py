@@ -18,6 +18,7 @@ from deeplense.training.loop import (
     fit,
     gather_lists,
     mean_over_ranks,
+    share_buffers,
 )
 from deeplense.training.schedules import learning_rate
 from deeplense.training.stopping import StopFlag
@@ -202,6 +203,7 @@ def save_best(training: TrainingRun) -> None:
 def validation_metrics(training: TrainingRun) -> dict[str, float]:
     """Metrics on the validation samples, each counted once, the same on all ranks."""
     settings = training.settings
+    share_buffers(training.accelerator, training.evaluated)
     found = predict_part(
         training.evaluated,
         training.objective,

@@ -22,7 +22,7 @@ from deeplense.training.loop import (
     prepare,
 )
 from deeplense.training.tracking import Tracker
-from jobs.attempts import begin_attempt
+from jobs.attempts import begin_attempt, settle_finished
 from jobs.config import plain, require
 from jobs.experiment import Objective, Part, learning_parts, make_network, make_objective
 from jobs.progress import say
@@ -95,6 +95,7 @@ def begin(settings: Settings, watchdog: Watchdog) -> TrainingRun | None:
     accelerator = make_accelerator(device=settings.device, precision=settings.precision)
     on_main(accelerator, lambda: open_run(settings.run, settings))
     if from_main(accelerator, (settings.run / FINISHED).exists()):
+        on_main(accelerator, lambda: settle_finished(settings.run))
         announce(accelerator, f"{settings.run} is finished; evaluate it, or give another --run.")
         return None
     train, val = learning_parts(settings)
@@ -113,6 +114,7 @@ def begin(settings: Settings, watchdog: Watchdog) -> TrainingRun | None:
         )
     else:
         progress.statistics = train.split.statistics(train.indices)
+    progress.best, progress.best_step = best_of(settings.run / "checkpoints", accelerator)
     model, prepared = prepare(accelerator, network, optimizer)
     if saved is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(saved["scaler"])
@@ -174,6 +176,20 @@ def resume_from(checkpoints: Path, accelerator: Accelerator) -> dict[str, Any] |
 
     path = from_main(accelerator, on_main(accelerator, find))
     return checkpoint.load(path) if path is not None else None
+
+
+def best_of(checkpoints: Path, accelerator: Accelerator) -> tuple[float, int]:
+    """Score and step of the best weights that are there, the same on all ranks. A killed attempt may have written them
+    after the checkpoint that is resumed; where they are lost or damaged, the next ones take their place."""
+
+    def find() -> tuple[float, int]:
+        path, reports = checkpoint.newest_good(checkpoints, kind="best")
+        for report in reports:
+            say(report)
+        found = checkpoint.load(path)["progress"] if path is not None else vars(Progress())
+        return found["best"], found["best_step"]
+
+    return from_main(accelerator, on_main(accelerator, find))
 
 
 def restore(

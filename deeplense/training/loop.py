@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, Self, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, broadcast_object_list, gather_object
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -44,8 +44,8 @@ class Update:
 def make_accelerator(*, device: str, precision: Precision) -> Accelerator:
     """The Accelerator of this process; ranks come from RANK, WORLD_SIZE, LOCAL_RANK.
 
-    Raises ValueError where the device is not there, or where WORLD_SIZE processes were started and do not form one
-    group.
+    Raises ValueError where the device is not there or cannot compute with the precision, or where WORLD_SIZE processes
+    were started and do not form one group.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch sees no GPU here; use --device cpu, or a machine with a GPU.")
@@ -57,6 +57,9 @@ def make_accelerator(*, device: str, precision: Precision) -> Accelerator:
         mixed_precision={"fp32": "no"}.get(precision, precision),
         kwargs_handlers=[FIXED_BUCKETS],
     )
+    # Accelerate would compute with fp32 and say nothing.
+    if precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("precision=fp16 needs a GPU; use --precision bf16 or fp32 on a CPU.")
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
         raise ValueError(
@@ -163,6 +166,15 @@ def mean_over_ranks(accelerator: Accelerator, values: Mapping[str, Tensor]) -> d
     stacked = torch.stack([value.float() for value in values.values()])
     means = accelerator.reduce(stacked, reduction="mean").tolist()  # type: ignore[union-attr]
     return dict(zip(values, means, strict=True))
+
+
+@torch.no_grad()
+def share_buffers(accelerator: Accelerator, module: nn.Module) -> None:
+    """Give all ranks the buffers of the main process, which are what is saved: ranks gather their own statistics."""
+    if accelerator.num_processes > 1:
+        buffers = list(module.buffers())
+        for buffer, shared in zip(buffers, broadcast(buffers), strict=True):
+            buffer.copy_(shared)
 
 
 def from_main(accelerator: Accelerator, value: Any) -> Any:

@@ -353,6 +353,7 @@ def test_a_run_is_not_continued_with_settings_that_change_its_numbers(
         ({"dataset": "nowhere"}, "there is no data set 'nowhere'"),
         ({"target": "mass"}, "has no target 'mass'; it has ['column']"),
         ({"device": "cuda"}, "torch sees no GPU"),
+        ({"precision": "fp16"}, "precision=fp16 needs a GPU"),
         ({"lr": 1e9, "optimizer": "sgd"}, "the loss is"),
     ],
 )

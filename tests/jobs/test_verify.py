@@ -1,0 +1,200 @@
+"""What `deeplense verify` says of a run: every flipped byte is seen, and every record that contradicts another."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Command
+
+from deeplense.training import checkpoint
+from jobs import verify
+from jobs.attempts import read_attempts
+
+SMALL = ("--model_source=baseline", "--model_name=simple_cnn", "--batch_size=16", "--epochs=2", "--device=cpu")
+
+
+@pytest.fixture(scope="module")
+def finished(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with two checkpoints of the last steps, 9 and 10, and one of the best."""
+    run = tmp_path_factory.mktemp("verified") / "run"
+    settings = (*SMALL, "--checkpoint_minutes=1e-9", "--log_interval=1")
+    command = Command(["train", f"--dataset={dataset}", f"--run={run}", *settings], run.parent / "log.txt")
+    assert command.wait() == 0, command.log.read_text()
+    return run
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of that run."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Callable[[Path], tuple[int, str]]:
+    """Exit code and output of verifying a folder."""
+
+    def tell(folder: Path) -> tuple[int, str]:
+        code = verify.run(verify.Settings(folder=folder))
+        return code, capsys.readouterr().out
+
+    return tell
+
+
+Told = Callable[[Path], tuple[int, str]]
+
+
+def flip(path: Path, place: float) -> None:
+    """Change one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 1
+    path.write_bytes(content)
+
+
+def best_name(run: Path) -> str:
+    """The folder name of the best checkpoint."""
+    (path,) = (run / "checkpoints").glob("best_*")
+    return path.name
+
+
+def test_a_sound_run_is_told_with_each_checkpoint_its_size_and_the_speed(run: Path, told: Told) -> None:
+    code, said = told(run)
+    size = sum(file.stat().st_size for file in (run / "checkpoints" / "step_00000010").iterdir())
+    assert code == 0
+    assert f"step_00000010: step 10, {size / 1e6:.1f} MB, sound" in said
+    assert all(f"{name}: step" in said for name in ("step_00000009", best_name(run)))
+    total = sum(file.stat().st_size for file in run.glob("checkpoints/*/*"))
+    assert f"{total / 1e9:.3f} GB of 3 checkpoints read at" in said
+    assert "GB/s" in said
+    assert said.endswith("sound and finished\n")
+
+
+@pytest.mark.parametrize("place", [0.0, 0.37, 1.0])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "progress.json", "manifest.json"])
+def test_one_flipped_bit_anywhere_in_a_checkpoint_is_seen(name: str, place: float, run: Path, told: Told) -> None:
+    flip(run / "checkpoints" / "step_00000009" / name, place)
+    code, said = told(run)
+    assert code == 1
+    assert "step_00000009: step 9" in said
+    assert "DAMAGED" in said
+    assert "step_00000010 is newer; remove it" in said
+    assert said.endswith(": 1 problems\n")
+
+
+def test_a_damaged_last_checkpoint_is_made_again_as_it_is_told(
+    finished: Path, run: Path, told: Told, dataset: Path, start: Callable[..., Command]
+) -> None:
+    flip(run / "checkpoints" / "step_00000010" / "model.safetensors", 0.5)
+    code, said = told(run)
+    assert code == 1
+    assert (
+        "remove finished.json; then the command that made the run sets it aside and goes on from step_00000009" in said
+    )
+    (run / "finished.json").unlink()
+    settings = (*SMALL, "--checkpoint_minutes=1e-9", "--log_interval=1")
+    assert start("train", f"--dataset={dataset}", f"--run={run}", *settings).wait() == 0
+    code, said = told(run)
+    assert (code, "damaged_step_00000010: step 10" in said, "set aside and not used" in said) == (0, True, True)
+    again, before = (folder / "checkpoints/step_00000010/model.safetensors" for folder in (run, finished))
+    assert again.read_bytes() == before.read_bytes()
+
+
+def test_the_best_weights_where_damaged_or_missing_are_told(run: Path, told: Told) -> None:
+    name = best_name(run)
+    flip(run / "checkpoints" / name / "model.safetensors", 0.5)
+    code, said = told(run)
+    assert (code, f"{name} is damaged: there is no other best" in said) == (1, True)
+    shutil.rmtree(run / "checkpoints" / name)
+    code, said = told(run)
+    assert (code, f"finished.json says best_step {int(name[-8:])}, of which there is no checkpoint" in said) == (
+        1,
+        True,
+    )
+
+
+def test_a_finished_run_without_the_checkpoint_of_its_last_step_is_told(run: Path, told: Told) -> None:
+    shutil.rmtree(run / "checkpoints" / "step_00000010")
+    code, said = told(run)
+    assert (code, "says step 10, of which there is no checkpoint; remove finished.json" in said) == (1, True)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "environment.json", "finished.json"])
+@pytest.mark.parametrize("content", ["{", "[1]", "a: b: c", "\udcff"])
+def test_a_record_that_cannot_be_read_is_named(name: str, content: str, run: Path, told: Told) -> None:
+    (run / name).write_bytes(content.encode(errors="surrogateescape"))
+    code, said = told(run)
+    assert code == 1
+    assert str(run / name) in said
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        ("metrics.jsonl", lambda lines: lines[:-2], "ends at step 9, but the run finished after step 10"),
+        ("metrics.jsonl", lambda lines: [*lines[:4], '{"st', *lines[5:]], "lines [5] cannot be read"),
+        ("metrics.jsonl", lambda lines: [*lines, lines[0]], "the steps go backwards"),
+        ("metrics.jsonl", lambda lines: [*lines, '{"step": 1'], "cannot be read"),
+        ("attempts.jsonl", lambda lines: ["{", *lines[1:]], "lines [1] cannot be read"),
+        ("attempts.jsonl", lambda lines: [], "missing or empty, but there are checkpoints"),
+        ("attempts.jsonl", lambda lines: lines * 2, "not numbered 1 to 2"),
+        (
+            "attempts.jsonl",
+            lambda lines: [json.dumps(json.loads(lines[0]) | {"first_step": 11})],
+            "attempt 1 ends after step 10, but began after step 11",
+        ),
+    ],
+)
+def test_lines_that_are_lost_torn_or_contradictory_are_told(
+    name: str, change: Callable[[list[str]], list[str]], problem: str, run: Path, told: Told
+) -> None:
+    lines = (run / name).read_text().splitlines()
+    (run / name).write_text("".join(f"{line}\n" for line in change(lines)))
+    code, said = told(run)
+    assert (code, problem in said) == (1, True), said
+
+
+def test_a_run_that_was_killed_or_stopped_or_has_not_begun_is_no_problem(run: Path, told: Told) -> None:
+    (run / "finished.json").unlink()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 11, "tra')
+    (run / "checkpoints" / ".writing-step_00000011-0").mkdir()
+    assert told(run)[0] == 0
+    (run / "stopped.json").write_text('{"step": 10, "signal": "SIGTERM"}')
+    code, said = told(run)
+    assert (code, "the same command goes on from step_00000010" in said) == (0, True)
+    (run / "stopped.json").write_text('{"step": 11, "signal": "SIGTERM"}')
+    assert told(run)[0] == 1
+    for name in ("checkpoints", "metrics.jsonl", "attempts.jsonl", "stopped.json"):
+        path = run / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    code, said = told(run)
+    assert (code, "it has saved nothing yet" in said) == (0, True)
+
+
+def test_a_checkpoint_that_a_training_removes_meanwhile_is_left_out(
+    run: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damage = checkpoint.damage
+
+    def remove_and_look(path: Path) -> str | None:
+        if path.name == "step_00000009":
+            shutil.rmtree(path)
+        return damage(path)
+
+    monkeypatch.setattr(checkpoint, "damage", remove_and_look)
+    code, said = told(run)
+    assert (code, "step_00000009" in said) == (0, False)
+
+
+def test_a_folder_that_is_neither_a_run_nor_a_data_set_is_refused(tmp_path: Path, told: Told) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match=r"neither a run, which has config\.yaml, nor a data set"):
+            told(folder)
+
+
+def test_a_run_without_its_settings_is_told_and_still_read(run: Path, told: Told) -> None:
+    (run / "config.yaml").unlink()
+    code, said = told(run)
+    assert (code, "config.yaml is missing" in said, "step 10" in said) == (1, True, True)
+    assert read_attempts(run)[-1]["ended"] == "finished"
