@@ -1,11 +1,20 @@
 """Measure this machine: simulation against lenstronomy, or training against a bare PyTorch loop. Ratios are of one
 run, in turns."""
 
-from dataclasses import dataclass, field
+import importlib
+import os
+import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from jobs.config import require
+from jobs.config import plain, require
+from jobs.runs import environment, num_cores, version_of
+
+MEASUREMENTS = {"simulate": "measure_simulation", "train": "measure_training"}
+"""The module of each, and the function in it that makes the rows."""
+PEERS = ("lenstronomy",)
+"""Packages to compare with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,18 +47,30 @@ class Settings:
 
 
 def run(settings: Settings) -> int:
-    """Print a table, and write it if asked."""
+    """Print a table, and write it with its circumstances if asked."""
     from deeplense.files import write_json
-    from jobs.measure import measure_simulation, measure_training
+    from jobs.measure import table_of
     from jobs.progress import say
 
-    rows = measure_simulation(settings) if settings.what == "simulate" else measure_training(settings)
-    width = max(len(row["what"]) for row in rows)
-    for row in rows:
-        say(
-            f"{row['what']:<{width}}  {row['ours']:9.1f} images/s   {row['other_name']} {row['other']:9.1f} images/s"
-            f"   ratio {row['ratio']:.2f} [{row['ratio_min']:.2f}, {row['ratio_max']:.2f}]"
-        )
+    before = circumstances(settings)
+    name = MEASUREMENTS[settings.what]
+    rows = getattr(importlib.import_module(f"jobs.{name}"), name)(settings)
+    for line in table_of(rows):
+        say(line)
     if settings.output:
-        write_json(settings.output, rows)
+        after = {"load_average_after": os.getloadavg(), "seconds": time.time() - before["unix_time"]}
+        write_json(settings.output, before | after | {"rows": [asdict(row) for row in rows]})
     return 0
+
+
+def circumstances(settings: Settings) -> dict[str, Any]:
+    """What a number depends on: the machine, how busy it is, versions, settings."""
+    here = environment()
+    packages = here["packages"] | {name: version_of(name) for name in PEERS}
+    return here | {
+        "packages": packages,
+        "settings": plain(settings),
+        "num_cores": num_cores(),
+        "unix_time": time.time(),
+        "load_average_before": os.getloadavg(),
+    }
