@@ -2,8 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import psutil
 
@@ -13,11 +13,13 @@ Work = Callable[[], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """How many units were done, the seconds that it took, and the seconds of processors, other processes included."""
+    """How many units were done, the seconds that it took, the seconds of processors, other processes included, and
+    where it was asked for, the bytes that came from a disk."""
 
     units: float
     wall_s: float
     cpu_s: float
+    disk_bytes: int = 0
 
     @property
     def rate(self) -> float:
@@ -30,7 +32,7 @@ class Row:
     """One line of a table: ours beside another way to do the same, medians in `unit`.
 
     `ratio` is ours over the other, formed round by round; `cpu_ratio` the same for units per second of processors.
-    A way that could not be measured has no numbers, and a note that says why.
+    A way that could not be measured has no numbers, and a note that says why. `extra` are other numbers of ours.
     """
 
     what: str
@@ -42,6 +44,7 @@ class Row:
     ratio_min: float | None = None
     ratio_max: float | None = None
     cpu_ratio: float | None = None
+    extra: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
 
 
@@ -56,7 +59,7 @@ def compare(what: str, ours: Work, other: Work, *, other_name: str, rounds: int,
     return row_of(what, pairs, other_name=other_name, unit=unit)
 
 
-def row_of(what: str, pairs: Sequence[Pair], *, other_name: str, unit: str, note: str = "") -> Row:
+def row_of(what: str, pairs: Sequence[Pair], *, other_name: str, unit: str) -> Row:
     """The row of what was timed in turns, ours first in each pair."""
     ratios = [ours.rate / other.rate for ours, other in pairs]
     cpu_ratios = [ours.units / ours.cpu_s / (other.units / other.cpu_s) for ours, other in pairs]
@@ -70,7 +73,6 @@ def row_of(what: str, pairs: Sequence[Pair], *, other_name: str, unit: str, note
         ratio_min=min(ratios),
         ratio_max=max(ratios),
         cpu_ratio=statistics.median(cpu_ratios),
-        note=note,
     )
 
 
@@ -107,7 +109,7 @@ def table_of(rows: Sequence[Row]) -> Iterator[str]:
     """The lines of a table with its columns aligned; a way without numbers has its note there."""
     lines = [HEADINGS, *(cells_of(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line, note in zip(lines, ["", *(row.note for row in rows)], strict=True):
+    for line, note in zip(lines, ["", *map(note_of, rows)], strict=True):
         cells = [line[0].ljust(widths[0])]
         if any(line[1:]):
             cells += [cell.ljust(widths[k]) if k in WORDS else cell.rjust(widths[k]) for k, cell in enumerate(line)][1:]
@@ -120,6 +122,11 @@ def cells_of(row: Row) -> tuple[str, ...]:
         return (row.what, *[""] * 6)
     span = f"{short(row.ratio)} [{short(row.ratio_min)}, {short(row.ratio_max)}]"
     return row.what, row.unit, short(row.ours), short(row.other), row.other_name, span, short(row.cpu_ratio)
+
+
+def note_of(row: Row) -> str:
+    """What stands behind the columns."""
+    return ", ".join([*(f"{name} {short(value)}" for name, value in row.extra.items()), *filter(None, [row.note])])
 
 
 def short(value: float | None) -> str:
