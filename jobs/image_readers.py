@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import h5py
@@ -71,7 +70,7 @@ class Way:
     """One way: `write` stores the images in a folder named `stored`, `read` opens it with worker processes.
 
     Ways of one name are variants, the best of which counts. Of an `endless` one the epochs follow without a break.
-    `install` says how to get the package that it needs.
+    `needs` is the module of the other package, `install` how to get it.
     """
 
     name: str
@@ -80,6 +79,7 @@ class Way:
     read: Callable[[Data, Path, int], Epochs]
     num_workers: int = 0
     detail: str = ""
+    needs: str = ""
     install: str = ""
     endless: bool = False
 
@@ -329,9 +329,10 @@ def stacked(samples: Sequence[Any], *, column: Any) -> Tensor:
 
 def write_litdata(data: Data, folder: Path, *, chunk_mb: int) -> None:
     """Chunks of this size."""
-    cache_of = import_litdata().streaming.Cache
+    from litdata.streaming import Cache  # type: ignore[import-not-found]
+
     folder.mkdir()
-    cache = cache_of(str(folder), chunk_bytes=chunk_mb * 2**20)
+    cache = Cache(str(folder), chunk_bytes=chunk_mb * 2**20)
     for k, image in enumerate(data.images):
         cache[k] = torch.from_numpy(np.array(image))
     cache.done()
@@ -340,19 +341,12 @@ def write_litdata(data: Data, folder: Path, *, chunk_mb: int) -> None:
 
 def read_litdata(data: Data, folder: Path, num_workers: int) -> Epochs:
     """Its own shuffle and loader."""
-    litdata = import_litdata()
+    from litdata import StreamingDataLoader, StreamingDataset  # type: ignore[import-not-found]
+
     # By default it decodes up to 256 images for each that is asked for: 10 times slower.
-    images = litdata.StreamingDataset(str(folder), shuffle=True, batch_decode=0)
+    images = StreamingDataset(str(folder), shuffle=True, batch_decode=0)
     workers = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
-    return loaded(litdata.StreamingDataLoader(images, batch_size=data.batch_size, **workers))
-
-
-def import_litdata() -> ModuleType:
-    """The package, kept from asking PyPI for a newer version of itself."""
-    os.environ.setdefault("LITDATA_DISABLE_VERSION_CHECK", "1")
-    import litdata  # type: ignore[import-not-found]
-
-    return litdata
+    return loaded(StreamingDataLoader(images, batch_size=data.batch_size, **workers))
 
 
 def write_streaming(data: Data, folder: Path) -> None:
@@ -398,24 +392,40 @@ OWN_AHEAD = replace(OWN_STEPS, name="deeplense, read ahead", num_workers=NUM_WOR
 FILES = Way(name=".npy folder", stored="files", write=write_files, read=read_files)
 H5PY = Way(name="h5py, item by item", stored="h5py", write=write_h5py, read=read_h5py)
 H5PY_SORTED = replace(H5PY, name="h5py, sorted batch", read=read_h5py_sorted)
-WEBDATASET = Way(name="webdataset", stored="tar", write=write_webdataset, read=read_webdataset, install=BENCH)
+WEBDATASET = Way(
+    name="webdataset",
+    stored="tar",
+    write=write_webdataset,
+    read=read_webdataset,
+    needs="webdataset",
+    install=BENCH,
+)
 LITDATA = Way(
     name="litdata",
     stored="litdata-8",
     write=partial(write_litdata, chunk_mb=8),
     read=read_litdata,
     detail="8 MiB chunks",
+    needs="litdata",
     install=BENCH,
 )
 LITDATA_64 = replace(LITDATA, stored="litdata-64", write=partial(write_litdata, chunk_mb=64), detail="64 MiB chunks")
-MOSAICML = Way(name="MosaicML streaming", stored="mds", write=write_streaming, read=read_streaming, install=STREAMING)
+MOSAICML = Way(
+    name="MosaicML streaming",
+    stored="mds",
+    write=write_streaming,
+    read=read_streaming,
+    needs="streaming",
+    install=STREAMING,
+)
 LZ4 = Way(
     name="lz4",
     stored="lz4",
     write=partial(write_compressed, codec="lz4"),
     read=read_h5py_blocks,
     detail="blocks",
-    install=BENCH,
+    needs="hdf5plugin",
+    install="pip install hdf5plugin",
 )
 ZSTD = replace(LZ4, name="zstd", stored="zstd", write=partial(write_compressed, codec="zstd"))
 

@@ -1,5 +1,6 @@
 """`deeplense benchmark data`: reading images from our shards, against a mapped .npy file and against other packages."""
 
+import importlib
 import math
 import os
 import shutil
@@ -55,6 +56,8 @@ class Stored:
 def measure_data(settings: Settings) -> list[Row]:
     """Images per second, each way directly after the reference, in turns over all ways. What is made is removed."""
     require(hasattr(os, "posix_fadvise"), "this benchmark drops files from memory as only Linux lets it.")
+    # It would ask PyPI for a newer version of itself.
+    os.environ.setdefault("LITDATA_DISABLE_VERSION_CHECK", "1")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="deeplense-benchmark-", dir=settings.folder) as folder:
         data = Data(
@@ -114,13 +117,13 @@ def store(entries: Sequence[Entry]) -> dict[Path, Stored]:
 
 def write(entry: Entry) -> Stored:
     """Write the images in one folder, unless a package for it is missing."""
-    start = time.perf_counter()
     try:
-        entry.way.write(entry.data, entry.folder)
+        if entry.way.needs:
+            importlib.import_module(entry.way.needs)
     except ImportError as error:
-        if not entry.way.install:
-            raise
         return Stored(missing=f"not installed ({error}); {entry.way.install}")
+    start = time.perf_counter()
+    entry.way.write(entry.data, entry.folder)
     num_bytes = sum(path.stat().st_size for path in entry.folder.rglob("*") if path.is_file())
     return Stored(write_s=time.perf_counter() - start, num_bytes=num_bytes)
 
