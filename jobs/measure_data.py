@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -133,9 +134,14 @@ def require_same_images(entry: Entry) -> None:
     delivered = hashes_of(epoch_of(entry, opened(entry), 0))
     if entry.way.endless:
         delivered = delivered[: entry.data.num_images]
-    written = hashes_of([torch.from_numpy(np.array(entry.data.images)).float()])
-    if sorted(delivered) != sorted(written):
+    if sorted(delivered) != written_hashes(entry.data):
         raise RuntimeError(f"{entry.title} ({entry.way.variant}) delivers other images than were written.")
+
+
+@lru_cache(maxsize=len(DTYPES))
+def written_hashes(data: Data) -> list[int]:
+    """A hash of each image as it was written, sorted."""
+    return sorted(hashes_of([torch.from_numpy(np.array(data.images)).float()]))
 
 
 def hashes_of(batches: Iterable[Tensor]) -> list[int]:
