@@ -1,55 +1,93 @@
-"""Measure this machine: simulation against lenstronomy, or training against a bare PyTorch loop. Ratios are of one
-run, in turns."""
+"""Measure this machine: simulation against lenstronomy, training against a bare PyTorch loop, reading images against
+a mapped file and other packages. Ratios are of one run, in turns."""
 
-from dataclasses import dataclass, field
+import importlib
+import os
+import time
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from jobs.config import require
+from jobs.config import plain, require
+from jobs.runs import environment, num_cores, version_of
+
+MEASUREMENTS = {"simulate": "measure_simulation", "train": "measure_training", "data": "measure_data"}
+"""The module of each, and the function in it that makes the rows."""
+DEFAULTS = {
+    "simulate": {"num_images": 96},
+    "train": {"batch_size": 64},
+    "data": {"num_images": 20_000, "batch_size": 256},
+}
+"""What a setting that is 0 stands for."""
+PEERS = ("lenstronomy", "webdataset", "litdata", "mosaicml-streaming", "hdf5plugin")
+"""Packages to compare with, or that are needed for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What to measure."""
 
-    what: Literal["simulate", "train"] = field(metadata={"help": "simulate or train"})
+    what: Literal["simulate", "train", "data"] = field(metadata={"help": "simulate, train or data"})
     model: Literal["Model_I", "Model_II", "Model_III"] = "Model_III"
-    """kind of images"""
+    """simulate, train: kind of images"""
     preset: Literal["published", "noisy", "physical"] = "noisy"
     """simulate: published has the vortex as 100 points, the others as a line"""
     model_name: str = "resnet18"
     """train: a model of timm"""
-    batch_size: int = 64
-    """train: samples of an update"""
-    num_images: int = 96
-    """simulate: images of each class a round"""
+    batch_size: int = 0
+    """train: samples of an update; data: images of a batch; 0 for 64 and 256"""
+    num_images: int = 0
+    """simulate: images of each class a round; data: images of an epoch; 0 for 96 and 20000"""
+    image_size: int = 64
+    """data: pixels of a side"""
+    dtype: Literal["float32", "float16", "uint8"] = "float32"
+    """data: as which the images are stored"""
     num_steps: int = 12
     """train: updates a round"""
     rounds: int = 5
     """each side is timed so often, in turns; the median counts"""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """train: where"""
+    folder: Path | None = None
+    """data: a folder on the disk to be measured; by default that for temporary files. What is made there is removed"""
     output: Path | None = None
-    """file for the numbers, as JSON"""
+    """file for the numbers and their circumstances, as JSON"""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "num_images", "num_steps", "rounds"):
+        for name in ("image_size", "num_steps", "rounds"):
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be above 0.")
+        for name in ("batch_size", "num_images"):
+            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be above 0, or 0 for a usual number.")
+        require(self.folder is None or self.folder.is_dir(), f"folder={self.folder} is no folder.")
 
 
 def run(settings: Settings) -> int:
-    """Print a table, and write it if asked."""
+    """Print a table, and write it with its circumstances if asked."""
     from deeplense.files import write_json
-    from jobs.measure import measure_simulation, measure_training
+    from jobs.measure import table_of
     from jobs.progress import say
 
-    rows = measure_simulation(settings) if settings.what == "simulate" else measure_training(settings)
-    width = max(len(row["what"]) for row in rows)
-    for row in rows:
-        say(
-            f"{row['what']:<{width}}  {row['ours']:9.1f} images/s   {row['other_name']} {row['other']:9.1f} images/s"
-            f"   ratio {row['ratio']:.2f} [{row['ratio_min']:.2f}, {row['ratio_max']:.2f}]"
-        )
+    usual = DEFAULTS[settings.what]
+    settings = replace(settings, **{name: getattr(settings, name) or value for name, value in usual.items()})
+    before = circumstances(settings)
+    name = MEASUREMENTS[settings.what]
+    rows = getattr(importlib.import_module(f"jobs.{name}"), name)(settings)
+    for line in table_of(rows):
+        say(line)
     if settings.output:
-        write_json(settings.output, rows)
+        after = {"load_average_after": os.getloadavg(), "seconds": time.time() - before["unix_time"]}
+        write_json(settings.output, before | after | {"rows": [asdict(row) for row in rows]})
     return 0
+
+
+def circumstances(settings: Settings) -> dict[str, Any]:
+    """What a number depends on: the machine, how busy it is, versions, settings."""
+    here = environment()
+    packages = here["packages"] | {name: version_of(name) for name in PEERS}
+    return here | {
+        "packages": packages,
+        "settings": plain(settings),
+        "num_cores": num_cores(),
+        "unix_time": time.time(),
+        "load_average_before": os.getloadavg(),
+    }

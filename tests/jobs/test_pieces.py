@@ -31,7 +31,7 @@ class Kind:
     """A training: its settings, in how many processes, settings of the pieces that must change nothing, and how often
     one is broken off."""
 
-    settings: Mapping[str, object]
+    settings: dict[str, object]
     job: str = "train"
     num_processes: int = 1
     free: Mapping[str, object] = field(default_factory=dict)
@@ -106,7 +106,7 @@ def end_at(end: End) -> None:
         sync(path)
 
     if end.place == "line":
-        Tracker.log = log_or_end
+        Tracker.log = log_or_end  # type: ignore[method-assign]
     else:
         files.sync = sync_or_end
 

@@ -1,0 +1,242 @@
+"""`deeplense benchmark data`: reading images from our shards, against a mapped .npy file and against other packages."""
+
+import importlib
+import math
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import groupby, islice
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+import xxhash
+from torch import Tensor
+
+from deeplense.data.sampling import Shuffle, epoch_order, variance_inflation
+from jobs.benchmark import Settings
+from jobs.config import require
+from jobs.image_readers import CODECS, COLD, OWN, REFERENCE, WARM, Data, Epochs, Way, make_data
+from jobs.measure import Pair, Row, Timing, row_of, timed
+from jobs.progress import Reporter
+
+DTYPES = ("float32", "float16", "uint8")
+COPIES = 12
+"""Room that the data needs, times the images: each way keeps a copy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A way to be measured. Those with the same title are variants, the best of which makes the row."""
+
+    title: str
+    way: Way
+    data: Data
+    cold: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where its images are stored."""
+        return self.data.folder / self.way.stored
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """What it took to store images, or why it could not be done."""
+
+    write_s: float = 0.0
+    num_bytes: int = 0
+    missing: str = ""
+
+
+def measure_data(settings: Settings) -> list[Row]:
+    """Images per second, each way directly after the reference, in turns over all ways. What is made is removed."""
+    require(hasattr(os, "posix_fadvise"), "this benchmark drops files from memory as only Linux lets it.")
+    # It would ask PyPI for a newer version of itself.
+    os.environ.setdefault("LITDATA_DISABLE_VERSION_CHECK", "1")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="deeplense-benchmark-", dir=settings.folder) as folder:
+        data = Data(
+            folder=Path(folder) / settings.dtype,
+            num_images=settings.num_images,
+            image_size=settings.image_size,
+            dtype=settings.dtype,
+            batch_size=settings.batch_size,
+        )
+        require_room(data, Path(folder))
+        entries = list(entries_of(data))
+        stored = store(entries)
+        able = [entry for entry in entries if not stored[entry.folder].missing]
+        for entry in able:
+            require_same_images(entry)
+        pairs = measure_in_turns(able, entries[0], rounds=settings.rounds)
+        return [
+            *(
+                row_of_variants(title, list(variants), stored, pairs)
+                for title, variants in groupby(entries, key=lambda entry: entry.title)
+            ),
+            *mixing_rows(data),
+        ]
+
+
+def mixing_rows(data: Data) -> Iterator[Row]:
+    """How much more the shares of ten classes vary from batch to batch than by chance, where the store is sorted by
+    class, which is the worst, and where it is mixed, as ours are written."""
+    is_sorted = np.arange(data.num_images) * 10 // data.num_images
+    stores = {"sorted": is_sorted, "mixed": np.random.default_rng(0).permutation(is_sorted)}
+    for name, shuffle in {"full shuffle": Shuffle(), "blocks of 64": Shuffle(64), "no window": Shuffle(64, 1)}.items():
+        found = {
+            store: statistics.mean(
+                variance_inflation(labels[epoch_order(len(labels), epoch, shuffle=shuffle)], data.batch_size)
+                for epoch in range(6)
+            )
+            for store, labels in stores.items()
+        }
+        yield Row(
+            what=f"variance: {name}", unit="x chance", ours=found["mixed"], extra={"store_sorted": found["sorted"]}
+        )
+
+
+def require_room(data: Data, folder: Path) -> None:
+    """Raise ValueError where the disk is too full."""
+    free, needed = shutil.disk_usage(folder).free, COPIES * data.num_bytes
+    require(
+        free > needed, f"{folder} has {free / 1e9:.1f} GB free where {needed / 1e9:.1f} are needed; give a --folder."
+    )
+
+
+def entries_of(data: Data) -> Iterator[Entry]:
+    """All that is measured of some images."""
+    for way in WARM:
+        yield Entry(title=f"warm: {way.name}", way=way, data=data)
+    for way in COLD:
+        yield Entry(title=f"cold: {way.name}", way=way, data=data, cold=True)
+    for dtype in DTYPES:
+        same = dtype == data.dtype
+        other = data if same else replace(data, folder=data.folder.parent / dtype, dtype=dtype)
+        yield Entry(title=f"stored as {dtype}", way=OWN, data=other)
+    for way in CODECS:
+        yield Entry(title=f"stored as {way.name}", way=way, data=data)
+
+
+def store(entries: Sequence[Entry]) -> dict[Path, Stored]:
+    """Write the images in each folder that is read."""
+    stored: dict[Path, Stored] = {}
+    with Reporter(total=len({entry.folder for entry in entries}), unit="stores") as reporter:
+        for entry in entries:
+            if not entry.data.folder.exists():
+                make_data(entry.data)
+            if entry.folder not in stored:
+                stored[entry.folder] = write(entry)
+                reporter.update(len(stored), f"writing {entry.title}")
+    return stored
+
+
+def write(entry: Entry) -> Stored:
+    """Write the images in one folder, unless a package for it is missing."""
+    try:
+        if entry.way.needs:
+            importlib.import_module(entry.way.needs)
+    except ImportError as error:
+        return Stored(missing=f"not installed ({error}); {entry.way.install}")
+    start = time.perf_counter()
+    entry.way.write(entry.data, entry.folder)
+    num_bytes = sum(path.stat().st_size for path in entry.folder.rglob("*") if path.is_file())
+    return Stored(write_s=time.perf_counter() - start, num_bytes=num_bytes)
+
+
+def require_same_images(entry: Entry) -> None:
+    """Raise RuntimeError where a way delivers other images in an epoch than were written, or some of them twice."""
+    delivered = hashes_of(epoch_of(entry, opened(entry), 0))
+    if entry.way.endless:
+        delivered = delivered[: entry.data.num_images]
+    if sorted(delivered) != written_hashes(entry.data):
+        raise RuntimeError(f"{entry.title} ({entry.way.variant}) delivers other images than were written.")
+
+
+@lru_cache(maxsize=len(DTYPES))
+def written_hashes(data: Data) -> list[int]:
+    """A hash of each image as it was written, sorted."""
+    return sorted(hashes_of([torch.from_numpy(np.array(data.images)).float()]))
+
+
+def hashes_of(batches: Iterable[Tensor]) -> list[int]:
+    """A hash of each image."""
+    return [xxhash.xxh3_64_intdigest(image.tobytes()) for batch in batches for image in batch.numpy()]
+
+
+def opened(entry: Entry) -> Epochs:
+    """The reader of a way."""
+    return entry.way.read(entry.data, entry.folder, entry.way.num_workers)
+
+
+def epoch_of(entry: Entry, epochs: Epochs, number: int) -> Iterator[Tensor]:
+    """The batches of one epoch."""
+    batches = epochs(number)
+    return islice(batches, entry.data.num_batches) if entry.way.endless else batches
+
+
+def measure_in_turns(entries: Sequence[Entry], reference: Entry, *, rounds: int) -> dict[Entry, list[Pair]]:
+    """Time each entry, and the reference right before it, in each round."""
+    pairs: dict[Entry, list[Pair]] = {entry: [] for entry in entries}
+    os.sync()
+    with Reporter(total=rounds * len(entries), unit="runs") as reporter:
+        for k in range(rounds):
+            for entry in entries:
+                other = time_epoch(replace(reference, cold=entry.cold), k + 1)
+                pairs[entry].append((time_epoch(entry, k + 1), other))
+                reporter.update(sum(map(len, pairs.values())), f"reading {entry.title}")
+    return pairs
+
+
+def time_epoch(entry: Entry, number: int) -> Timing:
+    """Time one epoch, after one that is not timed, or after the files have been dropped from memory."""
+    epochs = opened(entry)
+    if entry.cold:
+        drop(entry.folder)
+    else:
+        count(epoch_of(entry, epochs, 0))
+    before = psutil.Process().io_counters().read_bytes
+    timing = timed(lambda: count(epoch_of(entry, epochs, number)))
+    return replace(timing, disk_bytes=psutil.Process().io_counters().read_bytes - before)
+
+
+def count(batches: Iterable[Tensor]) -> int:
+    """How many images there are."""
+    return sum(len(batch) for batch in batches)
+
+
+def drop(folder: Path) -> None:
+    """Drop the files of a folder from memory, so that they are read from the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+def row_of_variants(
+    title: str, variants: Sequence[Entry], stored: dict[Path, Stored], pairs: dict[Entry, list[Pair]]
+) -> Row:
+    """The row of the fastest variant, or what is missing for it."""
+    able = [entry for entry in variants if entry in pairs]
+    if not able:
+        return Row(what=title, note=stored[variants[0].folder].missing)
+    best = max(able, key=lambda entry: statistics.median(ours.rate for ours, _ in pairs[entry]))
+    row = row_of(title, pairs[best], other_name=REFERENCE.name, unit="images/s")
+    return replace(row, extra=extra_of(best, stored[best.folder], pairs[best]), note=best.way.variant)
+
+
+def extra_of(entry: Entry, stored: Stored, pairs: Sequence[Pair]) -> dict[str, float]:
+    """What else is to be known: the bytes stored, as a part of those in float32, and the seconds to write them; or the
+    part of those bytes that came from the disk, which tells whether they were cold."""
+    if entry.cold:
+        return {"from_disk": statistics.median(ours.disk_bytes for ours, _ in pairs) / stored.num_bytes}
+    in_float32 = math.prod(entry.data.shape) * 4
+    return {"stored": stored.num_bytes / in_float32, "write_s": stored.write_s}

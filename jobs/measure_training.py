@@ -1,0 +1,87 @@
+"""`deeplense benchmark train`: updates of a training against a bare PyTorch loop."""
+
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch.nn import functional
+
+from deeplense.data.building import build
+from deeplense.simulation.populations import CLASSES, Population, default_mass_slope
+from deeplense.training.stopping import StopFlag
+from jobs.benchmark import Settings
+from jobs.config import require
+from jobs.measure import Row, compare
+from jobs.simulate import Settings as SimulateSettings
+from jobs.simulate import make_samples, schema_of
+from jobs.train import Settings as TrainSettings
+
+
+def measure_training(settings: Settings) -> list[Row]:
+    """Updates of `deeplense train` (shards, order, normalisation, agreement on stopping) against a bare loop over a
+    tensor in memory."""
+    from jobs.training_run import advance
+    from jobs.training_start import begin
+    from jobs.watchdog import Watchdog
+
+    with tempfile.TemporaryDirectory() as folder:
+        num_per_class = -(-settings.batch_size * settings.num_steps // 3)
+        simulated = SimulateSettings(output=Path(folder) / "data", model=settings.model, num_per_class=num_per_class)
+        population = Population(settings.model, simulated.preset, default_mass_slope(simulated.preset))
+        schema = schema_of(simulated, population)
+        make = partial(make_samples, population=population, seed=0, split="train")
+        require(list(build(simulated.output / "train", schema, make))[-1] > 0, "nothing was simulated.")
+        trained = TrainSettings(
+            run=Path(folder) / "run",
+            dataset=str(simulated.output),
+            model_name=settings.model_name,
+            batch_size=settings.batch_size,
+            epochs=1e6,
+            evaluate_epochs=1e6,
+            device=settings.device,
+            flips=0,
+        )
+        training = begin(trained, Watchdog(trained.run, minutes=0))
+        assert training is not None
+        device = training.accelerator.device
+        ours = advance(training, StopFlag())
+        bare = bare_loop(training.train.split.images(training.train.indices), training.train.labels, settings, device)
+        count = settings.num_steps * settings.batch_size
+
+        def drive(loop: Iterator[Any]) -> int:
+            for _ in range(settings.num_steps):
+                next(loop)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            return count
+
+        row = compare(
+            f"training {settings.model_name} on {device.type}",
+            partial(drive, ours),
+            partial(drive, bare),
+            other_name="bare PyTorch",
+            rounds=settings.rounds,
+        )
+        if training.tracker is not None:
+            training.tracker.close(exit_code=0)
+        return [row]
+
+
+def bare_loop(images: np.ndarray, labels: np.ndarray, settings: Settings, device: torch.device) -> Iterator[None]:
+    """The shortest training loop: random batches of a tensor in memory, forward, backward, update."""
+    model = timm.create_model(settings.model_name, in_chans=images.shape[1], num_classes=len(CLASSES)).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    x, y = torch.from_numpy(images), torch.from_numpy(labels)
+    x = (x - x.mean()) / x.std()
+    while True:
+        chosen = torch.randint(len(x), (settings.batch_size,))
+        loss = functional.cross_entropy(model(x[chosen].to(device)), y[chosen].to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield
