@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-from deeplense.training.checkpoint import MANIFEST, damage, keep_newest, load, newest_good, save, step_folder
+from deeplense.training.checkpoint import MANIFEST, damage, remove_old, load, newest_good, save, step_folder
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 SHAPES = ((), (0,), (3,), (2, 1, 2))
@@ -194,7 +194,7 @@ def test_old_checkpoints_go_and_the_newest_and_those_of_another_kind_never(kept:
         save(step_folder(tmp_path, step), state_of(step))
         save(step_folder(tmp_path, step, kind="best"), state_of(step))
         (tmp_path / f".writing-step_{step}").mkdir()
-        keep_newest(tmp_path, count=kept)
+        remove_old(tmp_path, count=kept)
     steps = [path.name for path in sorted(tmp_path.glob("*")) if path.name.startswith(("step", "."))]
     assert steps == [f"step_{step:08d}" for step in (2, 30, 400)[-kept:]]
     assert len(list(tmp_path.glob("best_*"))) == 3
@@ -208,7 +208,7 @@ def save_until_killed(checkpoints: Path, told: Connection, tell: Connection) -> 
         for step in count(first) if child == 0 else ():
             save(step_folder(checkpoints, step), state_of(step))
             tell.send((os.getpid(), step))
-            keep_newest(checkpoints, count=2)
+            remove_old(checkpoints, count=2)
         os.waitpid(child, 0)
         tell.send(None)
 
