@@ -7,6 +7,7 @@ NAME is what has the state (model, optimizer, ...). No pickles.
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -120,7 +121,7 @@ def write(path: Path, taken: Snapshot, *, ready: Callable[[Path], None] = lambda
         files = {}
         for name, tree in taken.trees.items():
             files[f"{name}.json"] = put(temporary / f"{name}.json", json.dumps(tree).encode())
-            image = memoryview(taken.images[name].numpy())
+            image = taken.images[name].numpy().data
             files[f"{name}.safetensors"] = put(temporary / f"{name}.safetensors", image)
         write_manifest(temporary, files, time=taken.time)
         sync_tree(temporary)
@@ -244,9 +245,9 @@ def newest_good(checkpoints: Path, *, kind: str = "step") -> tuple[Path | None, 
 def to_keep(times: Mapping[Path, float | None], *, count: int, every_hours: float | None = None) -> set[Path]:
     """Of checkpoints in the order of their steps, with their times in seconds, the last `count`, and if `every_hours`
     is given the first and then always the next that is so much later. Those without a time are kept by number only."""
-    kept, last = set(list(times)[-count:]), None
-    for path, time in times.items() if every_hours else ():
-        if time is not None and (last is None or time - last >= 3600 * every_hours):
+    kept, last = set(list(times)[-count:]), -math.inf
+    for path, time in times.items():
+        if every_hours is not None and time is not None and time - last >= 3600 * every_hours:
             kept.add(path)
             last = time
     return kept

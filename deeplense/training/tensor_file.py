@@ -74,7 +74,7 @@ def fill(image: Tensor, tensors: Mapping[str, Tensor]) -> None:
 def read(path: Path) -> tuple[Tensor, str]:
     """The bytes of a file and their checksum, in one pass."""
     image = torch.empty(path.stat().st_size, dtype=torch.uint8)
-    rest, digest = memoryview(image.numpy()), xxhash.xxh3_128()
+    rest, digest = image.numpy().data, xxhash.xxh3_128()
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(rest[:BLOCK]):
             digest.update(rest[:count])

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-from deeplense.training.checkpoint import MANIFEST, damage, remove_old, load, newest_good, save, step_folder
+from deeplense.training.checkpoint import MANIFEST, damage, load, newest_good, remove_old, save, step_folder
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 SHAPES = ((), (0,), (3,), (2, 1, 2))
