@@ -14,6 +14,7 @@ from typing import Any
 import xxhash
 
 TEMPORARY = ".writing-"
+BLOCK = 1 << 20
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
@@ -98,10 +99,10 @@ def read_json(path: Path) -> Any:
 
 def checksum(path: Path) -> str:
     """The xxh3-128 hash of a file's bytes, in hexadecimal."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
+    digest, block = xxhash.xxh3_128(), memoryview(bytearray(BLOCK))
+    with path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(block):
+            digest.update(block[:count])
     return digest.hexdigest()
 
 

@@ -1,5 +1,5 @@
-"""Measure this machine: simulation against lenstronomy, training against a bare PyTorch loop, reading images against
-a mapped file and other packages. Ratios are of one run, in turns."""
+"""Measure this machine: simulation against lenstronomy, training against a bare PyTorch loop, reading images and saving
+checkpoints against plain copies and other packages. Ratios are of one run, in turns."""
 
 import importlib
 import os
@@ -11,7 +11,12 @@ from typing import Any, Literal
 from jobs.config import plain, require
 from jobs.runs import environment, num_cores, version_of
 
-MEASUREMENTS = {"simulate": "measure_simulation", "train": "measure_training", "data": "measure_data"}
+MEASUREMENTS = {
+    "simulate": "measure_simulation",
+    "train": "measure_training",
+    "data": "measure_data",
+    "checkpoint": "measure_checkpoint",
+}
 """The module of each, and the function in it that makes the rows."""
 DEFAULTS = {
     "simulate": {"num_images": 96},
@@ -27,7 +32,9 @@ PEERS = ("lenstronomy", "webdataset", "litdata", "mosaicml-streaming", "hdf5plug
 class Settings:
     """What to measure."""
 
-    what: Literal["simulate", "train", "data"] = field(metadata={"help": "simulate, train or data"})
+    what: Literal["simulate", "train", "data", "checkpoint"] = field(
+        metadata={"help": "simulate, train, data or checkpoint"}
+    )
     model: Literal["Model_I", "Model_II", "Model_III"] = "Model_III"
     """simulate, train: kind of images"""
     preset: Literal["published", "noisy", "physical"] = "noisy"
@@ -49,7 +56,8 @@ class Settings:
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """train: where"""
     folder: Path | None = None
-    """data: a folder on the disk to be measured; by default that for temporary files. What is made there is removed"""
+    """data, checkpoint: a folder on the disk to be measured; by default that for temporary files. What is made there,
+    up to 6 GB, is removed"""
     output: Path | None = None
     """file for the numbers and their circumstances, as JSON"""
 
@@ -67,7 +75,7 @@ def run(settings: Settings) -> int:
     from jobs.measure import table_of
     from jobs.progress import say
 
-    usual = DEFAULTS[settings.what]
+    usual = DEFAULTS.get(settings.what, {})
     settings = replace(settings, **{name: getattr(settings, name) or value for name, value in usual.items()})
     before = circumstances(settings)
     name = MEASUREMENTS[settings.what]

@@ -17,12 +17,13 @@ from typing import Any
 
 import yaml
 
-from deeplense.files import TEMPORARY, replacing, write_json
+from deeplense.files import TEMPORARY, read_json, replacing, write_json
 from jobs.attempts import ATTEMPTS, STACKS, has_begun
 from jobs.config import dump, plain, require
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 STOPPED, FINISHED = "stopped.json", "finished.json"
+SNAPSHOT = "snapshot.json"
 LAUNCH, CODE, LOGS = "launch.json", "code", "logs"
 WANDB_ID = "wandb_id.txt"
 OURS = {CONFIG, ENVIRONMENT, ATTEMPTS, STACKS, LAUNCH, CODE, LOGS}
@@ -104,6 +105,12 @@ def environment() -> dict[str, Any]:
         "git_commit": git_commit(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
     }
+
+
+def code_version() -> dict[str, Any]:
+    """Which code this is: what was noted of it when it was copied for a job, or its commit."""
+    noted = Path(__file__).parents[1] / SNAPSHOT
+    return read_json(noted) if noted.exists() else {"commit": git_commit()}
 
 
 def num_cores() -> int:

@@ -98,6 +98,10 @@ class Settings:
     """epochs between evaluations on the validation samples"""
     checkpoint_minutes: float = field(default=5.0, metadata=FREE)
     """between checkpoints; one is also written at the end and when told to stop"""
+    keep_checkpoints: int = field(default=2, metadata=FREE)
+    """how many of the newest are kept, beside the best weights; at least 2, for the newest may be damaged"""
+    keep_every_hours: float | None = field(default=None, metadata=FREE)
+    """if given, checkpoints so far apart are kept for good"""
     hang_minutes: float = field(default=30.0, metadata=FREE)
     """without a step for so long the attempt ends, telling what each process was doing; 0 for never"""
     log_interval: int = field(default=10, metadata=FREE)
@@ -142,6 +146,15 @@ class Settings:
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 or more.")
         require(0 < self.label_fraction <= 1, f"label_fraction={self.label_fraction} must be above 0, and 1 at most.")
         require_weights(self.mix, balance=self.balance)
+        require(
+            self.keep_checkpoints >= 2,
+            f"keep_checkpoints={self.keep_checkpoints} must be at least 2: where the newest is damaged, the one before "
+            "is all there is.",
+        )
+        require(
+            self.keep_every_hours is None or self.keep_every_hours > 0,
+            f"keep_every_hours={self.keep_every_hours} must be above 0.",
+        )
         require(self.clip_grad is None or self.clip_grad > 0, f"clip_grad={self.clip_grad} must be above 0.")
         require(
             self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay={self.ema_decay} must be between 0 and 1."

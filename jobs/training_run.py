@@ -1,8 +1,10 @@
 """One attempt at a training, once begun: update, evaluate, save, stop."""
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,9 @@ from deeplense.data.order import step_seed
 from deeplense.evaluation.metrics import classification_metrics, regression_metrics, softmax
 from deeplense.files import write_json
 from deeplense.training import checkpoint
+from deeplense.training.checkpoint import Snapshot
 from deeplense.training.loop import (
+    Request,
     Update,
     agree,
     fit,
@@ -33,7 +37,6 @@ from jobs.runs import FINISHED, STOPPED
 from jobs.train import Settings
 from jobs.training_start import TrainingRun
 
-STOP, SAVE = 1, 2
 EVALUATION_BATCH = 256
 
 
@@ -46,6 +49,8 @@ def train_to_the_end(training: TrainingRun, stop: StopFlag) -> int:
         reason = f"error: {type(error).__name__}: {error}"
         raise
     finally:
+        with contextlib.suppress(ValueError, OSError):
+            training.saver.wait()
         if training.tracker is not None:
             record_end(training, training.tracker, reason=reason, code=code)
     # Without the wait a rank may tear the group down while another still reads the last message.
@@ -91,26 +96,44 @@ def update_until_done(training: TrainingRun, stop: StopFlag) -> tuple[str, int]:
 def advance(training: TrainingRun, stop: StopFlag) -> Iterator[float]:
     """Update, log, evaluate and save until done or told to stop; yields the last loss that was logged, after each
     update."""
-    settings, accelerator, progress = training.settings, training.accelerator, training.progress
+    settings, progress, saver = training.settings, training.progress, training.saver
     steps_between = max(round(settings.evaluate_epochs * len(training.train) / settings.batch_size), 1)
-    last_save, loss = time.monotonic(), math.nan
+    first, last_save, loss = progress.step + 1, time.monotonic(), math.nan
     for update in updates(training):
         progress.step = update.step
-        training.watchdog.beat()
+        # A write that takes for ever is a hang too.
+        if saver.seconds <= 60 * settings.hang_minutes:
+            training.watchdog.beat()
         done = update.step == training.num_steps
         if done or update.step % settings.log_interval == 0:
             loss = log_update(training, update.lr, update.metrics)
-        if done or update.step % steps_between == 0:
-            evaluate_and_keep_best(training)
-        due = accelerator.is_main_process and time.monotonic() - last_save > 60 * settings.checkpoint_minutes
-        agreed = agree(accelerator, STOP * bool(stop.signal_name) | SAVE * due)
-        if done or agreed:
-            save(training)
-            training.watchdog.beat()
+        better = (done or update.step % steps_between == 0) and evaluate(training)
+        # One that falls due while another is written is put off; the best weights wait for that one anyway.
+        due = time.monotonic() - last_save > 60 * settings.checkpoint_minutes and (better or not saver.writing)
+        agreed = agree(training.accelerator, requests(training, stop, due=due))
+        if Request.FAIL in agreed:
+            on_main(training.accelerator, saver.wait)
+        last = done or Request.STOP in agreed
+        if last or Request.SAVE in agreed:
+            save(training, better=better, last=last)
             last_save = time.monotonic()
+        elif better:
+            save_best(training)
+        elif update.step == first:
+            prepare_saving(training)
         yield loss
-        if agreed & STOP:
+        if Request.STOP in agreed:
             return
+
+
+def requests(training: TrainingRun, stop: StopFlag, *, due: bool) -> Request:
+    """What this rank wants of all."""
+    wanted = {
+        Request.STOP: bool(stop.signal_name),
+        Request.SAVE: due and training.accelerator.is_main_process,
+        Request.FAIL: training.saver.failed,
+    }
+    return Request(sum(request for request, wants in wanted.items() if wants))
 
 
 def updates(training: TrainingRun) -> Iterator[Update]:
@@ -179,25 +202,17 @@ def best_name(settings: Settings) -> str:
     return "-MAE" if settings.regression else "AUC"
 
 
-def evaluate_and_keep_best(training: TrainingRun) -> None:
-    """Evaluate on the validation samples, and keep the weights if they are the best so far."""
+def evaluate(training: TrainingRun) -> bool:
+    """Evaluate on the validation samples; returns whether the weights are the best so far."""
     metrics = validation_metrics(training)
     progress = training.progress
     if training.tracker is not None:
         training.tracker.log(progress.step, {f"val/{name}": value for name, value in metrics.items()})
     score = -metrics["mae"] if training.settings.regression else metrics["auc_macro"]
-    if not score > progress.best:
-        return
-    progress.best, progress.best_step = score, progress.step
-    on_main(training.accelerator, lambda: save_best(training))
-
-
-def save_best(training: TrainingRun) -> None:
-    """Write the weights that were evaluated as the best; the former best goes after."""
-    refuse_if_superseded(training.settings.run, training.attempt)
-    path = checkpoint.step_folder(training.checkpoints, training.progress.step, kind="best")
-    checkpoint.save(path, {"model": training.evaluated.state_dict(), "progress": training.progress.state_dict()})
-    checkpoint.keep_newest(training.checkpoints, count=1, kind="best")
+    better = score > progress.best
+    if better:
+        progress.best, progress.best_step = score, progress.step
+    return better
 
 
 def validation_metrics(training: TrainingRun) -> dict[str, float]:
@@ -222,15 +237,49 @@ def validation_metrics(training: TrainingRun) -> dict[str, float]:
     return {name: float(row[0]) for name, row in rows.items()}
 
 
-def save(training: TrainingRun) -> None:
-    """Write a checkpoint; all ranks go on when it is safe. Older ones but the last go after."""
+def prepare_saving(training: TrainingRun) -> None:
+    """Get the memory for checkpoints, once the optimizer has its states."""
+    if training.accelerator.is_main_process:
+        training.saver.prepare(training.states())
 
-    def write() -> None:
+
+def save(training: TrainingRun, *, better: bool, last: bool) -> None:
+    """Begin to write a checkpoint, and with it the best weights if it has them; with `last`, all ranks go on when it is
+    safe."""
+    folder, step = training.checkpoints, training.progress.step
+
+    def ready(written: Path) -> None:
         refuse_if_superseded(training.settings.run, training.attempt)
-        checkpoint.save(checkpoint.step_folder(training.checkpoints, training.progress.step), training.states())
-        checkpoint.keep_newest(training.checkpoints, count=2)
+        # The best weights come first: a checkpoint must not tell of best weights that are not there.
+        if better:
+            checkpoint.link(written, checkpoint.step_folder(folder, step, kind="best"), training.best_names)
 
-    on_main(training.accelerator, write)
+    def write(taken: Snapshot) -> None:
+        checkpoint.write(checkpoint.step_folder(folder, step), taken, ready=ready)
+        remove_old(training)
+
+    on_main(training.accelerator, lambda: training.saver.begin(training.states(), write))
+    if last:
+        on_main(training.accelerator, training.saver.wait)
+    training.watchdog.beat()
+
+
+def save_best(training: TrainingRun) -> None:
+    """Begin to write the weights that were evaluated as the best."""
+    path = checkpoint.step_folder(training.checkpoints, training.progress.step, kind="best")
+
+    def write(taken: Snapshot) -> None:
+        checkpoint.write(path, taken, ready=lambda _: refuse_if_superseded(training.settings.run, training.attempt))
+        remove_old(training)
+
+    on_main(training.accelerator, lambda: training.saver.begin(training.best_states(), write))
+
+
+def remove_old(training: TrainingRun) -> None:
+    """Remove what newer checkpoints and better weights make superfluous."""
+    settings = training.settings
+    checkpoint.remove_old(training.checkpoints, count=1, kind="best")
+    checkpoint.remove_old(training.checkpoints, count=settings.keep_checkpoints, every_hours=settings.keep_every_hours)
 
 
 def leave(training: TrainingRun, stop: StopFlag) -> tuple[str, int]:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from deeplense.data.order import key, num_steps
+from deeplense.files import replacing
 from deeplense.models.registry import Network
 from deeplense.training import checkpoint
 from deeplense.training.loop import (
@@ -21,13 +23,14 @@ from deeplense.training.loop import (
     make_accelerator,
     prepare,
 )
+from deeplense.training.saving import Saver
 from deeplense.training.tracking import Tracker
 from jobs.attempts import begin_attempt, settle_finished
 from jobs.config import plain, require
 from jobs.experiment import Objective, Part, learning_parts, make_network, make_objective
 from jobs.progress import say
 from jobs.ranks import announce, on_main
-from jobs.runs import FINISHED, STOPPED, open_run
+from jobs.runs import FINISHED, PACKAGES, STOPPED, WANDB_ID, code_version, open_run, version_of
 from jobs.train import Settings
 from jobs.watchdog import Watchdog
 
@@ -69,6 +72,8 @@ class TrainingRun:
     attempt: int
     ema: ModelEmaV3 | None
     watchdog: Watchdog
+    record: dict[str, Any]
+    saver: Saver = field(default_factory=Saver)
 
     @property
     def checkpoints(self) -> Path:
@@ -81,13 +86,23 @@ class TrainingRun:
         return self.ema.module if self.ema is not None else self.network
 
     def states(self) -> dict[str, dict[str, Any]]:
-        """Everything that must survive."""
+        """Everything that must survive, and what tells later where it came from."""
         parts: dict[str, Any] = {"model": self.network, "optimizer": self.optimizer, "progress": self.progress}
         if self.ema is not None:
             parts["ema"] = self.ema.module
         if self.accelerator.scaler is not None:
             parts["scaler"] = self.accelerator.scaler
-        return {name: part.state_dict() for name, part in parts.items()}
+        record = self.record | {"time": datetime.now(UTC).isoformat(timespec="seconds")}
+        return {name: part.state_dict() for name, part in parts.items()} | {"record": record}
+
+    def best_states(self) -> dict[str, dict[str, Any]]:
+        """The weights that were evaluated."""
+        return {"model": self.evaluated.state_dict(), "progress": self.progress.state_dict()}
+
+    @property
+    def best_names(self) -> dict[str, str]:
+        """What is called how among `states`, of `best_states`."""
+        return {"model": "model" if self.ema is None else "ema", "progress": "progress"}
 
 
 def begin(settings: Settings, watchdog: Watchdog) -> TrainingRun | None:
@@ -118,6 +133,8 @@ def begin(settings: Settings, watchdog: Watchdog) -> TrainingRun | None:
     model, prepared = prepare(accelerator, network, optimizer)
     if saved is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(saved["scaler"])
+    if accelerator.is_main_process:
+        restore_wandb_id(settings.run, (saved or {}).get("record", {}).get("wandb_id"))
     attempt, tracker = start_record(settings, accelerator, progress.step)
     announce_beginning(settings, accelerator, train, val, network, progress)
     return TrainingRun(
@@ -135,6 +152,7 @@ def begin(settings: Settings, watchdog: Watchdog) -> TrainingRun | None:
         attempt=attempt,
         ema=ema,
         watchdog=watchdog,
+        record=record_of(settings, accelerator),
     )
 
 
@@ -201,6 +219,25 @@ def restore(
     progress.load_state_dict(saved["progress"])
     if ema is not None:
         ema.module.load_state_dict(saved["ema"])
+
+
+def restore_wandb_id(run: Path, known: str | None) -> None:
+    """Go on under the id that a checkpoint knows, where the run folder has lost it."""
+    if known and not (run / WANDB_ID).exists():
+        with replacing(run / WANDB_ID) as temporary:
+            temporary.write_text(f"{known}\n")
+
+
+def record_of(settings: Settings, accelerator: Accelerator) -> dict[str, Any]:
+    """What a checkpoint tells of the attempt that wrote it."""
+    path = settings.run / WANDB_ID
+    return {
+        "settings": plain(settings),
+        "code": code_version(),
+        "packages": {name: version_of(name) for name in PACKAGES},
+        "wandb_id": path.read_text().strip() if path.exists() else None,
+        "num_processes": accelerator.num_processes,
+    }
 
 
 def make_optimizer(settings: Settings, network: Network) -> Optimizer:

@@ -10,6 +10,7 @@ from typing import Any
 
 from deeplense.files import checksum, replacing, write_json
 from jobs.config import require
+from jobs.runs import SNAPSHOT
 
 PACKAGES = ("deeplense", "jobs", "launch")
 CODE = (*PACKAGES, "slurm_templates")
@@ -17,7 +18,7 @@ WANTED = (*CODE, "containers", "pyproject.toml", "requirements.lock")
 """What a job needs, and what tells how its environment was made."""
 SUFFIXES = (".py", ".yaml", ".html", ".sh")
 """Files that a job may read; those that git does not know are asked about."""
-RECORD, DIFF = "snapshot.json", "snapshot.diff"
+RECORD, DIFF = SNAPSHOT, "snapshot.diff"
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = 10
 

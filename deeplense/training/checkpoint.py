@@ -6,19 +6,44 @@ verified when read.
 NAME is what has the state (model, optimizer, ...). No pickles.
 """
 
-from collections.abc import Mapping
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from safetensors.torch import load_file, save_file
+import torch
+import xxhash
 from torch import Tensor
 
-from deeplense.files import checksum, read_json, remove, remove_leftovers, replacing, write_json
+from deeplense.files import checksum, read_json, remove, remove_leftovers, replacing, sync_tree
+from deeplense.training import tensor_file
 
-FORMAT = "deeplense-checkpoint/1"
+FORMAT = "deeplense-checkpoint/2"
+BEFORE = "deeplense-checkpoint/1"
+"""The same without a time and a hash of the manifest itself; still read."""
 MANIFEST = "manifest.json"
 TENSOR = "__tensor__"
+PAGE = 4096
+ENDINGS = (".json", ".safetensors")
 State = Mapping[str, Any]
+Buffers = dict[str, Tensor]
+"""Memory for the tensors of each state, kept from one snapshot to the next: to get it anew takes longer than the
+copy."""
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Copies of states at one time (UTC): what is no tensor as a tree, the tensors as the bytes of their file."""
+
+    time: str
+    trees: Mapping[str, Any]
+    images: Mapping[str, Tensor]
 
 
 def flatten(state: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
@@ -26,7 +51,7 @@ def flatten(state: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     if isinstance(state, Tensor):
         while path in tensors:
             path += "'"
-        tensors[path] = state.detach().to("cpu", copy=True).contiguous()
+        tensors[path] = state.detach()
         return {TENSOR: path}
     if isinstance(state, Mapping):
         # Optimizers number their states: keys that are integers must come back as such.
@@ -52,49 +77,149 @@ def unflatten(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     return tree
 
 
-def save(path: Path, states: Mapping[str, State]) -> None:
-    """Write a checkpoint folder, whole or not at all."""
+def buffer_of(tensors: Mapping[str, Tensor], name: str, buffers: Buffers) -> Tensor:
+    """The memory in `buffers` for the tensors of a state, made and touched unless it is there in the right size."""
+    size, pinned = tensor_file.size_of(tensors), any(tensor.is_cuda for tensor in tensors.values())
+    if name not in buffers or len(buffers[name]) != size:
+        buffers.pop(name, None)
+        buffers[name] = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        buffers[name][::PAGE].fill_(0)
+    return buffers[name]
+
+
+def flatten_all(states: Mapping[str, State]) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """The trees of states, and the tensors of each by their path."""
+    tensors: dict[str, dict[str, Tensor]] = {name: {} for name in states}
+    return {name: flatten(state, tensors[name]) for name, state in states.items()}, tensors
+
+
+def prepare(states: Mapping[str, State], buffers: Buffers) -> None:
+    """Get the memory for snapshots of such states."""
+    for name, tensors in flatten_all(states)[1].items():
+        buffer_of(tensors, name, buffers)
+
+
+def snapshot(states: Mapping[str, State], buffers: Buffers) -> Snapshot:
+    """Copy states into `buffers`, which must stay as they are until the snapshot is written."""
+    trees, all_tensors = flatten_all(states)
+    images = {name: buffer_of(tensors, name, buffers) for name, tensors in all_tensors.items()}
+    for name, tensors in all_tensors.items():
+        tensor_file.fill(images[name], tensors)
+    if any(tensor.device.type != "cpu" for tensors in all_tensors.values() for tensor in tensors.values()):
+        torch.accelerator.synchronize()
+    return Snapshot(datetime.now(UTC).isoformat(timespec="milliseconds"), trees, images)
+
+
+def write(path: Path, taken: Snapshot, *, ready: Callable[[Path], None] = lambda folder: None) -> None:
+    """Write a checkpoint folder, whole or not at all.
+
+    `ready` is called with the folder once it is whole and on the disk, just before it takes its place; what it raises
+    prevents that.
+    """
     with replacing(path) as temporary:
         temporary.mkdir()
-        for name, state in states.items():
-            tensors: dict[str, Tensor] = {}
-            write_json(temporary / f"{name}.json", flatten(state, tensors))
-            save_file(tensors, temporary / f"{name}.safetensors")
-        files = {file.name: checksum(file) for file in sorted(temporary.iterdir())}
-        write_json(temporary / MANIFEST, {"format": FORMAT, "files": files})
+        files = {}
+        for name, tree in taken.trees.items():
+            files[f"{name}.json"] = put(temporary / f"{name}.json", json.dumps(tree).encode())
+            image = taken.images[name].numpy().data
+            files[f"{name}.safetensors"] = put(temporary / f"{name}.safetensors", image)
+        write_manifest(temporary, files, time=taken.time)
+        sync_tree(temporary)
+        ready(temporary)
+
+
+def save(path: Path, states: Mapping[str, State]) -> None:
+    """Write a checkpoint folder, whole or not at all."""
+    write(path, snapshot(states, {}))
+
+
+def put(path: Path, content: bytes | memoryview) -> str:
+    """Write a file; returns the checksum of what was to be written."""
+    path.write_bytes(content)
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def write_manifest(folder: Path, files: Mapping[str, str], *, time: str) -> None:
+    """Write the list of files with their checksums."""
+    content = {"format": FORMAT, "time": time, "files": dict(sorted(files.items()))}
+    (folder / MANIFEST).write_text(json.dumps(content | {"hash": hash_of(content)}, indent=2) + "\n")
+
+
+def hash_of(content: Mapping[str, Any]) -> str:
+    """The hash of a manifest, without that hash."""
+    rest = {name: value for name, value in content.items() if name != "hash"}
+    return xxhash.xxh3_128_hexdigest(json.dumps(rest, sort_keys=True).encode())
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint. Raises ValueError where it is not whole, OSError where it cannot be read."""
+    manifest = read_json(path / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format") not in (FORMAT, BEFORE):
+        raise ValueError(f"is not of the format {FORMAT}")
+    if manifest["format"] == FORMAT and manifest.get("hash") != hash_of(manifest):
+        raise ValueError(f"{MANIFEST} does not match its hash")
+    if not isinstance(manifest.get("files"), dict):
+        raise ValueError(f"{MANIFEST} lists no files")
+    return manifest
+
+
+def verified(read: Callable[[Path], tuple[Read, str]], file: Path, expected: str) -> Read:
+    """What `read` gives beside the checksum. Raises ValueError where that is not the expected one."""
+    try:
+        content, found = read(file)
+    except FileNotFoundError:
+        raise ValueError(f"{file.name} is missing") from None
+    except OSError as error:
+        raise ValueError(f"{file.name} cannot be read ({error})") from error
+    if found != expected:
+        raise ValueError(f"{file.name} does not match its checksum")
+    return content
 
 
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None: every byte of it is read."""
     try:
-        manifest = read_json(path / MANIFEST)
+        for name, expected in read_manifest(path)["files"].items():
+            verified(lambda file: (None, checksum(file)), path / name, expected)
     except (ValueError, OSError) as error:
         return str(error)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        return f"is not of the format {FORMAT}"
-    files = manifest.get("files")
-    if not isinstance(files, dict):
-        return f"{MANIFEST} lists no files"
-    for name, expected in files.items():
-        try:
-            if checksum(path / name) != expected:
-                return f"{name} does not match its checksum"
-        except FileNotFoundError:
-            return f"{name} is missing"
-        except OSError as error:
-            return f"{name} cannot be read ({error})"
     return None
 
 
 def load(path: Path) -> dict[str, State]:
-    """Read a checkpoint. Raises ValueError, saying what is wrong, where it is damaged."""
-    problem = damage(path)
-    if problem:
-        raise ValueError(f"The checkpoint {path} is damaged: {problem}.")
-    names = [file.stem for file in sorted(path.glob("*.safetensors"))]
-    return {
-        name: unflatten(read_json(path / f"{name}.json"), load_file(path / f"{name}.safetensors")) for name in names
-    }
+    """Read a checkpoint, each file once. Raises ValueError, saying what is wrong, where it is damaged."""
+    try:
+        files = read_manifest(path)["files"]
+        images = {name: verified(tensor_file.read, path / name, expected) for name, expected in files.items()}
+    except (ValueError, OSError) as error:
+        raise ValueError(f"The checkpoint {path} is damaged: {error}.") from error
+    states = {}
+    for name in [name.removesuffix(".json") for name in images if name.endswith(".json")]:
+        tensors = tensor_file.released(tensor_file.tensors_in(images.pop(f"{name}.safetensors")))
+        states[name] = unflatten(json.loads(bytes(images[f"{name}.json"].numpy())), tensors)
+    return states
+
+
+def link(source: Path, target: Path, names: Mapping[str, str]) -> None:
+    """Make a checkpoint of some states of another one, `names` telling what each is called there, from the same files:
+    by hard links, or as copies where the file system has none."""
+    manifest = read_manifest(source)
+    with replacing(target) as temporary:
+        temporary.mkdir()
+        files = {}
+        for name, original in names.items():
+            for ending in ENDINGS:
+                link_or_copy(source / f"{original}{ending}", temporary / f"{name}{ending}")
+                files[f"{name}{ending}"] = manifest["files"][f"{original}{ending}"]
+        write_manifest(temporary, files, time=manifest["time"])
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def step_folder(checkpoints: Path, step: int, *, kind: str = "step") -> Path:
@@ -117,9 +242,29 @@ def newest_good(checkpoints: Path, *, kind: str = "step") -> tuple[Path | None, 
     return None, reports
 
 
-def keep_newest(checkpoints: Path, *, count: int, kind: str = "step") -> None:
-    """Remove all but the newest `count` checkpoints, and what killed writers left. Call it after the newest is safe."""
-    for path in sorted(checkpoints.glob(f"{kind}_*"), reverse=True)[count:]:
+def to_keep(times: Mapping[Path, float | None], *, count: int, every_hours: float | None = None) -> set[Path]:
+    """Of checkpoints in the order of their steps, with their times in seconds, the last `count`, and if `every_hours`
+    is given the first and then always the next that is so much later. Those without a time are kept by number only."""
+    kept, last = set(list(times)[-count:]), -math.inf
+    for path, time in times.items():
+        if every_hours is not None and time is not None and time - last >= 3600 * every_hours:
+            kept.add(path)
+            last = time
+    return kept
+
+
+def time_of(path: Path) -> float | None:
+    """When the states of a checkpoint were taken, in seconds; None where it does not say."""
+    try:
+        return datetime.fromisoformat(read_manifest(path)["time"]).timestamp()
+    except (ValueError, KeyError, OSError):
+        return None
+
+
+def remove_old(checkpoints: Path, *, count: int, every_hours: float | None = None, kind: str = "step") -> None:
+    """Remove all checkpoints but those `to_keep`, and what killed writers left. Call it after the newest is safe."""
+    times = {path: time_of(path) if every_hours else None for path in sorted(checkpoints.glob(f"{kind}_*"))}
+    for path in times.keys() - to_keep(times, count=count, every_hours=every_hours):
         # Renamed first: a kill in the middle of the removal must not leave half a checkpoint under a good name.
         doomed = path.with_name(f".writing-removed-{path.name}")
         remove(doomed)

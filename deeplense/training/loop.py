@@ -4,10 +4,13 @@ Accelerate lives here and nowhere else.
 """
 
 import os
+import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import IntFlag, auto
 from typing import Any, Literal, Protocol, Self, TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast, broadcast_object_list, gather_object
@@ -111,8 +114,8 @@ def fit(
         learning_rate: of the update after so many updates.
         first_step: updates made before.
         num_steps: updates of the whole training.
-        step_seed: seed of the library generators (dropout and the like) for each update, so that they need not be
-            saved; it must differ between ranks.
+        step_seed: seed of the generators that libraries share (dropout and the like) for each update, so that they
+            need not be saved; it must differ between ranks.
         accumulate: pieces that a batch is worked through in.
         clip_grad: largest norm of the gradient, if any.
         ema: running mean of the weights, updated after each step.
@@ -120,7 +123,7 @@ def fit(
     model.train()
     for number in range(first_step, num_steps):
         batch = next(batches).to(accelerator.device)
-        torch.manual_seed(step_seed(number))
+        seed_generators(step_seed(number))
         lr = learning_rate(number)
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -132,6 +135,13 @@ def fit(
         if ema is not None:
             ema.update(accelerator.unwrap_model(model), step=number)
         yield Update(number + 1, lr, metrics)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the generators that libraries share: Python's, NumPy's and PyTorch's, on all devices."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def accumulate_gradients(
@@ -151,14 +161,21 @@ def accumulate_gradients(
     return metrics
 
 
-def agree(accelerator: Accelerator, requests: int) -> int:
-    """The bitwise union of what the ranks request, for two requests (1 and 2) at most; every rank must call it at the
-    same step."""
+class Request(IntFlag):
+    """What a rank wants of all at the end of a step."""
+
+    STOP = auto()
+    SAVE = auto()
+    FAIL = auto()
+
+
+def agree(accelerator: Accelerator, requests: Request) -> Request:
+    """All that any rank requests; every rank must call it at the same step."""
     if accelerator.num_processes == 1:
         return requests
-    flags = torch.tensor([requests & 1, requests >> 1 & 1], device=accelerator.device, dtype=torch.int32)
-    first, second = accelerator.reduce(flags, reduction="sum").tolist()  # type: ignore[union-attr]
-    return int(first > 0) | int(second > 0) << 1
+    flags = torch.tensor([request in requests for request in Request], device=accelerator.device, dtype=torch.int32)
+    counts = accelerator.reduce(flags, reduction="sum").tolist()  # type: ignore[union-attr]
+    return Request(sum(request for request, count in zip(Request, counts, strict=True) if count))
 
 
 def mean_over_ranks(accelerator: Accelerator, values: Mapping[str, Tensor]) -> dict[str, float]:

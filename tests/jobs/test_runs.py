@@ -58,6 +58,8 @@ def test_settings_that_change_no_number_may_differ(tmp_path: Path) -> None:
         "num_workers": "2",
         "hang_minutes": "9",
         "checkpoint_minutes": "9",
+        "keep_checkpoints": "3",
+        "keep_every_hours": "12",
         "wandb": "offline",
     }
     begin(tmp_path, *(f"--{name}={value}" for name, value in free.items()))

@@ -4,6 +4,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import yaml
 from conftest import Command, rank_variables
 
 from deeplense.training import checkpoint
-from jobs.attempts import EXIT_STOPPED, read_attempts
+from jobs.attempts import EXIT_DISK_FULL, EXIT_STOPPED, read_attempts
 
 Start = Callable[..., Command]
 SMALL = {
@@ -347,6 +348,8 @@ def test_a_run_is_not_continued_with_settings_that_change_its_numbers(
 @pytest.mark.parametrize(
     ("change", "told"),
     [
+        ({"keep_checkpoints": 1}, "keep_checkpoints=1 must be at least 2"),
+        ({"keep_every_hours": 0}, "keep_every_hours=0.0 must be above 0"),
         ({"batch_size": 500}, "batch_size=500 is more than the 87 training samples"),
         ({"gradient_accumulation": 3}, "does not divide among 1 ranks of 3 pieces; use a multiple of 3"),
         ({"model_name": "simple_cmn", "model_source": "timm"}, "timm has no model 'simple_cmn'"),
@@ -371,28 +374,98 @@ def test_bad_input_is_one_clear_error(
 def test_a_full_disk_is_an_error_and_the_checkpoint_before_stands(dataset: Path, tmp_path: Path, start: Start) -> None:
     run = tmp_path / "run"
     command = start(*train(dataset, run, LONG), prepare=partial(fill_disk_at_step, 5))
-    assert command.wait() not in (0, EXIT_STOPPED)
+    assert command.wait() == EXIT_DISK_FULL
     path, reports = checkpoint.newest_good(run / "checkpoints")
     assert path is not None
-    assert (path.name, reports) == ("step_00000004", [])
+    assert "step_00000001" <= path.name <= "step_00000004"
+    assert reports == []
     assert "No space left" in read_attempts(run)[-1]["ended"]
     assert not list((run / "checkpoints").glob(".writing-*"))
 
 
 def fill_disk_at_step(step: int) -> None:
-    """Make writing tensors fail, as on a full disk, from a step on."""
+    """Make writing checkpoints fail, as on a full disk, from a step on."""
     import errno
+    import re
 
-    save_file = checkpoint.save_file
-    written: list[Path] = []
+    put = checkpoint.put
 
-    def write(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        if f"step_{step:08d}" in str(path):
+    def put_while_there_is_room(path: Path, content: bytes | memoryview) -> str:
+        found = re.search(r"step_(\d+)", str(path))
+        if found and int(found[1]) >= step:
             raise OSError(errno.ENOSPC, "No space left on device")
-        written.append(path)
-        save_file(tensors, path)
+        return put(path, content)
 
-    checkpoint.save_file = write  # type: ignore[assignment]
+    checkpoint.put = put_while_there_is_room
+
+
+def test_a_write_that_fails_on_one_process_ends_all_of_them(dataset: Path, tmp_path: Path, start: Start) -> None:
+    ranks = [
+        start(*train(dataset, tmp_path / "run", LONG), environment=variables, prepare=partial(fill_disk_at_step, 5))
+        for variables in rank_variables(2)
+    ]
+    assert [rank.wait() for rank in ranks] == [EXIT_DISK_FULL] * 2
+    assert checkpoint.newest_good(tmp_path / "run" / "checkpoints")[0] is not None
+
+
+def hold_writes(gate: Path) -> None:
+    """Let no checkpoint be finished before there is a file."""
+    sync_tree = checkpoint.sync_tree
+
+    def wait_and_sync(path: Path) -> None:
+        while not gate.exists():
+            time.sleep(0.01)
+        sync_tree(path)
+
+    checkpoint.sync_tree = wait_and_sync
+
+
+def test_the_training_goes_on_while_a_checkpoint_is_written(
+    dataset: Path, tmp_path: Path, start: Start, unbroken: Callable[[str], Path]
+) -> None:
+    run = tmp_path / "run"
+    command = start(*train(dataset, run, LONG), prepare=partial(hold_writes, tmp_path / "gate"))
+    # The first evaluation, after 54 steps, waits for the write under way.
+    wait_for_step(run, 40)
+    assert [path.name[:21] for path in (run / "checkpoints").iterdir()] == [".writing-step_0000000"]
+    (tmp_path / "gate").touch()
+    assert command.wait() == 0
+    assert same(final_tensors(run), final_tensors(unbroken("long")))
+    assert metrics(run) == metrics(unbroken("long"))
+
+
+@pytest.mark.parametrize(("ema_decay", "part"), [(None, "model"), (0.9, "ema")])
+def test_the_best_weights_of_the_last_step_are_files_of_its_checkpoint(
+    ema_decay: float | None, part: str, dataset: Path, tmp_path: Path, start: Start
+) -> None:
+    settings = SMALL | {"epochs": 0.2} | ({"ema_decay": ema_decay} if ema_decay else {})
+    assert start(*train(dataset, tmp_path / "run", settings)).wait() == 0
+    last, best = sorted((tmp_path / "run" / "checkpoints").iterdir(), reverse=True)
+    assert (last.name, best.name) == ("step_00000001", "best_00000001")
+    assert (best / "model.safetensors").samefile(last / f"{part}.safetensors")
+    whole = checkpoint.load(last)
+    found = checkpoint.load(best)
+    assert found["progress"] == whole["progress"]
+    assert same(dict(found["model"]), dict(whole[part]))
+    assert ("ema" in whole) == (ema_decay is not None)
+
+
+def test_a_run_keeps_as_many_checkpoints_as_it_is_told(dataset: Path, tmp_path: Path, start: Start) -> None:
+    settings = LONG | {"keep_checkpoints": 4}
+    assert start(*train(dataset, tmp_path / "run", settings)).wait() == 0
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert [name.split("_")[0] for name in names] == ["best", *["step"] * 4]
+    assert all(checkpoint.damage(tmp_path / "run" / "checkpoints" / name) is None for name in names)
+
+
+def test_a_checkpoint_tells_where_it_came_from(unbroken: Callable[[str], Path]) -> None:
+    record, run = final_states(unbroken("small"))["record"], unbroken("small")
+    environment = json.loads((run / "environment.json").read_text())
+    assert record["settings"] == yaml.safe_load((run / "config.yaml").read_text())
+    assert record["code"] == {"commit": environment["git_commit"]}
+    assert record["packages"] == environment["packages"]
+    assert (record["num_processes"], record["wandb_id"]) == (1, None)
+    assert 0 <= time.time() - datetime.fromisoformat(record["time"]).timestamp() < 3600
 
 
 def test_only_the_last_layers_learn_where_tune_is_off(dataset: Path, tmp_path: Path, start: Start) -> None:
@@ -412,7 +485,10 @@ def test_wandb_keeps_one_id_over_attempts_and_needs_no_login(dataset: Path, tmp_
     wait_for_step(run, 10)
     command.send(signal.SIGTERM)
     assert command.wait() == EXIT_STOPPED
+    first = (run / "wandb_id.txt").read_text()
+    (run / "wandb_id.txt").unlink()
     assert start(*train(dataset, run, settings), environment=home).wait() == 0
+    assert (run / "wandb_id.txt").read_text() == first
     folders = list((run / "wandb").glob("offline-run-*"))
     assert len(folders) == 2
     assert {folder.name.split("-")[-1] for folder in folders} == {(run / "wandb_id.txt").read_text().strip()}

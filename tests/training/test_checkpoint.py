@@ -1,13 +1,15 @@
 """Checkpoints: every bit comes back, damage is found, and a kill costs nothing that was acknowledged."""
 
+import errno
 import os
 import random
 import shutil
 import signal
 import struct
 import time
-from collections.abc import Iterator, Mapping
-from itertools import count
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from itertools import accumulate, combinations, count, pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,29 @@ import torch
 from conftest import CONTEXT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-from deeplense.training.checkpoint import MANIFEST, damage, keep_newest, load, newest_good, save, step_folder
+from deeplense.files import read_json, write_json
+from deeplense.training import checkpoint, tensor_file
+from deeplense.training.checkpoint import (
+    MANIFEST,
+    Snapshot,
+    damage,
+    link,
+    load,
+    newest_good,
+    remove_old,
+    save,
+    snapshot,
+    step_folder,
+    time_of,
+    to_keep,
+    write,
+)
+from deeplense.training.saving import Saver
+from deeplense.training.tensor_file import NAMES, tensors_in
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 SHAPES = ((), (0,), (3,), (2, 1, 2))
@@ -194,30 +215,154 @@ def test_old_checkpoints_go_and_the_newest_and_those_of_another_kind_never(kept:
         save(step_folder(tmp_path, step), state_of(step))
         save(step_folder(tmp_path, step, kind="best"), state_of(step))
         (tmp_path / f".writing-step_{step}").mkdir()
-        keep_newest(tmp_path, count=kept)
+        remove_old(tmp_path, count=kept)
     steps = [path.name for path in sorted(tmp_path.glob("*")) if path.name.startswith(("step", "."))]
     assert steps == [f"step_{step:08d}" for step in (2, 30, 400)[-kept:]]
     assert len(list(tmp_path.glob("best_*"))) == 3
 
 
-def save_until_killed(checkpoints: Path, told: Connection, tell: Connection) -> None:
+def test_a_file_that_cannot_be_read_is_damage(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpoint, "checksum", fail)
+    assert damage(saved) == "model.json cannot be read ([Errno 5] Input/output error)"
+
+
+def test_the_files_are_those_of_the_safetensors_library(tmp_path: Path) -> None:
+    tensors = {f"{dtype} {shape}": torch.ones(shape).to(dtype) for dtype in NAMES for shape in SHAPES}
+    save(tmp_path / "ours", {"model": tensors})
+    assert same(dict(sorted(load_file(tmp_path / "ours" / "model.safetensors").items())), dict(sorted(tensors.items())))
+    save_file(tensors, tmp_path / "theirs")
+    read = tensors_in(tensor_file.read(tmp_path / "theirs")[0])
+    assert same(dict(sorted(read.items())), dict(sorted(tensors.items())))
+    with pytest.raises(ValueError, match=r"weight is of torch\.complex128, which safetensors does not know"):
+        save(tmp_path / "it", {"model": {"weight": torch.zeros(1, dtype=torch.complex128)}})
+
+
+def test_a_checkpoint_of_the_first_format_is_still_read(saved: Path) -> None:
+    manifest = read_json(saved / MANIFEST)
+    write_json(saved / MANIFEST, {"format": "deeplense-checkpoint/1", "files": manifest["files"]})
+    assert same(load(saved), state_of(7))
+    assert time_of(saved) is None
+
+
+def test_a_checkpoint_tells_its_time(saved: Path) -> None:
+    time_s = time_of(saved)
+    assert time_s is not None
+    assert 0 <= time.time() - time_s < 3600
+
+
+def test_some_states_of_a_checkpoint_are_another_one_without_a_copy(saved: Path) -> None:
+    target = step_folder(saved.parent, 7, kind="best")
+    link(saved, target, {"model": "model", "other": "progress"})
+    pairs = {"model.json": "model.json", "model.safetensors": "model.safetensors", "other.json": "progress.json"}
+    assert all((target / name).samefile(saved / of) for name, of in pairs.items())
+    assert (damage(target), time_of(target)) == (None, time_of(saved))
+    shutil.rmtree(saved)
+    assert same(load(target), {"model": state_of(7)["model"], "other": state_of(7)["progress"]})
+
+
+def test_where_there_are_no_hard_links_there_are_copies(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", fail)
+    link(saved, saved.parent / "copy", {"model": "model"})
+    assert not (saved.parent / "copy" / "model.json").samefile(saved / "model.json")
+    assert same(load(saved.parent / "copy"), {"model": state_of(7)["model"]})
+
+
+GAPS = st.lists(st.integers(0, 30), min_size=1, max_size=9)
+
+
+def by_brute_force(times: list[float], *, count: int, every_s: float) -> set[int]:
+    """The last ones, and the one set with the first in which each is late enough after the one before, and each that is
+    not in it is too early after one that is: found by trying all sets."""
+
+    def right(chosen: tuple[int, ...]) -> bool:
+        apart = all(times[b] - times[a] >= every_s for a, b in pairwise(chosen))
+        others = set(range(len(times))) - set(chosen)
+        return (
+            apart and 0 in chosen and all(any(a < k and times[k] - times[a] < every_s for a in chosen) for k in others)
+        )
+
+    sets = [s for n in range(len(times) + 1) for s in combinations(range(len(times)), n) if right(s)]
+    (found,) = sets
+    return {*found, *range(len(times))[-count:]}
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(GAPS, st.integers(2, 4), st.integers(1, 60))
+def test_what_is_kept_is_what_trying_all_sets_gives_and_the_same_if_removed_one_by_one(
+    gaps: list[int], count: int, every: int
+) -> None:
+    times = [60.0 * t for t in accumulate(gaps)]
+    expected = by_brute_force(times, count=count, every_s=60 * every)
+    names = {Path(f"step_{k:08d}"): t for k, t in enumerate(times)}
+    rules = {"count": count, "every_hours": every / 60}
+    assert to_keep(names, **rules) == {Path(f"step_{k:08d}") for k in expected}
+    left: dict[Path, float | None] = {}
+    for path, t in names.items():
+        left[path] = t
+        left = {path: left[path] for path in left if path in to_keep(left, **rules)}
+    assert set(left) == to_keep(names, **rules)
+
+
+def test_checkpoints_hours_apart_are_kept_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in range(8):
+        taken = replace(snapshot(state_of(step), {}), time=f"2026-01-01T{step:02}:30:00+00:00")
+        write(step_folder(tmp_path, step), taken)
+        remove_old(tmp_path, count=2, every_hours=2.5)
+    assert [int(path.name[-8:]) for path in sorted(tmp_path.iterdir())] == [0, 3, 6, 7]
+
+
+Way = Callable[[Path, int], Iterator[int]]
+
+
+def save_at_once(checkpoints: Path, first: int) -> Iterator[int]:
+    """Save a step and those after it, giving each that is safe."""
+    for step in count(first):
+        save(step_folder(checkpoints, step), state_of(step))
+        yield step
+        remove_old(checkpoints, count=2)
+
+
+def save_in_background(checkpoints: Path, first: int) -> Iterator[int]:
+    """The same by a `Saver`, while the states change."""
+    saver, live = Saver(), state_of(first)
+
+    def write(taken: Snapshot) -> None:
+        step = taken.trees["progress"]["__items__"][0][1]
+        checkpoint.write(step_folder(checkpoints, step), taken)
+        remove_old(checkpoints, count=2)
+
+    for step in count(first):
+        saver.begin(live, write)
+        live["model"]["weight"].fill_(step + 1)
+        live["progress"]["step"] = step + 1
+        saver.wait()
+        yield step
+
+
+def save_until_killed(
+    way: Callable[[Path, int], Iterator[int]], path: Path, told: Connection, tell: Connection
+) -> None:
     """For each step that it is told, a process that saves it and those after it until it is killed, telling each."""
     while True:
         first = told.recv()
         child = os.fork()
-        for step in count(first) if child == 0 else ():
-            save(step_folder(checkpoints, step), state_of(step))
+        for step in way(path, first) if child == 0 else ():
             tell.send((os.getpid(), step))
-            keep_newest(checkpoints, count=2)
         os.waitpid(child, 0)
         tell.send(None)
 
 
-@pytest.fixture
-def saver(tmp_path: Path) -> Iterator[tuple[Connection, Connection]]:
+@pytest.fixture(params=[save_at_once, save_in_background])
+def saver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Connection, Connection]]:
     """Begins processes that save, and hears from them; both end when these connections close."""
     (told, begin), (hear, tell) = CONTEXT.Pipe(duplex=False), CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=save_until_killed, args=(tmp_path, told, tell))
+    process = CONTEXT.Process(target=save_until_killed, args=(request.param, tmp_path, told, tell))
     process.start()
     told.close()
     tell.close()
