@@ -93,6 +93,9 @@ class Settings:
     """steps between lines in metrics.jsonl"""
     num_workers: int = field(default=0, metadata=FREE)
     """processes that read ahead; reading is fast, 0 is mostly best"""
+    stage: Literal["auto", "none", "memory", "node_local", "device"] = field(default="auto", metadata=FREE)
+    """read from a copy that the processes of a node share: memory (/dev/shm), node_local (the cluster's node_local),
+    device (on the GPU), none; auto: node_local where there is one with room, else none"""
     device: Literal["auto", "cuda", "mps", "cpu"] = field(default="auto", metadata=FREE)
     """where to compute"""
     wandb: Literal["off", "offline", "online"] = field(default="off", metadata=FREE)
@@ -149,12 +152,17 @@ class Settings:
 def run(settings: Settings) -> int:
     """Train until done or told to stop; returns 0, or 85 when stopped with the state saved."""
     from deeplense.training.stopping import StopFlag
+    from jobs.staged import Copies
     from jobs.training_run import train_to_the_end
     from jobs.training_start import begin
     from jobs.watchdog import Watchdog
 
-    with StopFlag() as stop, Watchdog(settings.run, minutes=settings.hang_minutes) as watchdog:
-        training = begin(settings, watchdog)
+    with (
+        StopFlag() as stop,
+        Watchdog(settings.run, minutes=settings.hang_minutes) as watchdog,
+        Copies(stop, watchdog) as copies,
+    ):
+        training = begin(settings, watchdog, copies)
         if training is None:
             return 0
         return train_to_the_end(training, stop)

@@ -28,6 +28,7 @@ from jobs.experiment import Objective, Part, learning_parts, make_network, make_
 from jobs.progress import say
 from jobs.ranks import announce, on_main
 from jobs.runs import FINISHED, STOPPED, open_run
+from jobs.staged import Copies
 from jobs.train import Settings
 from jobs.watchdog import Watchdog
 
@@ -90,7 +91,7 @@ class TrainingRun:
         return {name: part.state_dict() for name, part in parts.items()}
 
 
-def begin(settings: Settings, watchdog: Watchdog) -> TrainingRun | None:
+def begin(settings: Settings, watchdog: Watchdog, copies: Copies) -> TrainingRun | None:
     """Make or continue a run; None where it is finished."""
     accelerator = make_accelerator(device=settings.device, precision=settings.precision)
     on_main(accelerator, lambda: open_run(settings.run, settings))
@@ -111,13 +112,14 @@ def begin(settings: Settings, watchdog: Watchdog) -> TrainingRun | None:
         require(
             same, f"{train.split.folder} is not the data set that the run began with; give that one, or another --run."
         )
-    else:
+    where = copies.stage([train.split, val.split], settings.stage, accelerator)
+    if saved is None:
         progress.statistics = train.split.statistics(train.indices)
     model, prepared = prepare(accelerator, network, optimizer)
     if saved is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(saved["scaler"])
     attempt, tracker = start_record(settings, accelerator, progress.step)
-    announce_beginning(settings, accelerator, train, val, network, progress)
+    announce_beginning(settings, accelerator, train, val, network, progress, where=where)
     return TrainingRun(
         settings=settings,
         accelerator=accelerator,
@@ -137,7 +139,14 @@ def begin(settings: Settings, watchdog: Watchdog) -> TrainingRun | None:
 
 
 def announce_beginning(
-    settings: Settings, accelerator: Accelerator, train: Part, val: Part, network: Network, progress: Progress
+    settings: Settings,
+    accelerator: Accelerator,
+    train: Part,
+    val: Part,
+    network: Network,
+    progress: Progress,
+    *,
+    where: str,
 ) -> None:
     """What is about to happen."""
     parameters = sum(p.numel() for p in network.parameters()) / 1e6
@@ -146,7 +155,7 @@ def announce_beginning(
     announce(
         accelerator,
         f"training {settings.model_name} ({parameters:.2f} M parameters{fitted}) on {len(train)} images of "
-        f"{train.split.folder}, choosing by {len(val)}; "
+        f"{train.split.folder} ({where}), choosing by {len(val)}; "
         f"{accelerator.num_processes} processes on {accelerator.device.type}",
     )
     if progress.step:

@@ -57,7 +57,7 @@ class Split:
     """One split of a data set. Labels (N,), targets (N,), ids (N,) are in memory, images stay in their shards."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = self.images_folder = folder
         self.manifest = Manifest.read(folder)
         self.schema = self.manifest.schema
         self.starts = np.cumsum([0] + [shard["num_samples"] for shard in self.manifest.shards])
@@ -92,6 +92,10 @@ class Split:
             raise ValueError(f"{path} does not match the manifest; `deeplense verify` tells more.")
         return columns
 
+    def read_from(self, copy: Path) -> None:
+        """Read the images from a copy of the split; messages go on to name the split."""
+        self.images_folder, self.maps = copy, {}
+
     def mapped(self, number: int) -> np.memmap:
         """The images of one shard, mapped into this process."""
         if self.process != os.getpid():
@@ -99,7 +103,7 @@ class Split:
         if number not in self.maps:
             shard = self.manifest.shards[number]
             self.maps[number] = np.memmap(
-                self.folder / shard["file"],
+                self.images_folder / shard["file"],
                 dtype=self.schema.dtype,
                 mode="r",
                 offset=shard["image_offset"],
