@@ -1,13 +1,14 @@
 """Copies of splits: true to the source, shared, never half, never taken from one who reads, and gone after."""
 
 import errno
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -381,6 +382,77 @@ def test_after_a_kill_in_the_middle_the_next_one_succeeds_and_nothing_is_left(
     assert left_in(place), "the negative control: it left something"
     assert not list(place.rglob("manifest.json"))
     with staged([Manifest.read(split)], place) as (copy,):
+        assert bytes_of(copy) == bytes_of(split)
+    assert left_in(place) == []
+
+
+def test_a_kill_while_a_broken_copy_is_mended_leaves_one_that_names_itself_unfinished(
+    split: Path, place: Path, start: Start
+) -> None:
+    copy = abandoned(split, place)
+    truncate(copy)
+    assert start("die", split, BLOCKS=str(NUM_SHARDS)).process.wait(60) == -signal.SIGKILL
+    assert not (copy / "manifest.json").exists()
+    with staged([Manifest.read(split)], place):
+        assert bytes_of(copy) == bytes_of(split)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, operation: int, action: Callable[[int], object]) -> None:
+    """Have something happen just before the next time that a lock is asked for in this way."""
+    flock, left = fcntl.flock, [action]
+
+    def wait_and_lock(descriptor: int, asked: int) -> None:
+        if asked == operation and left:
+            left.pop()(descriptor)
+        flock(descriptor, asked)
+
+    monkeypatch.setattr(fcntl, "flock", wait_and_lock)
+
+
+def test_a_lock_of_a_copy_that_was_removed_in_the_meantime_is_none(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = place / "copy"
+    interrupt(monkeypatch, fcntl.LOCK_EX | fcntl.LOCK_NB, lambda descriptor: staging.lock_of(copy).unlink())
+    descriptor = staging.locked(copy, alone=True)
+    assert descriptor is not None
+    assert staging.is_lock_of(copy, descriptor)
+    assert staging.locked(copy, alone=False) is None
+    os.close(descriptor)
+
+
+def test_a_copy_that_another_removes_between_the_two_locks_is_made_again(
+    split: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, removed = Manifest.read(split), []
+
+    def another_comes_and_leaves(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        with staged([manifest], place) as (copy,):
+            pass
+        removed.append(not copy.exists())
+
+    interrupt(monkeypatch, fcntl.LOCK_SH, another_comes_and_leaves)
+    with staged([manifest], place) as (copy,):
+        assert removed == [True]
+        assert bytes_of(copy) == bytes_of(split)
+    assert left_in(place) == []
+
+
+def test_who_leaves_late_does_not_remove_what_another_made_in_the_meantime(
+    split: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = Manifest.read(split)
+
+    def one_removes_and_another_makes(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        staging.tidy(place / f"deeplense-{os.getuid()}", keep=[])
+        assert left_in(place) == []
+        another.enter_context(staged([manifest], place))
+
+    with ExitStack() as another:
+        with staged([manifest], place) as (copy,):
+            interrupt(monkeypatch, fcntl.LOCK_EX | fcntl.LOCK_NB, one_removes_and_another_makes)
         assert bytes_of(copy) == bytes_of(split)
     assert left_in(place) == []
 
