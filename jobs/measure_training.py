@@ -25,6 +25,7 @@ from jobs.train import Settings as TrainSettings
 def measure_training(settings: Settings) -> list[Row]:
     """Updates of `deeplense train` (shards, order, normalisation, agreement on stopping) against a bare loop over a
     tensor in memory."""
+    from jobs.staged import Copies
     from jobs.training_run import advance
     from jobs.training_start import begin
     from jobs.watchdog import Watchdog
@@ -45,11 +46,13 @@ def measure_training(settings: Settings) -> list[Row]:
             evaluate_epochs=1e6,
             device=settings.device,
             flips=0,
+            stage="none",
         )
-        training = begin(trained, Watchdog(trained.run, minutes=0))
+        stop, watchdog = StopFlag(), Watchdog(trained.run, minutes=0)
+        training = begin(trained, watchdog, Copies(stop, watchdog))
         assert training is not None
         device = training.accelerator.device
-        ours = advance(training, StopFlag())
+        ours = advance(training, stop)
         bare = bare_loop(training.train.split.images(training.train.indices), training.train.labels, settings, device)
         count = settings.num_steps * settings.batch_size
 

@@ -1,11 +1,11 @@
 """What the ranks of one job do together: the main one acts and speaks, the others wait and learn what came of it."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from accelerate import Accelerator
 
-from deeplense.training.loop import from_main
+from deeplense.training.loop import from_main, gather_lists
 from jobs.progress import say
 
 Result = TypeVar("Result")
@@ -23,6 +23,19 @@ def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result | 
     if problem is not None:
         raise problem
     return result
+
+
+def on_all(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
+    """Do something on each process; bad input or a full disk on one is an error on all."""
+    problem, result = None, None
+    try:
+        result = action()
+    except (ValueError, OSError) as error:
+        problem = error
+    problems = [problem for problem in gather_lists(accelerator, [problem]) if problem is not None]
+    if problems:
+        raise problems[0]
+    return cast("Result", result)
 
 
 def announce(accelerator: Accelerator, message: str) -> None:

@@ -110,6 +110,9 @@ class Settings:
     """processes that read ahead, for compressed data; 0 for none"""
     read_ahead: int = field(default=1, metadata=FREE)
     """threads that read ahead where there are no such processes; 0 for none"""
+    stage: Literal["auto", "none", "memory", "node_local", "device"] = field(default="auto", metadata=FREE)
+    """read from a copy that the processes of a node share: memory (/dev/shm), node_local (the cluster's node_local),
+    device (held on the GPU by each process), none; auto: node_local where there is one with room, else none"""
     device: Literal["auto", "cuda", "mps", "cpu"] = field(default="auto", metadata=FREE)
     """where to compute"""
     wandb: Literal["off", "offline", "online"] = field(default="off", metadata=FREE)
@@ -155,6 +158,10 @@ class Settings:
             self.keep_every_hours is None or self.keep_every_hours > 0,
             f"keep_every_hours={self.keep_every_hours} must be above 0.",
         )
+        require(
+            self.stage != "device" or self.num_workers == 0,
+            "stage=device holds the images in this process; leave out --num_workers.",
+        )
         require(self.clip_grad is None or self.clip_grad > 0, f"clip_grad={self.clip_grad} must be above 0.")
         require(
             self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay={self.ema_decay} must be between 0 and 1."
@@ -188,12 +195,17 @@ def require_weights(mix: str, *, balance: str) -> None:
 def run(settings: Settings) -> int:
     """Train until done or told to stop; returns 0, or 85 when stopped with the state saved."""
     from deeplense.training.stopping import StopFlag
+    from jobs.staged import Copies
     from jobs.training_run import train_to_the_end
     from jobs.training_start import begin
     from jobs.watchdog import Watchdog
 
-    with StopFlag() as stop, Watchdog(settings.run, minutes=settings.hang_minutes) as watchdog:
-        training = begin(settings, watchdog)
+    with (
+        StopFlag() as stop,
+        Watchdog(settings.run, minutes=settings.hang_minutes) as watchdog,
+        Copies(stop, watchdog) as copies,
+    ):
+        training = begin(settings, watchdog, copies)
         if training is None:
             return 0
         return train_to_the_end(training, stop)

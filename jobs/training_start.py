@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
+from deeplense.data.dataset import Split
 from deeplense.data.order import key, num_steps
 from deeplense.files import replacing
 from deeplense.models.registry import Network
@@ -29,8 +31,9 @@ from jobs.attempts import begin_attempt, settle_finished
 from jobs.config import plain, require
 from jobs.experiment import Objective, Part, learning_parts, make_network, make_objective
 from jobs.progress import say
-from jobs.ranks import announce, on_main
+from jobs.ranks import announce, on_all, on_main
 from jobs.runs import FINISHED, PACKAGES, STOPPED, WANDB_ID, code_version, open_run, version_of
+from jobs.staged import Copies
 from jobs.train import Settings
 from jobs.watchdog import Watchdog
 
@@ -105,7 +108,7 @@ class TrainingRun:
         return {"model": "model" if self.ema is None else "ema", "progress": "progress"}
 
 
-def begin(settings: Settings, watchdog: Watchdog) -> TrainingRun | None:
+def begin(settings: Settings, watchdog: Watchdog, copies: Copies) -> TrainingRun | None:
     """Make or continue a run; None where it is finished."""
     accelerator = make_accelerator(device=settings.device, precision=settings.precision)
     on_main(accelerator, lambda: open_run(settings.run, settings))
@@ -115,18 +118,17 @@ def begin(settings: Settings, watchdog: Watchdog) -> TrainingRun | None:
         return None
     train, val = learning_parts(settings)
     check_batch(settings, train, accelerator.num_processes)
-    torch.manual_seed(int(key(settings.seed)[0] >> np.uint64(1)))
     saved = resume_from(settings.run / "checkpoints", accelerator)
+    if saved is not None:
+        refuse_other_data(saved, train.split)
+    where = prepare_reading(train, val, settings.stage, accelerator, copies)
+    torch.manual_seed(int(key(settings.seed)[0] >> np.uint64(1)))
     network = make_network(settings, train.split, load_pretrained=saved is None).to(accelerator.device)
     optimizer = make_optimizer(settings, network)
     ema = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
     progress = Progress(dataset_id=train.split.dataset_id)
     if saved is not None:
         restore(saved, network, optimizer, progress, ema)
-        same = progress.dataset_id == train.split.dataset_id
-        require(
-            same, f"{train.split.name} is not the data set that the run began with; give that one, or another --run."
-        )
     else:
         progress.statistics = train.split.statistics(train.indices)
     progress.best, progress.best_step = best_of(settings.run / "checkpoints", accelerator)
@@ -136,7 +138,7 @@ def begin(settings: Settings, watchdog: Watchdog) -> TrainingRun | None:
     if accelerator.is_main_process:
         restore_wandb_id(settings.run, (saved or {}).get("record", {}).get("wandb_id"))
     attempt, tracker = start_record(settings, accelerator, progress.step)
-    announce_beginning(settings, accelerator, train, val, network, progress)
+    announce_beginning(settings, accelerator, train, val, network, progress, where=where)
     return TrainingRun(
         settings=settings,
         accelerator=accelerator,
@@ -156,8 +158,34 @@ def begin(settings: Settings, watchdog: Watchdog) -> TrainingRun | None:
     )
 
 
+def refuse_other_data(saved: dict[str, Any], split: Split) -> None:
+    """Raise ValueError where a checkpoint is of a training on other data."""
+    same = saved["progress"]["dataset_id"] == split.dataset_id
+    require(same, f"{split.name} is not the data set that the run began with; give that one, or another --run.")
+
+
+def prepare_reading(train: Part, val: Part, way: str, accelerator: Accelerator, copies: Copies) -> str:
+    """Have the images where the setting `stage` wants them; returns where that is, in words."""
+    if way != "device":
+        where = copies.stage([train.split, val.split], way, accelerator)
+        for part in (train, val):
+            part.split.pin(accelerator.device.type == "cuda")
+        return where
+    for split in {id(part.split): part.split for part in (train, val)}.values():
+        needed = [part.indices for part in (train, val) if part.split is split]
+        on_all(accelerator, partial(split.keep_on, accelerator.device, np.concatenate(needed)))
+    return f"held on {accelerator.device}"
+
+
 def announce_beginning(
-    settings: Settings, accelerator: Accelerator, train: Part, val: Part, network: Network, progress: Progress
+    settings: Settings,
+    accelerator: Accelerator,
+    train: Part,
+    val: Part,
+    network: Network,
+    progress: Progress,
+    *,
+    where: str,
 ) -> None:
     """What is about to happen."""
     parameters = sum(p.numel() for p in network.parameters()) / 1e6
@@ -166,7 +194,7 @@ def announce_beginning(
     announce(
         accelerator,
         f"training {settings.model_name} ({parameters:.2f} M parameters{fitted}) on {len(train)} images of "
-        f"{train.split.name}, choosing by {len(val)}; "
+        f"{train.split.name} ({where}), choosing by {len(val)}; "
         f"{accelerator.num_processes} processes on {accelerator.device.type}",
     )
     if progress.step:

@@ -12,7 +12,7 @@ import xxhash
 from torch import Tensor
 
 from deeplense.data.order import rank_slice
-from deeplense.data.reading import HeldImages, ShardFile, open_images
+from deeplense.data.reading import HeldImages, MappedImages, ShardFile, open_images
 from deeplense.data.shards import Manifest, check_shard, column, image_filters, moments_of, statistics_of
 from deeplense.data.transforms import NUM_UNIFORMS
 
@@ -69,11 +69,7 @@ class Split:
         self.manifests = [Manifest.read(folder) for folder in folders]
         refuse_unlike(self.manifests)
         self.schema = self.manifests[0].schema
-        self.files = [
-            ShardFile(m.folder / line["file"], line["num_samples"], line["bytes"], line["image_offset"])
-            for m in self.manifests
-            for line in m.shards
-        ]
+        self.files = self.files_in(folders)
         image_filters(self.schema)  # Where the codec is missing, that is told before anything is read.
         for manifest in self.manifests:
             for line in manifest.shards:
@@ -85,6 +81,23 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def files_in(self, folders: Sequence[Path]) -> list[ShardFile]:
+        """The shards in these folders, one for each manifest."""
+        return [
+            ShardFile(folder / line["file"], line["num_samples"], line["bytes"], line["image_offset"])
+            for folder, manifest in zip(folders, self.manifests, strict=True)
+            for line in manifest.shards
+        ]
+
+    def read_from(self, copies: Sequence[Path]) -> None:
+        """Read the images from copies of the folders; messages go on to name these."""
+        self.stored = open_images(self.files_in(copies), dtype=self.schema.dtype, shape=self.schema.shape)
+
+    def pin(self, pinned: bool) -> None:
+        """Read images into memory that a GPU can copy from by itself, or not."""
+        if isinstance(self.stored, MappedImages):
+            self.stored.buffers.pinned = pinned
 
     @property
     def name(self) -> str:

@@ -1,0 +1,98 @@
+"""How much may be put into a folder; what lies in one in memory counts as memory of the job."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+SELF, MEMORY = Path("/proc/self"), Path("/proc/meminfo")
+PART_USED = 0.9
+"""A tenth of what is free stays free, for the job itself and for others."""
+V2 = ("memory.max", "memory.current", "inactive_file")
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A mounted file system: its device number, which of its folders is mounted and where, its kind and options."""
+
+    device: str
+    root: Path
+    point: Path
+    kind: str
+    options: str
+
+
+def room(folder: Path) -> int:
+    """Bytes that may be put into a folder: what is free there and, where it lies in memory, what the machine and the
+    limits of the job's control groups leave; a tenth less."""
+    status = os.statvfs(folder)
+    # A file system in memory that has no limit of its own says that it has no blocks.
+    limits = [status.f_bavail * status.f_frsize] if status.f_blocks or not in_memory(folder) else []
+    if in_memory(folder):
+        limits += [available_memory(), *control_group_rooms()]
+    return max(int(PART_USED * min(limits)), 0)
+
+
+def in_memory(folder: Path) -> bool:
+    """Whether what is put there takes memory."""
+    device = folder.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    return any(mount.device == number and mount.kind in ("tmpfs", "ramfs") for mount in mounts(SELF))
+
+
+def available_memory() -> int:
+    """Bytes of memory that the machine can still give away."""
+    (line,) = [line for line in MEMORY.read_text().splitlines() if line.startswith("MemAvailable:")]
+    return 1024 * int(line.split()[1])
+
+
+def mounts(process: Path) -> Iterator[Mount]:
+    """What a process sees mounted; nothing where the system does not tell (it is not Linux)."""
+    for line in lines(process / "mountinfo"):
+        before, _, after = line.partition(" - ")
+        _, _, device, root, point, *_ = before.split()
+        kind, _, options = after.split()
+        yield Mount(device, Path(root), Path(point), kind, options)
+
+
+def control_group_rooms(process: Path = SELF) -> Iterator[int]:
+    """Bytes that each memory limit on the control groups of a process leaves, those of its ancestors included.
+
+    What the kernel keeps of files that were read counts as free, since it gives that up first.
+    """
+    for line in lines(process / "cgroup"):
+        _, controllers, group = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        names, kind = (V1, "cgroup") if controllers else (V2, "cgroup2")
+        for mount in mounts(process):
+            if mount.kind == kind and (not controllers or "memory" in mount.options.split(",")):
+                yield from rooms_up_to(mount.point, below(mount, Path(group)), names)
+
+
+def below(mount: Mount, group: Path) -> Path:
+    """The folder of a control group; in a container, which may see only its own part of them, that part's."""
+    inside = group.is_relative_to(mount.root) and ".." not in group.parts
+    return mount.point / group.relative_to(mount.root) if inside else mount.point
+
+
+def rooms_up_to(top: Path, folder: Path, names: tuple[str, str, str]) -> Iterator[int]:
+    """What the limit of a control group and of each above it leaves, up to `top`."""
+    limit_name, used_name, reclaimable = names
+    for level in (folder, *folder.parents):
+        limit = "".join(lines(level / limit_name))
+        if limit.isdecimal():
+            used = int("".join(lines(level / used_name)))
+            stat = dict(line.split() for line in lines(level / "memory.stat"))
+            yield int(limit) - used + int(stat.get(reclaimable, 0))
+        if level == top:
+            return
+
+
+def lines(path: Path) -> list[str]:
+    """The lines of a file of the kernel; none where it is not there."""
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

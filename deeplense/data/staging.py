@@ -1,0 +1,277 @@
+"""Copies of splits on this machine, in memory or on its own disk: made once, shared by all who read them, gone after.
+
+    PLACE/deeplense-<user id>/<data set id>/manifest.json shard-*.h5
+    PLACE/deeplense-<user id>/<data set id>.lock      held alone to make or remove the copy, shared to read it
+
+The kernel frees the locks of a process that ends, however it ends, so a copy that nobody holds is one that nobody
+reads: the next process to stage something here takes it over, or removes it.
+"""
+
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import xxhash
+
+from deeplense.data.room import room
+from deeplense.data.shards import MANIFEST, Manifest
+from deeplense.files import remove, remove_leftovers, replacing
+
+LOCK = ".lock"
+NUM_THREADS = 4
+BLOCK_BYTES = 2**22
+SECONDS_BETWEEN_LOOKS = 0.1
+
+AfterBlock = Callable[[int], None]
+
+
+class Unfit(ValueError):
+    """A place that cannot hold the copy, as a user can cause and mend."""
+
+
+@contextmanager
+def staged(
+    manifests: Sequence[Manifest], place: Path, *, after_block: AfterBlock = lambda num_bytes: None
+) -> Iterator[list[Path]]:
+    """Sound copies of the splits of these manifests in a folder of this machine, as long as the context lasts.
+
+    A copy that stands is verified and used, what is broken in it copied again. Where another process makes the same
+    copy, this one waits for it. The last to leave removes it.
+
+    Args:
+        manifests: as read beside the shards.
+        place: where to, such as /dev/shm.
+        after_block: told the bytes of each block that was copied or verified, and 0 now and then while this waits; it
+            is called from several threads, and what it raises ends the staging.
+
+    Raises:
+        Unfit: the place is no folder, has too little room, or its copy is another's or is broken and in use. Nothing
+            was copied.
+        ValueError: a shard does not match its manifest. Nothing of the copy is left.
+        OSError: the place filled up in the meantime. Nothing of the copy is left.
+    """
+    root = own_folder(place)
+    copies = [root / manifest.dataset_id for manifest in manifests]
+    tidy(root, keep=copies)
+    require_room(root, sum(missing_bytes(*pair) for pair in zip(manifests, copies, strict=True)))
+    with ExitStack() as leaving:
+        for manifest, copy in zip(manifests, copies, strict=True):
+            leaving.callback(leave, copy, make_or_join(manifest, copy, after_block))
+        yield copies
+
+
+@contextmanager
+def held(manifest: Manifest, place: Path) -> Iterator[Path]:
+    """The copy that another process has staged, which stays as long as the context lasts.
+
+    Raises Unfit where there is none.
+    """
+    copy = own_folder(place) / manifest.dataset_id
+    descriptor = locked(copy, alone=False)
+    if descriptor is None:
+        raise Unfit(f"{copy} is being made anew or removed by another process; start again.")
+    try:
+        if not same_manifest(manifest, copy):
+            raise Unfit(f"{copy} is gone, or not seen by this process; start again, or give --stage none.")
+        yield copy
+    finally:
+        leave(copy, descriptor)
+
+
+def own_folder(place: Path) -> Path:
+    """The folder of this user's copies, made if need be. Raises Unfit where it is not this user's alone."""
+    if not place.is_dir():
+        raise Unfit(f"{place} is no folder of this machine; give another place for the copy, or --stage none.")
+    root = place / f"deeplense-{os.getuid()}"
+    with suppress(FileExistsError):
+        root.mkdir(mode=0o700)
+    status = root.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise Unfit(f"{root} is not a folder that belongs to you alone (mode 700); remove it, or give --stage none.")
+    return root
+
+
+def require_room(root: Path, num_bytes: int) -> None:
+    """Raise Unfit unless so many bytes may be put there."""
+    if num_bytes > (free := room(root)):
+        raise Unfit(
+            f"the copy needs {num_bytes / 1e9:.3f} GB more, and {root} has room for {free / 1e9:.3f} GB (a tenth of "
+            "what is free, or of what the job's memory limit leaves, is kept). Ask for more memory or disk, give "
+            "another place for the copy, or --stage none."
+        )
+
+
+def missing_bytes(manifest: Manifest, copy: Path) -> int:
+    """Bytes of the shards that do not stand in a copy, going by sizes."""
+    return sum(shard["bytes"] for shard in manifest.shards if size(copy / shard["file"]) != shard["bytes"])
+
+
+def size(path: Path) -> int | None:
+    """Bytes of a file; None where there is none."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_size
+
+
+def tidy(root: Path, *, keep: Sequence[Path]) -> None:
+    """Remove what nobody holds: copies other than those to keep, and of those what was half-written."""
+    for name in {path.name.removesuffix(LOCK) for path in root.iterdir()}:
+        copy = root / name
+        descriptor = locked(copy, alone=True)
+        if descriptor is None:
+            continue
+        if copy in keep:
+            remove_leftovers(copy)
+            os.close(descriptor)
+        else:
+            leave(copy, descriptor)
+
+
+def make_or_join(manifest: Manifest, copy: Path, after_block: AfterBlock) -> int:
+    """Make a copy whole, or wait for the process that does; returns the descriptor that holds it."""
+    while True:
+        if (descriptor := locked(copy, alone=True)) is not None:
+            try:
+                complete(manifest, copy, after_block)
+            except BaseException:
+                leave(copy, descriptor)
+                raise
+            # Another process may come in between the two locks, and leave without the copy.
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if is_lock_of(copy, descriptor):
+                return descriptor
+            os.close(descriptor)
+        elif (descriptor := locked(copy, alone=False)) is not None and is_sound(
+            manifest, copy, descriptor, after_block
+        ):
+            return descriptor
+        after_block(0)
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def is_sound(manifest: Manifest, copy: Path, descriptor: int, after_block: AfterBlock) -> bool:
+    """Whether a copy that others hold is whole; lets go of one that is not. Raises Unfit where it is damaged."""
+    sound = False
+    try:
+        if same_manifest(manifest, copy):
+            if wrong := broken(manifest, copy, after_block):
+                raise Unfit(
+                    f"{copy / wrong[0]['file']} is damaged, and other processes use this copy; wait until they have "
+                    "ended, or give --stage none."
+                )
+            sound = True
+    finally:
+        if not sound:
+            leave(copy, descriptor)
+    return sound
+
+
+def leave(copy: Path, descriptor: int) -> None:
+    """Let go of a copy; the last to do so removes it."""
+    try:
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_lock_of(copy, descriptor):
+                remove(copy)
+                lock_of(copy).unlink()
+    finally:
+        os.close(descriptor)
+
+
+def lock_of(copy: Path) -> Path:
+    """The file by which a copy is held."""
+    return copy.with_name(copy.name + LOCK)
+
+
+def locked(copy: Path, *, alone: bool) -> int | None:
+    """A descriptor that holds a copy, alone or with others; None where others do not let it."""
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        descriptor = os.open(lock_of(copy), flags, 0o600)
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        if is_lock_of(copy, descriptor):
+            return descriptor
+        os.close(descriptor)
+
+
+def is_lock_of(copy: Path, descriptor: int) -> bool:
+    """Whether a descriptor is of the lock file that stands there now; who removes a copy removes its lock file, too."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), lock_of(copy).stat())
+    return False
+
+
+def complete(manifest: Manifest, copy: Path, after_block: AfterBlock) -> None:
+    """Make a copy whole: what is right in it stays, and the manifest comes last. The caller holds it alone."""
+    copy.mkdir(exist_ok=True)
+    expected = {MANIFEST, *(shard["file"] for shard in manifest.shards)}
+    for path in copy.iterdir():
+        if path.name not in expected:
+            remove(path)
+    wrong = broken(manifest, copy, after_block)
+    if not wrong and same_manifest(manifest, copy):
+        return
+    for name in (MANIFEST, *(shard["file"] for shard in wrong)):
+        remove(copy / name)
+    in_threads(partial(copy_shard, folder=manifest.folder, copy=copy, after_block=after_block), wrong)
+    with replacing(copy / MANIFEST) as temporary:
+        temporary.write_bytes((manifest.folder / MANIFEST).read_bytes())
+
+
+def same_manifest(manifest: Manifest, copy: Path) -> bool:
+    """Whether the copy has the manifest of the split, and so was whole once."""
+    with suppress(FileNotFoundError):
+        return (copy / MANIFEST).read_bytes() == (manifest.folder / MANIFEST).read_bytes()
+    return False
+
+
+def broken(manifest: Manifest, copy: Path, after_block: AfterBlock) -> list[dict[str, Any]]:
+    """The shards that are missing in a copy or do not match the manifest."""
+    right = in_threads(partial(matches, copy=copy, after_block=after_block), manifest.shards)
+    return [shard for shard, is_right in zip(manifest.shards, right, strict=True) if not is_right]
+
+
+def matches(shard: dict[str, Any], *, copy: Path, after_block: AfterBlock) -> bool:
+    """Whether a shard of a copy has the size and the checksum that the manifest says."""
+    path = copy / shard["file"]
+    return size(path) == shard["bytes"] and pour(path, None, after_block=after_block) == shard["xxh3_128"]
+
+
+def copy_shard(shard: dict[str, Any], *, folder: Path, copy: Path, after_block: AfterBlock) -> None:
+    """Copy one shard. Raises ValueError, naming it, where it does not match the manifest."""
+    source = folder / shard["file"]
+    with replacing(copy / shard["file"]) as temporary:
+        with temporary.open("wb") as target:
+            found = pour(source, target, after_block=after_block) if source.exists() else None
+        if found != shard["xxh3_128"]:
+            raise ValueError(
+                f"{source} is missing or does not match its checksum in the manifest; `deeplense verify` tells more."
+            )
+
+
+def pour(source: Path, target: BinaryIO | None, *, after_block: AfterBlock) -> str:
+    """Read a file to its end, writing it to `target` if there is one; returns its xxh3-128 hash in hexadecimal."""
+    digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(BLOCK_BYTES))
+    with source.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            digest.update(buffer[:count])
+            if target is not None:
+                target.write(buffer[:count])
+            after_block(count)
+    return digest.hexdigest()
+
+
+def in_threads(work: Callable[[dict[str, Any]], Any], shards: Sequence[dict[str, Any]]) -> list[Any]:
+    """The result of some work on each shard; after an error no other shard is begun."""
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        return list(pool.map(work, shards))
