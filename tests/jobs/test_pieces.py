@@ -106,7 +106,7 @@ def end_at(end: End) -> None:
         sync(path)
 
     if end.place == "line":
-        Tracker.log = log_or_end
+        Tracker.log = log_or_end  # type: ignore[method-assign]
     else:
         files.sync = sync_or_end
 
@@ -121,7 +121,7 @@ def attempt(
 ) -> int:
     """Start a training or continue it; returns the exit code of its first process. Where that one is killed, so are the
     others."""
-    values = kind.settings | kind.free | {"checkpoint_minutes": 1e-9 if saves else 5}
+    values = {**kind.settings, **kind.free, "checkpoint_minutes": 1e-9 if saves else 5}
     words = [kind.job, f"--dataset={dataset}", f"--run={run}", *(f"--{k}={v}" for k, v in values.items())]
     groups = rank_variables(kind.num_processes) if kind.num_processes > 1 else [{}]
     log = run.with_suffix(".log")
@@ -206,7 +206,7 @@ def test_a_training_in_random_pieces_ends_with_the_bytes_of_an_unbroken_one(
 def test_another_seed_gives_another_end(
     dataset: Path, unbroken: Callable[[str], dict[str, Any]], tmp_path: Path
 ) -> None:
-    kind = Kind(KINDS["bf16"].settings | {"seed": 1})
+    kind = Kind({**KINDS["bf16"].settings, "seed": 1})
     assert attempt(kind, dataset, tmp_path / "run") == 0
     assert {"metrics", "step: model/head.1.weight", "best: model/head.1.weight"} <= differing(
         outcome(tmp_path / "run"), unbroken("bf16")
