@@ -69,15 +69,15 @@ def run_of(lenses: Path, tmp_path: Path) -> Callable[..., tuple[Path, Network]]:
         settings = parse("train", [f"--run={run}", f"--dataset={lenses}", f"--model_name={name}", *changes])
         open_run(run, settings)
         part, _ = learning_parts(settings)
+        networks = {}
         for kind, seed in (("best", 1), ("step", 2)):
             network = unlike_any_start(make_network(settings, part.split, load_pretrained=False), seed=seed)
+            networks[kind] = network.eval()
             progress = {"step": 7, "best": 0.5, "best_step": 7, "dataset_id": part.split.manifest.dataset_id}
             progress["statistics"] = part.split.statistics(part.indices)
             states = {"model": network.state_dict(), "progress": progress}
             checkpoint.save(checkpoint.step_folder(run / "checkpoints", 7, kind=kind), states)
-            if kind == "best":
-                best = network
-        return run, best.eval()
+        return run, networks["best"]
 
     return make
 
