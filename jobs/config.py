@@ -16,12 +16,12 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-JOBS = ("simulate", "pack", "verify", "train", "evaluate", "benchmark")
+JOBS = ("simulate", "pack", "verify", "train", "evaluate", "export", "benchmark")
 STOPPABLE = ("train",)
 """Jobs that have a run folder, save on a signal, and continue; they may be given several processes."""
 DIVISIBLE = ("simulate", "pack")
 """Jobs that several tasks may do together, each with a --part of its own."""
-POSITIONAL = {"verify": "folder", "benchmark": "what"}
+POSITIONAL = {"verify": "folder", "export": "run", "benchmark": "what"}
 FREE = {"free": True}
 """Metadata of a setting that changes no number: a run may be continued with another value."""
 

@@ -42,7 +42,10 @@ class Network(nn.Module):
     """A backbone with its last layers. With `tune` off only the last layers learn; the rest, batch statistics
     included, stands still."""
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, *, input_size: InputSize, tune: bool) -> None:
+    backbone: nn.Module
+    head: nn.Sequential
+
+    def __init__(self, backbone: nn.Module, head: nn.Sequential, *, input_size: InputSize, tune: bool) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
         self.input_size, self.tune = input_size, tune
@@ -108,7 +111,7 @@ def build(
     return Network(backbone, head, input_size=input_size, tune=tune)
 
 
-def last_layers(num_features: int, num_outputs: int, *, dropout: float, extra_layers: bool) -> nn.Module:
+def last_layers(num_features: int, num_outputs: int, *, dropout: float, extra_layers: bool) -> nn.Sequential:
     """From features (B, D) to outputs: one linear layer, or an MLP before it."""
     widths = (num_features, 1024, 512, 128) if extra_layers else (num_features,)
     layers: list[nn.Module] = []

@@ -154,7 +154,7 @@ def test_a_copy_has_the_bytes_and_the_samples_of_the_split(split: Path, place: P
         assert Split(copy).dataset_id == original.dataset_id
         before = original.images(chosen)
         original.read_from([copy])
-        (copy / "shard-00000.h5").write_bytes(bytes(len((copy / "shard-00000.h5").read_bytes()))))
+        (copy / "shard-00000.h5").write_bytes(bytes(len((copy / "shard-00000.h5").read_bytes())))
         assert not np.array_equal(original.images(chosen), before), "the negative control: it is the copy that is read"
         assert np.array_equal(Split(split).images(chosen), before)
         assert original.folders == (split,)

@@ -20,6 +20,7 @@ LEAST = {
     "verify": ["data"],
     "train": TRAIN,
     "evaluate": ["--run", "runs/a"],
+    "export": ["runs/a", "--output", "lens.safetensors"],
     "benchmark": ["train"],
 }
 EARLIER = {

@@ -132,7 +132,8 @@ def attempt(
     for other in others:
         if code == -signal.SIGKILL:
             other.send(signal.SIGKILL)
-        assert other.wait() == code, log.read_text()
+        # One that loses its group may end by itself before it is killed.
+        assert other.wait() == code or code == -signal.SIGKILL, log.read_text()
     assert code in (0, EXIT_STOPPED, -signal.SIGKILL), log.read_text()
     return code
 

@@ -1,0 +1,166 @@
+"""From a checkpoint of a run to weights that stand alone, and a description of them."""
+
+import filecmp
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from deeplense.files import TEMPORARY, read_json, replacing, write_json
+from deeplense.models.portable import Form, write_portable
+from deeplense.models.registry import InputSize
+from deeplense.training import checkpoint
+from jobs.config import from_plain, plain, require
+from jobs.experiment import Part, learning_parts, make_network, make_objective
+from jobs.export import Settings
+from jobs.progress import say
+from jobs.runs import ENVIRONMENT, find_run, stored_config
+from jobs.train import Settings as TrainSettings
+
+FORMAT = "deeplense-export/1"
+FORMULAS = {"linear": "(x - mean) / std", "asinh": "asinh(10 * x / std) / 2"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one run has learnt, and from what."""
+
+    run: Path
+    settings: TrainSettings
+    part: Part
+    weights: str
+    states: Mapping[str, Any]
+
+    @property
+    def progress(self) -> Mapping[str, Any]:
+        """How far it was."""
+        return self.states["progress"]
+
+
+def export(settings: Settings) -> int:
+    """Make the files beside the output, try them, and put them in place."""
+    trained = read_trained(settings)
+    channels, size, _ = trained.part.split.schema.shape
+    network = make_network(trained.settings, trained.part.split, load_pretrained=False)
+    network.load_state_dict(trained.states["model"])
+    output = settings.output
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f"{TEMPORARY}export-", dir=output.parent) as folder:
+        path, name = Path(folder) / output.name, trained.settings.model_name
+        form, why = write_portable(network, name, path, in_chans=channels, image_size=size)
+        told = description(trained, form, why, network.input_size, Path(folder))
+        write_json(path.with_name(f"{output.name}.json"), told)
+        # The weights come last: where they are, all is.
+        names = [*list(form.files)[1:], f"{output.name}.json", output.name]
+        put_in_place(Path(folder), output.parent, names)
+    tell(output, trained, form, why)
+    return 0
+
+
+def read_trained(settings: Settings) -> Trained:
+    """The newest checkpoint of its kind. Raises ValueError where it is not there or damaged, or the data set is another
+    one."""
+    run = find_run(settings.run, settings.runs_root)
+    trained = from_plain(TrainSettings, stored_config(run))
+    kind = {"best": "best", "last": "step"}[settings.weights]
+    paths = sorted((run / "checkpoints").glob(f"{kind}_*"))
+    require(bool(paths), f"{run} has no checkpoint of its {settings.weights} weights yet; train it further.")
+    try:
+        states = checkpoint.load(paths[-1])
+    except ValueError as error:
+        raise ValueError(f"{error} `deeplense verify {run}` says what to do.") from error
+    part, _ = learning_parts(trained)
+    require(
+        states["progress"]["dataset_id"] == part.split.manifest.dataset_id,
+        f"{part.split.folder} is not the data set that {run} learnt from; its classes and units may be others.",
+    )
+    return Trained(run, trained, part, settings.weights, states)
+
+
+def description(trained: Trained, form: Form, why: str | None, input_size: InputSize, folder: Path) -> dict[str, Any]:
+    """All that is needed to use the weights, and where they come from."""
+    settings, schema = trained.settings, trained.part.split.schema
+    environment = trained.run / ENVIRONMENT
+    return {
+        "format": FORMAT,
+        "python": form.python(),
+        "not_one_timm_file_because": why,
+        "model_name": form.name,
+        "in_chans": schema.shape[0],
+        "bands": list(schema.bands),
+        "num_outputs": 1 if settings.regression else len(schema.classes),
+        "classes": None if settings.regression else list(schema.classes),
+        "target": target(trained) if settings.regression else None,
+        "images": images(schema.shape[-1], input_size, by_model=not form.of_timm),
+        "normalisation": {
+            "formula": FORMULAS[settings.stretch],
+            "stretch": settings.stretch,
+            **{name: trained.progress["statistics"][name] for name in ("mean", "std")},
+        },
+        "sha256": {name: sha256(folder / name) for name in form.files},
+        "weights": {
+            "which": trained.weights,
+            "step": trained.progress["step"],
+            "running_mean": settings.ema_decay is not None and trained.weights == "best",
+        },
+        "settings": plain(settings),
+        "dataset_id": trained.progress["dataset_id"],
+        "environment": read_json(environment) if environment.exists() else None,
+    }
+
+
+def target(trained: Trained) -> dict[str, Any]:
+    """How an output becomes the number that was learnt."""
+    settings = trained.settings
+    center, scale = make_objective(settings, trained.part, trained.progress["statistics"]).target_scale
+    unit = trained.part.split.schema.targets[settings.target]
+    return {
+        "name": settings.target,
+        "unit": unit,
+        "formula": "output * scale + center",
+        "center": center,
+        "scale": scale,
+    }
+
+
+def images(size: int, input_size: InputSize, *, by_model: bool) -> dict[str, Any]:
+    """How normalised images of the data set's size reach the model."""
+    before = (input_size.size - size) // 2
+    after = input_size.size - size - before
+    python = {
+        "native": None,
+        "pad": f"torch.nn.functional.pad(images, {(before, after, before, after)}, mode='reflect')",
+        "resize": f"torch.nn.functional.interpolate(images, size={input_size.size}, mode='bilinear', antialias=True)",
+    }[input_size.way]
+    return {"size": size, "way": input_size.way, "model_size": input_size.size, "python": None if by_model else python}
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 hash of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def put_in_place(source: Path, folder: Path, names: Sequence[str]) -> None:
+    """Move files into a folder. Raises ValueError, before any is moved, where others of these names are there."""
+    there = [name for name in names if (folder / name).exists()]
+    others = [name for name in there if not filecmp.cmp(source / name, folder / name, shallow=False)]
+    require(not others, f"{folder} has other files named {', '.join(others)}; give another --output, or remove them.")
+    for name in names:
+        if name not in there:
+            with replacing(folder / name) as temporary:
+                (source / name).rename(temporary)
+
+
+def tell(output: Path, trained: Trained, form: Form, why: str | None) -> None:
+    """What was written, and how to use it."""
+    say(
+        f"{', '.join(form.files)} in {output.parent}: the {trained.weights} weights of {trained.run}, of step "
+        f"{trained.progress['step']}. {output.name}.json tells how to use them:"
+    )
+    if why:
+        say(f"not one file for timm, because {why}")
+    for line in form.python():
+        say(f"  {line}")
