@@ -1,15 +1,10 @@
-"""Shards: round trips, writers killed or failing, and what verify finds."""
+"""The format: what is written is read, in every type, compressed or not; and what does not fit is refused by name."""
 
 import itertools
-import json
 import os
-import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,75 +14,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeplense.data import building
-from deeplense.data.building import Make, build
-from deeplense.data.shards import MANIFEST, Manifest, Samples, Schema, shard_ranges
-from deeplense.data.verifying import verify
-from deeplense.files import TEMPORARY, read_json
-from jobs import simulate
-from jobs.simulate import make_samples, schema_of
-
-NUM_SAMPLES = 200
-SCHEMA = Schema(
-    split="train",
-    num_samples=NUM_SAMPLES,
-    shape=(2, 4, 5),
-    dtype="float32",
-    bands=("g", "r"),
-    unit="counts",
-    pixel_scale_arcsec=0.1,
-    classes=("yes", "no"),
-    targets={"mass": "kg"},
-    provenance={"made_by": "a test", "seed": 3},
+from deeplense.data.shards import (
+    COMPRESSIONS,
+    DTYPES,
+    MANIFEST,
+    Manifest,
+    Samples,
+    Schema,
+    check_shard,
+    read_columns,
+    read_header,
+    shard_ranges,
 )
+from tests.data.made_up import NUM_SAMPLES, SCHEMA, columns, counts, made, samples, spoilt
 
-
-def samples(rows: range, seed: int = 3) -> Samples:
-    """Some of an endless row of samples, each a function of its number."""
-    images = np.stack([np.random.default_rng((seed, i)).normal(size=SCHEMA.shape) for i in rows])
-    numbers = np.arange(rows.start, rows.stop)
-    return Samples(images.astype(np.float32), numbers % 2, {"mass": numbers / 2}, [f"id{i}" for i in rows], numbers)
-
-
-def made(folder: Path, schema: Schema = SCHEMA, make: Make = samples, **settings: int) -> list[int]:
-    return list(build(folder, schema, make, **settings))
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def spoilt(k: int, spoil: Callable[[Samples], Any]) -> Make:
-    """`samples`, with the range that holds sample k spoilt."""
-    return lambda rows: spoil(samples(rows)) if k in rows else samples(rows)
-
-
-def with_pixel(value: float, place: int) -> Callable[[Samples], Samples]:
-    def spoil(good: Samples) -> Samples:
-        images = good.images.astype(np.float64)
-        images[place, 1, 2, 3] = value
-        return replace(good, images=images)
-
-    return spoil
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    """A sound data set of two splits."""
-    made(tmp_path / "data" / "train")
-    made(tmp_path / "data" / "test", replace(SCHEMA, split="test"), partial(samples, seed=4))
-    return tmp_path / "data"
+ALL = range(NUM_SAMPLES)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert made(tmp_path / "train")[-1] == NUM_SAMPLES
-    expected = samples(range(NUM_SAMPLES))
-    columns: dict[str, list[np.ndarray]] = {}
-    for shard in Manifest.read(tmp_path / "train").shards:
-        with h5py.File(tmp_path / "train" / shard["file"]) as file:
-            for name in ("image", "label", "id", "source_index", "target/mass"):
-                columns.setdefault(name, []).append(np.asarray(file[name]))
-    found = {name: np.concatenate(parts) for name, parts in columns.items()}
+    expected, found = samples(ALL), columns(tmp_path / "train")
     np.testing.assert_array_equal(found["image"], expected.images)
     np.testing.assert_array_equal(found["label"], expected.labels)
     np.testing.assert_array_equal(found["target/mass"], expected.targets["mass"])
@@ -95,9 +41,17 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert [name.decode() for name in found["id"]] == expected.ids
 
 
+def test_a_shard_is_read_column_by_column_and_names_may_be_of_any_alphabet(tmp_path: Path) -> None:
+    named = replace(samples(range(3)), ids=["číslo 1", "数", "c"])
+    made(tmp_path, replace(SCHEMA, num_samples=3), lambda rows: named)
+    found = read_columns(tmp_path / "shard-00000.h5", SCHEMA)
+    assert found.keys() == {"label", "source_index", "id", "target/mass"}
+    assert [name.decode() for name in found["id"]] == named.ids
+
+
 def test_the_manifest_tells_what_the_split_holds(tmp_path: Path) -> None:
     made(tmp_path)
-    manifest, images = Manifest.read(tmp_path), samples(range(NUM_SAMPLES)).images.astype(np.float64)
+    manifest, images = Manifest.read(tmp_path), samples(ALL).images.astype(np.float64)
     assert manifest.schema == SCHEMA
     assert manifest.class_counts == {"yes": 100, "no": 100}
     np.testing.assert_allclose(manifest.statistics["mean"], images.mean((0, 2, 3)), rtol=1e-12)
@@ -119,158 +73,223 @@ def test_shards_are_whole_blocks_that_hold_every_sample_once(num_samples: int, s
     assert len(ranges) >= 8 or num_samples < 8 * 64 * 8
 
 
-def die(*_: object) -> Any:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def build_and_die(folder: str, moment: str) -> None:
-    """Build, and be killed at a moment: in `make` of a sample, before a file is renamed, or before the manifest."""
-    what, _, number = moment.partition(" ")
-    if what == "make":
-        made(Path(folder), make=spoilt(int(number), die))
-    elif what == "manifest":
-        building.manifest_of = die
-        made(Path(folder))
-    else:
-        renames, rename = itertools.count(), Path.replace
-        Path.replace = lambda self, target: die() if next(renames) == int(number) else rename(self, target)
-        made(Path(folder))
-
-
-@pytest.mark.parametrize("moment", ["make 0", "make 70", "make 199", "rename 0", "rename 2", "rename 4", "manifest"])
-def test_a_killed_writer_leaves_whole_shards_and_is_continued(tmp_path: Path, moment: str) -> None:
-    made(tmp_path / "unbroken")
-    torn = tmp_path / "torn"
-    program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_shards as t"
-    command = [sys.executable, "-c", f"{program}; t.build_and_die({str(torn)!r}, {moment!r})"]
-    assert subprocess.run(command, check=False, timeout=60).returncode == -signal.SIGKILL
-    whole = content(tmp_path / "unbroken")
-    left = (
-        {name: value for name, value in content(torn).items() if not name.startswith(TEMPORARY)}
-        if torn.exists()
-        else {}
-    )
-    assert MANIFEST not in left
-    assert left.items() <= whole.items()
-    with pytest.raises(ValueError, match="no finished split"):
-        Manifest.read(torn)
-    assert made(torn)[0] == sum(len(rows) for rows in shard_ranges(SCHEMA)[: len(left)])
-    assert content(torn) == whole
-
-
-def simulated(folder: Path, *, num_workers: int) -> None:
-    from deeplense.simulation.populations import Population
-
-    population = Population("Model_III", "noisy", -0.9)
-    schema = schema_of(simulate.Settings(output=folder, num_per_class=22), population)
-    make = partial(make_samples, population=population, seed=0, split="train")
-    made(folder / "train", schema, make, num_workers=num_workers)
-
-
-def test_the_bytes_do_not_depend_on_the_number_of_writers(tmp_path: Path) -> None:
-    simulated(tmp_path / "one", num_workers=1)
-    simulated(tmp_path / "two", num_workers=2)
-    assert content(tmp_path / "one" / "train") == content(tmp_path / "two" / "train")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"provenance": {"seed": 4}}, {"num_samples": 100}, {"unit": "Jy"}, {"classes": ("no", "yes")}, {"targets": {}}],
-)
-def test_other_parameters_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    made(tmp_path)
-    before = content(tmp_path)
-    with pytest.raises(ValueError, match="other parameters"):
-        made(tmp_path, replace(SCHEMA, **change))
-    (tmp_path / MANIFEST).unlink()
-    with pytest.raises(ValueError, match="other parameters"):
-        made(tmp_path, replace(SCHEMA, **change))
-    made(tmp_path)
-    assert content(tmp_path) == before
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (with_pixel(np.nan, 6), "id70: .*not finite"),
-        (with_pixel(-np.inf, 6), "id70: .*not finite"),
-        (with_pixel(1e39, 6), "id70: .*float32 cannot hold"),
-        (lambda good: replace(good, images=good.images[:, :, :3]), r"\(2, 3, 5\) where \(2, 4, 5\)"),
-        (lambda good: replace(good, labels=np.where(good.source_index == 70, 2, good.labels)), "id70: label 2"),
-        (lambda good: replace(good, labels=np.where(good.source_index == 70, -1, good.labels)), "id70: label -1"),
-    ],
-    ids=["nan", "infinite", "beyond float32", "shape", "label above", "label below"],
-)
-def test_bad_samples_are_refused_by_name_and_nothing_is_left(
-    tmp_path: Path, spoil: Callable[[Samples], Samples], message: str
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_whole_numbers_come_back_in_every_type_whether_compressed_or_not(
+    tmp_path: Path, dtype: str, compression: str
 ) -> None:
+    made(tmp_path, replace(SCHEMA, dtype=dtype, compression=compression), counts)
+    found = columns(tmp_path)
+    assert found["image"].dtype == dtype
+    np.testing.assert_array_equal(found["image"], counts(ALL).images)
+    np.testing.assert_array_equal(found["label"], counts(ALL).labels)
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_compression_loses_nothing_stores_image_by_image_and_makes_smooth_ones_small(
+    tmp_path: Path, dtype: str, compression: str
+) -> None:
+    ramp = np.arange(160 * 160).reshape(1, 1, 160, 160) // 64
+    schema = replace(SCHEMA, dtype=dtype, num_samples=100, shape=(1, 160, 160), bands=("r",))
+
+    def smooth(rows: range) -> Samples:
+        return replace(samples(rows), images=ramp + np.array(rows)[:, None, None, None])
+
+    made(tmp_path / "plain", schema, smooth)
+    made(tmp_path / "small", replace(schema, compression=compression), smooth)
+    plain, small = columns(tmp_path / "plain"), columns(tmp_path / "small")
+    np.testing.assert_array_equal(small["image"], plain["image"])
+    manifests = [Manifest.read(tmp_path / name) for name in ("plain", "small")]
+    assert manifests[0].statistics == manifests[1].statistics
+    sizes = [sum(shard["bytes"] for shard in manifest.shards) for manifest in manifests]
+    assert sizes[1] < sizes[0] / 5
+    assert [shard["image_offset"] for shard in manifests[1].shards] == [None, None]
+    with h5py.File(tmp_path / "small" / "shard-00000.h5") as file:
+        assert file["image"].chunks == (1, 1, 160, 160)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("scale", "zero"), [(0.25, 1000.0), (-3.0, -0.5)])
+def test_the_statistics_are_of_stored_times_scale_plus_zero(tmp_path: Path, scale: float, zero: float) -> None:
+    made(tmp_path, replace(SCHEMA, dtype="int16", scale=scale, zero=zero), counts)
+    stored, statistics = counts(ALL).images.astype(np.float64), Manifest.read(tmp_path).statistics
+    np.testing.assert_array_equal(columns(tmp_path)["image"], stored)
+    np.testing.assert_allclose(statistics["mean"], scale * stored.mean((0, 2, 3)) + zero, rtol=1e-12)
+    np.testing.assert_allclose(statistics["std"], abs(scale) * stored.std((0, 2, 3)), rtol=1e-9)
+    with h5py.File(tmp_path / "shard-00000.h5") as file:
+        assert {name: file["image"].attrs[name] for name in ("scale", "zero")} == {"scale": scale, "zero": zero}
+
+
+def test_a_shard_tells_its_moments(tmp_path: Path) -> None:
+    made(tmp_path)
+    header, images = read_header(tmp_path / "shard-00001.h5"), samples(range(64, 128)).images.astype(np.float64)
+    count, total, squares = header.moments
+    assert (header.num_samples, header.fingerprint, count) == (64, SCHEMA.fingerprint, 64 * 20)
+    np.testing.assert_allclose(total, images.sum((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(squares, (images**2).sum((0, 2, 3)), rtol=1e-12)
+
+
+def test_float16_rounds_to_three_digits(tmp_path: Path) -> None:
+    made(tmp_path, replace(SCHEMA, dtype="float16"))
+    found, given = columns(tmp_path)["image"].astype(np.float64), samples(ALL).images.astype(np.float64)
+    normal = np.abs(given) > 2.0**-14
+    assert (np.abs(found - given)[normal] <= 2.0**-11 * np.abs(given)[normal]).all()
+    assert (found != given).any()
+
+
+def with_pixel(value: float, place: int) -> Callable[[Samples], Samples]:
+    def spoil(good: Samples) -> Samples:
+        images = good.images.astype(np.float64)
+        images[place, 1, 2, 3] = value
+        return replace(good, images=images)
+
+    return spoil
+
+
+def whole(good: Samples) -> Samples:
+    """Samples that integers can hold."""
+    return counts(range(good.source_index[0], good.source_index[-1] + 1))
+
+
+BAD: dict[str, tuple[str, Callable[[Samples], Samples], str]] = {
+    "nan": ("float32", with_pixel(np.nan, 6), "id70: .*not finite"),
+    "infinite": ("float32", with_pixel(-np.inf, 6), "id70: .*not finite"),
+    "beyond float32": ("float32", with_pixel(1e39, 6), "id70: .*float32 cannot hold"),
+    "beyond float16": ("float16", with_pixel(-65520, 6), "id70: .*float16 cannot hold"),
+    "too faint": (
+        "float16",
+        lambda good: replace(
+            good, images=good.images * np.where(good.source_index == 70, 1e-9, 1)[:, None, None, None]
+        ),
+        "id70: is so faint",
+    ),
+    "half": ("int16", lambda good: with_pixel(0.5, 6)(whole(good)), "id70: .*int16 cannot hold"),
+    "below 0": ("uint16", lambda good: with_pixel(-1, 6)(whole(good)), "id70: .*uint16 cannot hold"),
+    "above int32": ("int32", lambda good: with_pixel(2.0**31, 6)(whole(good)), "id70: .*int32 cannot hold"),
+    "nan as a whole number": ("int32", lambda good: with_pixel(np.nan, 6)(whole(good)), "id70: .*not finite"),
+    "complex": ("float32", lambda good: replace(good, images=good.images + 1j), "type complex64 where numbers"),
+    "shape": (
+        "float32",
+        lambda good: replace(good, images=good.images[:, :, :3]),
+        r"\(2, 3, 5\) where \(2, 4, 5\)",
+    ),
+    "label above": (
+        "float32",
+        lambda good: replace(good, labels=np.where(good.source_index == 70, 2, good.labels)),
+        "id70: label 2",
+    ),
+    "label below": (
+        "float32",
+        lambda good: replace(good, labels=np.where(good.source_index == 70, -1, good.labels)),
+        "id70: label -1",
+    ),
+    "one too few": (
+        "float32",
+        lambda good: samples(range(good.source_index[0], good.source_index[-1])),
+        "shard-00001.h5 shall have 64 samples, but 63 were made",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_samples_are_refused_by_name_and_nothing_is_left(tmp_path: Path, kind: str) -> None:
+    dtype, spoil, message = BAD[kind]
+    make = spoilt(70, spoil)
+    good = counts if dtype.strip("u").startswith("int") else samples
     with pytest.raises(ValueError, match=message):
-        made(tmp_path / "train", make=spoilt(70, spoil))
+        made(tmp_path / "train", replace(SCHEMA, dtype=dtype), lambda rows: make(rows) if 70 in rows else good(rows))
     assert not (tmp_path / "train").exists()
-
-
-def test_a_sound_data_set_has_no_problems(dataset: Path) -> None:
-    assert verify(dataset) == []
-
-
-@pytest.mark.parametrize("place", [0.0, 0.001, 0.5, 0.9, 1.0])
-def test_verify_names_a_shard_with_a_flipped_byte(dataset: Path, place: float) -> None:
-    path = dataset / "train" / "shard-00001.h5"
-    damaged = bytearray(path.read_bytes())
-    damaged[int(place * (len(damaged) - 1))] ^= 1
-    path.write_bytes(damaged)
-    (problem,) = verify(dataset)
-    assert str(path) in problem
-    assert "checksum" in problem
-
-
-def test_verify_names_a_truncated_a_missing_and_a_stray_shard(dataset: Path) -> None:
-    truncated, missing, stray = (dataset / "train" / f"shard-0000{k}.h5" for k in (0, 2, 7))
-    os.truncate(truncated, truncated.stat().st_size - 1)
-    missing.unlink()
-    shutil.copy(dataset / "test" / "shard-00001.h5", stray)
-    problems = verify(dataset)
-    assert len(problems) == 3
-    for path, word in ((truncated, "bytes"), (missing, "missing"), (stray, "not in the manifest")):
-        assert any(str(path) in problem and word in problem for problem in problems)
-
-
-def test_the_advice_of_verify_mends_a_damaged_shard(dataset: Path) -> None:
-    before = content(dataset / "train")
-    os.truncate(dataset / "train" / "shard-00001.h5", 100)
-    for name in ("shard-00001.h5", MANIFEST):
-        (dataset / "train" / name).unlink()
-    assert made(dataset / "train")[0] == NUM_SAMPLES - 64
-    assert content(dataset / "train") == before
+    made(tmp_path / "train", replace(SCHEMA, dtype=dtype), good)
 
 
 @pytest.mark.parametrize(
-    "edit", [{"class_counts": {"yes": 200, "no": 0}}, {"statistics": {}}, {"dataset_id": "0" * 64}]
+    "wrong", [{"dtype": "float64"}, {"compression": "gzip"}, {"scale": 0.0}, {"scale": np.inf}, {"zero": np.nan}]
 )
-def test_verify_finds_an_edited_manifest(dataset: Path, edit: dict[str, Any]) -> None:
-    path = dataset / "train" / MANIFEST
-    path.write_text(json.dumps(read_json(path) | edit))
-    (problem,) = verify(dataset)
-    assert str(path) in problem
-    assert "own hash" in problem
+def test_what_the_format_does_not_know_is_no_schema(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=str(next(iter(wrong)))):
+        replace(SCHEMA, **wrong)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "deeplense-shards/9"}', "\x00"])
-def test_a_manifest_of_something_else_is_refused_by_name(dataset: Path, text: str) -> None:
-    (dataset / "train" / MANIFEST).write_text(text)
-    with pytest.raises(ValueError, match=MANIFEST):
-        Manifest.read(dataset / "train")
+def test_a_codec_that_is_not_installed_is_told_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "hdf5plugin", None)
+    with pytest.raises(ValueError, match="pip install hdf5plugin"):
+        made(tmp_path / "train", replace(SCHEMA, compression="lz4"), lambda rows: pytest.fail("was made"))
+    assert not (tmp_path / "train").exists()
+    made(tmp_path / "train")
 
 
-def test_verify_finds_an_image_in_two_splits(dataset: Path) -> None:
-    def leaking(rows: range) -> Samples:
-        good = samples(rows, seed=5)
-        for k in set(rows) & {10, 150}:
-            good.images[k - rows.start] = samples(range(3, 4)).images[0]
-        return replace(good, ids=[f"val{i}" for i in rows])
+def rewritten(path: Path, **attributes: Any) -> None:
+    """Change attributes of a shard, its size staying the same."""
+    with h5py.File(path, "r+") as file:
+        for name, value in attributes.items():
+            file.attrs.modify(name, value)
 
-    made(dataset / "val", replace(SCHEMA, split="val"), leaking)
-    (problem,) = verify(dataset)
-    assert "the same image" in problem
-    assert "id3" in problem
-    assert "val1" in problem
+
+def line_of(folder: Path) -> dict[str, Any]:
+    """What the manifest says of the shard 1, with its size as it is now."""
+    return Manifest.read(folder).shards[1] | {"bytes": (folder / "shard-00001.h5").stat().st_size}
+
+
+SPOILT: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
+    "nothing": (lambda path: None, {}, ""),
+    "pixels": (lambda path: flip(path, -3000), {}, ""),
+    "version": (lambda path: rewritten(path, format="deeplense-shards/9"), {}, "format deeplense-shards/9"),
+    "first version": (lambda path: rewritten(path, format="deeplense-shards/1"), {}, "make the data set again"),
+    "schema": (lambda path: rewritten(path, fingerprint="0" * 64), {}, "another data set than the manifest"),
+    "offset": (lambda path: None, {"image_offset": 4096}, "image_offset .* where the manifest says 4096"),
+    "compressed": (lambda path: None, {"image_offset": None}, "where the manifest says None"),
+    "number": (lambda path: None, {"num_samples": 63}, "num_samples 64 where the manifest says 63"),
+    "size": (lambda path: None, {"bytes": 1000}, "another size"),
+    "torn": (lambda path: os.truncate(path, 3000), {}, "is damaged"),
+    "no shard": (lambda path: path.write_text("x" * 3000), {}, "is damaged"),
+    "gone": (lambda path: path.unlink(), {"bytes": 1000}, "is missing"),
+}
+
+
+def flip(path: Path, place: int) -> None:
+    """Change a byte."""
+    changed = bytearray(path.read_bytes())
+    changed[place] ^= 1
+    path.write_bytes(changed)
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_shard_that_is_not_the_one_of_the_manifest_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    made(tmp_path)
+    path, (spoil, edit, message) = tmp_path / "shard-00001.h5", SPOILT[kind]
+    before = line_of(tmp_path)
+    spoil(path)
+    line = (line_of(tmp_path) if path.exists() else before) | edit
+    if not message:
+        check_shard(path, line, SCHEMA)
+        return
+    with pytest.raises(ValueError, match=f"shard-00001.*{message}"):
+        check_shard(path, line, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "not valid JSON"),
+        ("{", "not valid JSON"),
+        ("\x00", "not valid JSON"),
+        ("[]", "no manifest"),
+        ("{}", "format None"),
+        ('{"format": "deeplense-shards/1"}', "reads only deeplense-shards/2; make the data set again"),
+        ('{"format": "deeplense-shards/9"}', "reads only deeplense-shards/2"),
+    ],
+)
+def test_a_manifest_of_something_else_is_refused_by_name(tmp_path: Path, text: str, said: str) -> None:
+    made(tmp_path)
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(ValueError, match=f"{MANIFEST}.*{said}"):
+        Manifest.read(tmp_path)
+
+
+def test_every_part_of_a_schema_is_in_its_fingerprint() -> None:
+    changes: list[dict[str, Any]] = [{"scale": 2.0}, {"zero": 1.0}, {"compression": "lz4"}, {"dtype": "float16"}]
+    schemas = [SCHEMA, *(replace(SCHEMA, **change) for change in changes)]
+    assert len({schema.fingerprint for schema in schemas}) == len(schemas)
+    assert Schema(**vars(SCHEMA)).fingerprint == SCHEMA.fingerprint

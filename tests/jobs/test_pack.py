@@ -249,6 +249,87 @@ def test_bytes_and_fractions_in_one_folder_are_kept_as_they_are_or_refused(tmp_p
             np.testing.assert_array_equal(image[0], images[name])
 
 
+def stored(folder: Path) -> np.ndarray:
+    """All images of a split as they are stored, in the order of their ids."""
+    split = Split(folder)
+    parts = []
+    for shard in split.manifest.shards:
+        with h5py.File(folder / shard["file"]) as file:
+            parts.append(np.asarray(file["image"]))
+    return np.concatenate(parts)[np.argsort(split.ids)]
+
+
+def integers(source: Path, dtype: str, *values: int) -> np.ndarray:
+    """Files of whole numbers with these among them."""
+    images = np.random.default_rng(0).integers(0, 100, size=(5, 4, 4)).astype(dtype)
+    images[2, 1, : len(values)] = values
+    for k, image in enumerate(images):
+        put(source / "cdm" / f"{k}.npy", image)
+    return images[:, None]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kept"),
+    [
+        ("uint8", "uint8"),
+        ("int8", "int16"),
+        (">i2", "int16"),
+        ("uint16", "uint16"),
+        ("int32", "int32"),
+        ("uint32", "int32"),
+        ("int64", "int32"),
+        ("float16", "float32"),
+        (">f4", "float32"),
+        ("float64", "float32"),
+    ],
+)
+def test_integers_stay_integers_and_floats_become_float32(tmp_path: Path, dtype: str, kept: str) -> None:
+    images = integers(tmp_path / "in", dtype)
+    (split,) = packed("deeplense", tmp_path / "in", tmp_path / "out").values()
+    assert split.schema.dtype == kept
+    np.testing.assert_array_equal(stored(split.folder), images)
+
+
+@pytest.mark.parametrize(("dtype", "values"), [("int64", (2**31,)), ("uint32", (2**32 - 1,)), ("int64", (-(2**40),))])
+def test_integers_that_no_type_holds_are_refused_by_name_unless_floats_are_asked_for(
+    tmp_path: Path, dtype: str, values: tuple[int, ...]
+) -> None:
+    images = integers(tmp_path / "in", dtype, *values)
+    with pytest.raises(ValueError, match=r"cdm/2: has values that int32 cannot hold; give another --dtype"):
+        packed("deeplense", tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    packed("deeplense", tmp_path / "in", tmp_path / "out", dtype="float32")
+    np.testing.assert_array_equal(stored(tmp_path / "out" / "train"), images.astype(np.float32))
+
+
+def test_scale_and_zero_say_what_stored_integers_mean(tmp_path: Path) -> None:
+    images = integers(tmp_path / "in", "int16", -32768, 32767)
+    choice = {"scale": 0.5, "zero": 100.0}
+    (split,) = packed("deeplense", tmp_path / "in", tmp_path / "out", **choice).values()
+    np.testing.assert_array_equal(stored(split.folder), images)
+    assert (split.schema.scale, split.schema.zero) == (0.5, 100)
+    np.testing.assert_allclose(split.manifest.statistics["mean"], [images.mean() / 2 + 100], rtol=1e-12)
+    for dtype in ("float32", "float16"):
+        with pytest.raises(ValueError, match=f"scale and zero are for .* these are stored as {dtype}"):
+            packed("deeplense", tmp_path / "in", tmp_path / "other", dtype=dtype, **choice)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+@pytest.mark.parametrize("dtype", ["source", "float16", "float32"])
+def test_what_is_packed_with_compression_is_the_same(tmp_path: Path, dtype: str, compression: str) -> None:
+    images = integers(tmp_path / "in", "uint16")
+    choice: dict[str, Any] = {"dtype": dtype, "compression": compression}
+    settings = Settings(layout="deeplense", source=tmp_path / "in", output=tmp_path / "out", **choice)
+    assert pack.run(settings) == 0
+    assert verifying.verify(tmp_path / "out") == []
+    with h5py.File(tmp_path / "out" / "train" / "shard-00000.h5") as file:
+        ids = [name.decode() for name in np.asarray(file["id"])]
+        found = np.asarray(file["image"])[np.argsort(ids)]
+    np.testing.assert_array_equal(found, images)
+    assert found.dtype == ("uint16" if dtype == "source" else dtype)
+
+
 def test_public_counts_of_model_i_are_packed_as_they_are(tmp_path: Path, public_data: Path) -> None:
     for name in ("cdm", "no_sub"):
         (file,) = (public_data / "deeplensesim").glob(f"Model_I_{name}_*.npy")

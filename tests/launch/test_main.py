@@ -164,6 +164,11 @@ def test_each_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) ->
         ),
         (["submit", "--on", "local", "--hours", "0", "train"], "hours: 0.0 is too small"),
         (["submit", "--on", "local", "trian"], "there is no job 'trian'. Did you mean train?"),
+        (["submit", "--on", "local", "--parts", "2", "verify", "a"], "verify cannot be shared; --parts is for"),
+        (
+            ["submit", "--on", "local", "--parts", "2", "--export", "f", "simulate", "--output=a"],
+            "--parts makes an array",
+        ),
         (["sweep", "--on", "local", "train", "--run", "a"], "names no setting to vary"),
         (["status"], "no run at or below . was submitted"),
         (["logs", "here"], "was not submitted: it has no launch.json"),

@@ -18,7 +18,7 @@ from jobs.attempts import begin_attempt, end_attempt
 from jobs.progress_file import ProgressFile
 from jobs.runs import FINISHED, LAUNCH
 from launch import status
-from launch.status import duration, find_launched, follow, is_active, launched, log_of, state_of, table
+from launch.status import duration, find_launched, follow, is_active, launched, log_of, state_of, table, to_cancel
 
 Submit = Callable[..., Path]
 
@@ -203,3 +203,16 @@ def test_a_log_is_followed_to_its_last_line(submit: Submit, tmp_path: Path, monk
     writer.start()
     assert "".join(follow(run, 0)) == "".join(f"line {number}\n" for number in range(5))
     writer.join()
+
+
+def test_a_folder_of_runs_stands_for_those_that_wait_or_run(submit: Submit, tmp_path: Path) -> None:
+    running, _, waiting = (submit(f"array/part-{k}", job_id=f"7_{k}") for k in (1, 2, 3))
+    ended = submit("array/run", job_id="9")
+    scheduler_says(tmp_path, squeue="7_1|RUNNING|None\\n7_3|PENDING|Priority\\n")
+    assert [run.folder for run in to_cancel(tmp_path / "array")] == [running, waiting]
+    assert [run.folder for run in to_cancel(ended)] == [ended]
+    scheduler_says(tmp_path)
+    with pytest.raises(ValueError, match=r"none of the 4 runs below .*array waits or runs; there is nothing to cancel"):
+        to_cancel(tmp_path / "array")
+    with pytest.raises(ValueError, match="was not submitted"):
+        to_cancel(tmp_path / "bin")

@@ -3,6 +3,7 @@
 DEEPLENSE_TEST names a folder. In it `hold` has the step before which ranks wait, until they are told to stop, and
 `die` has lines `ATTEMPT RANK WHERE NUMBER`: kill yourself at the NUMBER-th WHERE, one of `before_step`, and
 `before_rename` and `after_rename` of a checkpoint. Each rank writes `samples_ATTEMPT_RANK.txt`, a line for each step.
+`hold_shards` has the names of shards before which a job that makes a data set waits.
 """
 
 import os
@@ -80,6 +81,18 @@ def patch_loop(module: Any) -> None:
     module.fit = noted
 
 
+def patch_building(module: Any) -> None:
+    """Wait before a shard where told."""
+    make_and_write = module.make_and_write
+
+    def held(path: Path, *words: Any) -> None:
+        while path.name in read("hold_shards").split():
+            time.sleep(0.02)
+        make_and_write(path, *words)
+
+    module.make_and_write = held
+
+
 TOLD_TO_STOP: list[int] = []
 
 
@@ -115,6 +128,7 @@ class Patcher(MetaPathFinder):
 
     patches = {  # noqa: RUF012
         "jobs.experiment": patch_experiment,
+        "deeplense.data.building": patch_building,
         "deeplense.training.loop": patch_loop,
         "deeplense.training.stopping": patch_stopping,
     }
