@@ -58,6 +58,8 @@ class Settings:
     folder: Path | None = None
     """data, checkpoint: a folder on the disk to be measured; by default that for temporary files. What is made there,
     up to 6 GB, is removed"""
+    memory: Literal[0, 1] = 0
+    """data: 1 to measure the memory that our reader takes for many images, too (a minute, 1 GB of disk)"""
     output: Path | None = None
     """file for the numbers and their circumstances, as JSON"""
 

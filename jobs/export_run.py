@@ -73,8 +73,8 @@ def read_trained(settings: Settings) -> Trained:
         raise ValueError(f"{error} `deeplense verify {run}` says what to do.") from error
     part, _ = learning_parts(trained)
     require(
-        states["progress"]["dataset_id"] == part.split.manifest.dataset_id,
-        f"{part.split.folder} is not the data set that {run} learnt from; its classes and units may be others.",
+        states["progress"]["dataset_id"] == part.split.dataset_id,
+        f"{part.split.name} is not the data set that {run} learnt from; its classes and units may be others.",
     )
     return Trained(run, trained, part, settings.weights, states)
 

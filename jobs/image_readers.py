@@ -155,7 +155,8 @@ def write_own(data: Data, folder: Path, *, compression: str = "none") -> None:
 
     def make(rows: range) -> Samples:
         numbers = np.arange(rows.start, rows.stop)
-        return Samples(images[rows.start : rows.stop], numbers % len(CLASSES), {}, [str(k) for k in rows], numbers)
+        names = [f"train-0-{k}" for k in rows]
+        return Samples(images[rows.start : rows.stop], numbers % len(CLASSES), {}, names, numbers)
 
     for _ in build(folder, schema, make):
         pass

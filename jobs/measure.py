@@ -120,7 +120,7 @@ def cells_of(row: Row) -> tuple[str, ...]:
     """The texts of one line: what, unit, ours, the other's number and name, the ratios."""
     if row.ours is None:
         return (row.what, *[""] * 6)
-    span = f"{short(row.ratio)} [{short(row.ratio_min)}, {short(row.ratio_max)}]"
+    span = f"{short(row.ratio)} [{short(row.ratio_min)}, {short(row.ratio_max)}]" if row.ratio is not None else ""
     return row.what, row.unit, short(row.ours), short(row.other), row.other_name, span, short(row.cpu_ratio)
 
 

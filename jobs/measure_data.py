@@ -24,6 +24,7 @@ from jobs.benchmark import Settings
 from jobs.config import require
 from jobs.image_readers import CODECS, COLD, OWN, REFERENCE, WARM, Data, Epochs, Way, make_data
 from jobs.measure import Pair, Row, Timing, row_of, timed
+from jobs.measure_memory import memory_rows
 from jobs.progress import Reporter
 
 DTYPES = ("float32", "float16", "uint8")
@@ -76,13 +77,12 @@ def measure_data(settings: Settings) -> list[Row]:
         for entry in able:
             require_same_images(entry)
         pairs = measure_in_turns(able, entries[0], rounds=settings.rounds)
-        return [
-            *(
-                row_of_variants(title, list(variants), stored, pairs)
-                for title, variants in groupby(entries, key=lambda entry: entry.title)
-            ),
-            *mixing_rows(data),
+        rows = [
+            row_of_variants(title, list(variants), stored, pairs)
+            for title, variants in groupby(entries, key=lambda entry: entry.title)
         ]
+        rows += mixing_rows(data)
+        return rows + (memory_rows(Path(folder), batch_size=data.batch_size) if settings.memory else [])
 
 
 def mixing_rows(data: Data) -> Iterator[Row]:

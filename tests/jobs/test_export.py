@@ -13,7 +13,8 @@ from conftest import CLASSES, Command
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from deeplense.data.shards import Samples, Schema, build
+from deeplense.data.building import build
+from deeplense.data.shards import Samples, Schema
 from deeplense.models import portable
 from deeplense.models.registry import Network
 from deeplense.training import checkpoint
@@ -73,7 +74,7 @@ def run_of(lenses: Path, tmp_path: Path) -> Callable[..., tuple[Path, Network]]:
         for kind, seed in (("best", 1), ("step", 2)):
             network = unlike_any_start(make_network(settings, part.split, load_pretrained=False), seed=seed)
             networks[kind] = network.eval()
-            progress = {"step": 7, "best": 0.5, "best_step": 7, "dataset_id": part.split.manifest.dataset_id}
+            progress = {"step": 7, "best": 0.5, "best_step": 7, "dataset_id": part.split.dataset_id}
             progress["statistics"] = part.split.statistics(part.indices)
             states = {"model": network.state_dict(), "progress": progress}
             checkpoint.save(checkpoint.step_folder(run / "checkpoints", 7, kind=kind), states)
@@ -184,7 +185,7 @@ def test_a_regression_tells_how_outputs_become_numbers(
     told = exported(run, tmp_path / "out" / "lens.safetensors")
     assert (told["num_outputs"], told["classes"]) == (1, None)
     part, _ = learning_parts(parse("train", ["--run=a", f"--dataset={lenses}", "--target=mass"]))
-    values = part.split.targets["mass"][part.indices]
+    values = part.split.column("target/mass")[part.indices]
     assert told["target"]["center"] == pytest.approx(np.median(values))
     assert told["target"]["scale"] == pytest.approx(np.std(values))
     assert (told["target"]["name"], told["target"]["unit"]) == ("mass", "eV")

@@ -21,6 +21,7 @@ from jobs.benchmark import Settings
 from jobs.image_readers import CODECS, COLD, FILES, OWN, REFERENCE, WARM, Data, Epochs, Way, make_data
 from jobs.measure import Row, Timing, compare, cpu_seconds, row_of, table_of, timed
 from jobs.measure_data import DTYPES, Entry, epoch_of, measure_data, opened, require_same_images, time_epoch
+from jobs.measure_memory import anonymous_bytes, memory_rows
 
 WAYS = {f"{way.name}, {way.variant}": way for way in [*WARM, *COLD, *CODECS]}
 PEERS = {"webdataset": "webdataset", "litdata": "litdata", "streaming": "MosaicML streaming"}
@@ -281,3 +282,23 @@ def test_bad_settings_are_refused(setting: str, value: str, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         config.parse("benchmark", ["data", f"--{setting}={value}"])
     assert setting in capsys.readouterr().err
+
+
+def test_memory_grows_by_what_is_kept_of_each_image(tmp_path: Path) -> None:
+    few, many = memory_rows(tmp_path, batch_size=8, num_images=(1000, 201_000))
+    assert few.unit == many.unit == "MB"
+    assert few.ours is not None
+    # A label alone has 8 bytes; the pixels have 16 more, which a reader does not keep.
+    assert 8 <= many.extra["bytes_per_image"] < 500
+    assert many.ours == pytest.approx(few.ours + 0.2 * many.extra["bytes_per_image"])
+
+
+def test_anonymous_memory_is_what_no_file_holds(tmp_path: Path) -> None:
+    np.save(tmp_path / "file.npy", np.ones(10**7))
+    before = anonymous_bytes()
+    mapped = np.load(tmp_path / "file.npy", mmap_mode="r")
+    assert mapped.sum() == 10**7
+    assert anonymous_bytes() - before < 10**7
+    made = np.ones(10**7)
+    assert anonymous_bytes() - before > 7 * 10**7
+    assert made.size == mapped.size

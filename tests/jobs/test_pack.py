@@ -13,6 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from conftest import axion, put
@@ -252,11 +253,7 @@ def test_bytes_and_fractions_in_one_folder_are_kept_as_they_are_or_refused(tmp_p
 def stored(folder: Path) -> np.ndarray:
     """All images of a split as they are stored, in the order of their ids."""
     split = Split(folder)
-    parts = []
-    for shard in split.manifest.shards:
-        with h5py.File(folder / shard["file"]) as file:
-            parts.append(np.asarray(file["image"]))
-    return np.concatenate(parts)[np.argsort(split.ids)]
+    return split.column("image")[np.argsort(split.ids)]
 
 
 def integers(source: Path, dtype: str, *values: int) -> np.ndarray:
@@ -287,7 +284,7 @@ def test_integers_stay_integers_and_floats_become_float32(tmp_path: Path, dtype:
     images = integers(tmp_path / "in", dtype)
     (split,) = packed("deeplense", tmp_path / "in", tmp_path / "out").values()
     assert split.schema.dtype == kept
-    np.testing.assert_array_equal(stored(split.folder), images)
+    np.testing.assert_array_equal(stored(split.folders[0]), images)
 
 
 @pytest.mark.parametrize(("dtype", "values"), [("int64", (2**31,)), ("uint32", (2**32 - 1,)), ("int64", (-(2**40),))])
@@ -306,9 +303,9 @@ def test_scale_and_zero_say_what_stored_integers_mean(tmp_path: Path) -> None:
     images = integers(tmp_path / "in", "int16", -32768, 32767)
     choice = {"scale": 0.5, "zero": 100.0}
     (split,) = packed("deeplense", tmp_path / "in", tmp_path / "out", **choice).values()
-    np.testing.assert_array_equal(stored(split.folder), images)
+    np.testing.assert_array_equal(stored(split.folders[0]), images)
     assert (split.schema.scale, split.schema.zero) == (0.5, 100)
-    np.testing.assert_allclose(split.manifest.statistics["mean"], [images.mean() / 2 + 100], rtol=1e-12)
+    np.testing.assert_allclose(split.manifests[0].statistics["mean"], [images.mean() / 2 + 100], rtol=1e-12)
     for dtype in ("float32", "float16"):
         with pytest.raises(ValueError, match=f"scale and zero are for .* these are stored as {dtype}"):
             packed("deeplense", tmp_path / "in", tmp_path / "other", dtype=dtype, **choice)
