@@ -11,13 +11,6 @@ from typing import Any, Literal
 from jobs.config import plain, require
 from jobs.runs import environment, num_cores, version_of
 
-MEASUREMENTS = {
-    "simulate": "measure_simulation",
-    "train": "measure_training",
-    "data": "measure_data",
-    "checkpoint": "measure_checkpoint",
-}
-"""The module of each, and the function in it that makes the rows."""
 DEFAULTS = {
     "simulate": {"num_images": 96},
     "train": {"batch_size": 64},
@@ -74,14 +67,13 @@ class Settings:
 def run(settings: Settings) -> int:
     """Print a table, and write it with its circumstances if asked."""
     from deeplense.files import write_json
-    from jobs.measure import table_of
+    from jobs.measuring.timing import table_of
     from jobs.progress import say
 
     usual = DEFAULTS.get(settings.what, {})
     settings = replace(settings, **{name: getattr(settings, name) or value for name, value in usual.items()})
     before = circumstances(settings)
-    name = MEASUREMENTS[settings.what]
-    rows = getattr(importlib.import_module(f"jobs.{name}"), name)(settings)
+    rows = importlib.import_module(f"jobs.measuring.{settings.what}").measure(settings)
     for line in table_of(rows):
         say(line)
     if settings.output:

@@ -6,6 +6,12 @@ from typing import Literal
 
 from jobs.config import FREE, require
 
+ABOVE_ZERO = ("batch_size", "epochs", "lr", "period_epochs", "evaluate_epochs", "gradient_accumulation")
+ABOVE_ZERO += ("log_interval", "shuffle_block", "shuffle_window")
+ZERO_OR_MORE = ("lr_min", "weight_decay", "warmup_epochs", "random_rotation", "num_workers", "read_ahead")
+ZERO_OR_MORE += ("checkpoint_minutes", "hang_minutes", "seed")
+BELOW_ONE = ("dropout", "label_smoothing", "val_fraction")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -121,32 +127,12 @@ class Settings:
     """project at W&B"""
 
     def __post_init__(self) -> None:
-        for name in (
-            "batch_size",
-            "epochs",
-            "lr",
-            "period_epochs",
-            "evaluate_epochs",
-            "gradient_accumulation",
-            "log_interval",
-            "shuffle_block",
-            "shuffle_window",
-        ):
+        for name in ABOVE_ZERO:
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be above 0.")
-        for name in ("dropout", "label_smoothing", "val_fraction"):
-            require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} must be at least 0 and below 1.")
-        for name in (
-            "lr_min",
-            "weight_decay",
-            "warmup_epochs",
-            "random_rotation",
-            "num_workers",
-            "read_ahead",
-            "checkpoint_minutes",
-            "hang_minutes",
-            "seed",
-        ):
+        for name in ZERO_OR_MORE:
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 or more.")
+        for name in BELOW_ONE:
+            require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} must be at least 0 and below 1.")
         require(0 < self.label_fraction <= 1, f"label_fraction={self.label_fraction} must be above 0, and 1 at most.")
         require_weights(self.mix, balance=self.balance)
         require(

@@ -18,10 +18,10 @@ import torch
 
 from jobs import benchmark, config
 from jobs.benchmark import Settings
-from jobs.image_readers import CODECS, COLD, FILES, OWN, REFERENCE, WARM, Data, Epochs, Way, make_data
-from jobs.measure import Row, Timing, compare, cpu_seconds, row_of, table_of, timed
-from jobs.measure_data import DTYPES, Entry, epoch_of, measure_data, opened, require_same_images, time_epoch
-from jobs.measure_memory import anonymous_bytes, memory_rows
+from jobs.measuring.data import DTYPES, Entry, epoch_of, measure, opened, require_same_images, time_epoch
+from jobs.measuring.memory import anonymous_bytes, memory_rows
+from jobs.measuring.readers import CODECS, COLD, FILES, OWN, REFERENCE, WARM, Data, Epochs, Way, make_data
+from jobs.measuring.timing import Row, Timing, compare, cpu_seconds, row_of, table_of, timed
 
 WAYS = {f"{way.name}, {way.variant}": way for way in [*WARM, *COLD, *CODECS]}
 PEERS = {"webdataset": "webdataset", "litdata": "litdata", "streaming": "MosaicML streaming"}
@@ -204,7 +204,10 @@ def test_a_benchmark_of_reading_measures_all_that_is_installed(told: dict[str, A
     assert {f"stored as {name}" for name in (*DTYPES, "lz4", "zstd")} | {f"cold: {way.name}" for way in COLD} < set(
         names
     )
-    for row in told["rows"]:
+    mixing = [row for row in told["rows"] if row["what"].startswith("variance: ")]
+    assert [row["unit"] for row in mixing] == ["x chance"] * 3
+    assert all(row["ours"] > 0 and row["extra"]["store_sorted"] > 0 for row in mixing)
+    for row in [row for row in told["rows"] if row not in mixing]:
         if row["ours"] is None:
             assert "not installed" in row["note"]
             continue
@@ -233,8 +236,8 @@ def test_a_package_that_is_not_installed_is_named_and_how_to_get_it(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr("jobs.measure_data.WARM", [way for way in WARM if way.needs == module or way == REFERENCE])
-    monkeypatch.setattr("jobs.measure_data.CODECS", [])
+    monkeypatch.setattr("jobs.measuring.data.WARM", [way for way in WARM if way.needs == module or way == REFERENCE])
+    monkeypatch.setattr("jobs.measuring.data.CODECS", [])
     rows = {row.what: row for row in measure_data_in(tmp_path)}
     assert rows[f"warm: {PEERS[module]}"].ours is None
     assert "not installed" in rows[f"warm: {PEERS[module]}"].note
@@ -244,7 +247,7 @@ def test_a_package_that_is_not_installed_is_named_and_how_to_get_it(
 
 def measure_data_in(folder: Path) -> list[Row]:
     """The rows of the least work; nothing is left in the folder."""
-    rows = measure_data(settings_in(folder))
+    rows = measure(settings_in(folder))
     assert list(folder.iterdir()) == []
     return rows
 
@@ -257,15 +260,15 @@ def test_nothing_is_left_after_an_error_in_another_package(
         raise OSError("the other package gave up")
 
     failing = replace(FILES, name="failing", stored="failing", **{where: fail})
-    monkeypatch.setattr("jobs.measure_data.WARM", [REFERENCE, FILES, failing])
+    monkeypatch.setattr("jobs.measuring.data.WARM", [REFERENCE, FILES, failing])
     with pytest.raises(OSError, match="gave up"):
-        measure_data(settings_in(tmp_path))
+        measure(settings_in(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="are needed; give a --folder"):
-        measure_data(replace(settings_in(tmp_path), num_images=10**9, image_size=1000))
+        measure(replace(settings_in(tmp_path), num_images=10**9, image_size=1000))
     assert list(tmp_path.iterdir()) == []
 
 

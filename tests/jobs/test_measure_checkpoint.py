@@ -7,13 +7,13 @@ import torch
 from torch.distributed import checkpoint as dcp
 
 from jobs.benchmark import Settings
-from jobs.measure_checkpoint import REFERENCES, measure_checkpoint, states_of, tensors_of
+from jobs.measuring.checkpoint import REFERENCES, measure, states_of, tensors_of
 
 SMALL = "mobilenetv3_small_050"
 
 
 def test_each_way_is_measured_and_nothing_is_left(tmp_path: Path) -> None:
-    rows = measure_checkpoint(Settings(what="checkpoint", rounds=2, folder=tmp_path), model_name=SMALL)
+    rows = measure(Settings(what="checkpoint", rounds=2, folder=tmp_path), model_name=SMALL)
     assert [row.what for row in rows] == list(REFERENCES)
     assert all(row.ratio == 1 for row in rows if row.what == row.other_name)
     assert all(0 < (row.ratio_min or 0) <= (row.ratio or 0) <= (row.ratio_max or 0) for row in rows)
@@ -27,7 +27,7 @@ def test_a_way_of_others_that_fails_is_named_and_left_out(
         raise RuntimeError("no such backend")
 
     monkeypatch.setattr(dcp, "async_save", fail)
-    rows = measure_checkpoint(Settings(what="checkpoint", rounds=1, folder=tmp_path), model_name=SMALL)
+    rows = measure(Settings(what="checkpoint", rounds=1, folder=tmp_path), model_name=SMALL)
     missing = {row.what for row in rows if row.ours is None and "failed" in row.note}
     assert missing == {"torch async_save: stall", "torch async_save: in the background"}
     told = capsys.readouterr()

@@ -73,7 +73,7 @@ def lenstronomy_image(monkeypatch: pytest.MonkeyPatch) -> Callable[[System, Popu
     sie = pytest.importorskip("lenstronomy.LensModel.Profiles.sie").SIE
     core = property(lambda self: 1e-16, lambda self, value: None)
     monkeypatch.setattr(sie, "_s_scale", core, raising=False)
-    from jobs.measure_simulation import lenstronomy_image
+    from jobs.measuring.simulate import lenstronomy_image
 
     return lenstronomy_image
 

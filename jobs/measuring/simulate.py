@@ -19,10 +19,10 @@ from deeplense.simulation.images import (
 )
 from deeplense.simulation.populations import CLASSES, Population, System, default_mass_slope, draw_system
 from jobs.benchmark import Settings
-from jobs.measure import Row, compare
+from jobs.measuring.timing import Row, compare
 
 
-def measure_simulation(settings: Settings) -> list[Row]:
+def measure(settings: Settings) -> list[Row]:
     """Noiseless rendering of the same systems by both, on one core, in float32 (ours) and float64 (both)."""
     try:
         import lenstronomy  # noqa: F401  # type: ignore[import-not-found]

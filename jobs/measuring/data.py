@@ -22,9 +22,9 @@ from torch import Tensor
 from deeplense.data.sampling import Shuffle, epoch_order, variance_inflation
 from jobs.benchmark import Settings
 from jobs.config import require
-from jobs.image_readers import CODECS, COLD, OWN, REFERENCE, WARM, Data, Epochs, Way, make_data
-from jobs.measure import Pair, Row, Timing, row_of, timed
-from jobs.measure_memory import memory_rows
+from jobs.measuring.memory import memory_rows
+from jobs.measuring.readers import CODECS, COLD, OWN, REFERENCE, WARM, Data, Epochs, Way, make_data
+from jobs.measuring.timing import Pair, Row, Timing, row_of, timed
 from jobs.progress import Reporter
 
 DTYPES = ("float32", "float16", "uint8")
@@ -56,7 +56,7 @@ class Stored:
     missing: str = ""
 
 
-def measure_data(settings: Settings) -> list[Row]:
+def measure(settings: Settings) -> list[Row]:
     """Images per second, each way directly after the reference, in turns over all ways. What is made is removed."""
     require(hasattr(os, "posix_fadvise"), "this benchmark drops files from memory as only Linux lets it.")
     # It would ask PyPI for a newer version of itself.

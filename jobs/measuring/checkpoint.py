@@ -23,7 +23,7 @@ from deeplense.training import checkpoint
 from deeplense.training.checkpoint import State, step_folder
 from deeplense.training.saving import Saver
 from jobs.benchmark import Settings
-from jobs.measure import Row
+from jobs.measuring.timing import Row
 from jobs.progress import say
 
 Seconds = dict[str, float]
@@ -49,7 +49,7 @@ REFERENCES = {
 """What each is compared with, in the same round."""
 
 
-def measure_checkpoint(settings: Settings, *, model_name: str = MODEL) -> list[Row]:
+def measure(settings: Settings, *, model_name: str = MODEL) -> list[Row]:
     """Seconds of each way to save and read the state of a model with AdamW and a running mean, from the page cache:
     medians over rounds in which each has its turn; a ratio is formed with the reference of the same round."""
     states = states_of(model_name)

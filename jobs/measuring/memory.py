@@ -8,8 +8,8 @@ from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
-from jobs.image_readers import Data, make_data, read_own_steps, write_own
-from jobs.measure import Row
+from jobs.measuring.readers import Data, make_data, read_own_steps, write_own
+from jobs.measuring.timing import Row
 
 NUM_IMAGES = (610_352, 6_103_516)
 """As many as make 10 GB and 100 GB of 64 x 64 pixels in float32."""

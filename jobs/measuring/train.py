@@ -15,14 +15,13 @@ from deeplense.data.building import build
 from deeplense.simulation.populations import CLASSES, Population, default_mass_slope
 from deeplense.training.stopping import StopFlag
 from jobs.benchmark import Settings
-from jobs.config import require
-from jobs.measure import Row, compare
+from jobs.measuring.timing import Row, compare
 from jobs.simulate import Settings as SimulateSettings
 from jobs.simulate import make_samples, schema_of
 from jobs.train import Settings as TrainSettings
 
 
-def measure_training(settings: Settings) -> list[Row]:
+def measure(settings: Settings) -> list[Row]:
     """Updates of `deeplense train` (shards, order, normalisation, agreement on stopping) against a bare loop over a
     tensor in memory."""
     from jobs.staged import Copies
@@ -31,15 +30,9 @@ def measure_training(settings: Settings) -> list[Row]:
     from jobs.watchdog import Watchdog
 
     with tempfile.TemporaryDirectory() as folder:
-        num_per_class = -(-settings.batch_size * settings.num_steps // 3)
-        simulated = SimulateSettings(output=Path(folder) / "data", model=settings.model, num_per_class=num_per_class)
-        population = Population(settings.model, simulated.preset, default_mass_slope(simulated.preset))
-        schema = schema_of(simulated, population)
-        make = partial(make_samples, population=population, seed=0, split="train")
-        require(list(build(simulated.output / "train", schema, make))[-1] > 0, "nothing was simulated.")
         trained = TrainSettings(
             run=Path(folder) / "run",
-            dataset=str(simulated.output),
+            dataset=str(simulate_for(settings, Path(folder) / "data")),
             model_name=settings.model_name,
             batch_size=settings.batch_size,
             epochs=1e6,
@@ -73,6 +66,17 @@ def measure_training(settings: Settings) -> list[Row]:
         if training.tracker is not None:
             training.tracker.close(exit_code=0)
         return [row]
+
+
+def simulate_for(settings: Settings, output: Path) -> Path:
+    """A data set with as many images as a round takes."""
+    num_per_class = -(-settings.batch_size * settings.num_steps // 3)
+    simulated = SimulateSettings(output=output, model=settings.model, num_per_class=num_per_class)
+    population = Population(settings.model, simulated.preset, default_mass_slope(simulated.preset))
+    make = partial(make_samples, population=population, seed=0, split="train")
+    for _ in build(output / "train", schema_of(simulated, population), make):
+        pass
+    return output
 
 
 def bare_loop(images: np.ndarray, labels: np.ndarray, settings: Settings, device: torch.device) -> Iterator[None]:
