@@ -28,7 +28,7 @@ class ToldToStop(InterruptedError):
 
 
 class Copies:
-    """Context manager of the copies that this rank reads; with the last rank of the last run that reads one, it goes.
+    """Context manager of the copies that this rank reads; the last to leave one removes it.
 
     One rank of each node makes them, in a thread. All ranks wait in rounds of half a second, in which they tell each
     other how far they are: no wait comes near a time-out of the group, the watchdog sees whether a copy grows, and a
@@ -49,8 +49,8 @@ class Copies:
     def stage(self, splits: Sequence[Split], way: str, accelerator: Accelerator) -> str:
         """Have the images of these splits read as the setting `stage` says; returns where that is, in words.
 
-        What goes wrong on a node is an error on all ranks; with auto, a place that does not do is none. Who is told to
-        stop reads in place: one step, and the run leaves as ever.
+        What goes wrong on a node is an error on all ranks; with auto, a place that does not do is none. A signal to any
+        of them raises ToldToStop on all.
         """
         place = place_of(way)
         if place is None:
@@ -58,9 +58,13 @@ class Copies:
         different = list(dict.fromkeys(splits))
         try:
             copies = self.copy_on_all_nodes(different, place, accelerator)
+        except ToldToStop:
+            self.leaving.close()
+            leave_together(accelerator)
+            raise
         except (Unfit, OSError) as problem:
             self.leaving.close()
-            if way != "auto" and not isinstance(problem, ToldToStop):
+            if way != "auto":
                 raise
             announce(accelerator, f"no copy is made: {problem}")
             return "in place"
@@ -78,8 +82,9 @@ class Copies:
             work = pool.submit(self.make, splits, place) if accelerator.is_local_main_process else None
             try:
                 self.wait_in_rounds(work, accelerator, num_bytes)
-            finally:
+            except BaseException:
                 self.stopping.set()
+                raise
         on_all(accelerator, work.result if work else lambda: None)
         copies = on_all(accelerator, lambda: self.join(splits, place))
         names, seconds = " and ".join(split.name for split in splits), time.monotonic() - begun
@@ -119,6 +124,13 @@ class Copies:
                 # The end is told by a line of its own.
                 reporter.update(min(int(self.num_bytes / 1e6), total - 1))
                 before = states
+
+
+def leave_together(accelerator: Accelerator) -> None:
+    """Say that the attempt ends before its first step; no rank leaves while another still reads the last message."""
+    announce(accelerator, "told to stop while the images were copied. The same command continues.")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 def place_of(way: str) -> Path | None:

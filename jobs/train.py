@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from jobs.attempts import EXIT_STOPPED
 from jobs.config import FREE, require
 
 ABOVE_ZERO = ("batch_size", "epochs", "lr", "period_epochs", "evaluate_epochs", "gradient_accumulation")
@@ -179,9 +180,9 @@ def require_weights(mix: str, *, balance: str) -> None:
 
 
 def run(settings: Settings) -> int:
-    """Train until done or told to stop; returns 0, or 85 when stopped with the state saved."""
+    """Train until done or told to stop; returns 0, or 85 when stopped with the state saved (or none made)."""
     from deeplense.training.stopping import StopFlag
-    from jobs.staged import Copies
+    from jobs.staged import Copies, ToldToStop
     from jobs.training_run import train_to_the_end
     from jobs.training_start import begin
     from jobs.watchdog import Watchdog
@@ -191,7 +192,10 @@ def run(settings: Settings) -> int:
         Watchdog(settings.run, minutes=settings.hang_minutes) as watchdog,
         Copies(stop, watchdog) as copies,
     ):
-        training = begin(settings, watchdog, copies)
+        try:
+            training = begin(settings, watchdog, copies)
+        except ToldToStop:
+            return EXIT_STOPPED
         if training is None:
             return 0
         return train_to_the_end(training, stop)

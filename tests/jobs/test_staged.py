@@ -208,18 +208,18 @@ def signal_and_never_end() -> None:
     staging.pour = pour
 
 
-def test_a_signal_to_one_rank_while_it_copies_ends_the_copying_and_the_run_leaves_as_ever(
+def test_a_signal_to_one_rank_while_it_copies_ends_all_before_the_first_step(
     dataset: Path, tmp_path: Path, place: Path, start: Start
 ) -> None:
     run, words = tmp_path / "run", train(dataset, tmp_path / "run", SMALL | {"stage": "node_local"})
     ranks = both(start, words, place, signal_and_never_end)
     assert [rank.wait() for rank in ranks] == [EXIT_STOPPED] * 2
-    assert "no copy is made: told to stop" in ranks[0].log.read_text()
-    assert read_attempts(run)[-1]["ended"] == "stopped by SIGTERM"
+    assert ranks[0].log.read_text() == "told to stop while the images were copied. The same command continues.\n"
+    assert read_attempts(run) == []
     assert copied(place) == []
     again = both(start, words, place)
     assert [rank.wait() for rank in again] == [0, 0], again[0].log.read_text()
-    assert [attempt["first_step"] for attempt in read_attempts(run)] == [0, 1]
+    assert [attempt["ended"] for attempt in read_attempts(run)] == ["finished"]
 
 
 def test_the_watchdog_is_told_of_every_round_in_which_a_copy_grows_and_of_no_other(
