@@ -1,10 +1,10 @@
 """Building a split: which shards are missing, the processes that write them, and the manifest in the end.
 
-One call may write all, or parts of the shards be written by jobs of their own, on any nodes and at any time; the bytes
-do not depend on it. A part writes shards and removes none. The manifests come when no shard of the data set is missing,
-from whichever job sees that: it lists the folders, which a network file system answers afresh, and holds no lock. Where
-two see it at a time they write the same bytes, each by a rename. Where none does (the last was killed just then), the
-same command without a part finds all shards there and writes the manifests.
+One call may write all, or jobs of their own write parts of the shards, on any nodes and at any time; the bytes do not
+depend on it. A part writes shards and removes none. The manifests come when no shard of the data set is missing, from
+whichever job sees that. No lock is held: each lists the folders after its own last rename there, so that on a network
+file system, too, the last sees all. Where two see it at a time they write the same bytes, each by a rename. Where none
+does (the last was killed just then), the same command without a part finds all shards and writes the manifests.
 """
 
 import hashlib
@@ -82,8 +82,9 @@ def build_part(
             cannot be made keeps the data set from ever being complete.
     """
     numbers = shards_of(schema, part)
-    for number in numbers:
-        for leftover in folder.glob(f"{TEMPORARY}{shard_name(number)}-*"):
+    ours = {f"{TEMPORARY}{shard_name(number)}" for number in numbers}
+    for leftover in folder.glob(f"{TEMPORARY}*"):
+        if leftover.name.rpartition("-")[0] in ours:
             remove(leftover)
     yield from write_missing(folder, schema, make, numbers, num_workers)
 
