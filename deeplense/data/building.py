@@ -9,6 +9,7 @@ does (the last was killed just then), the same command without a part finds all 
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from deeplense.data.processes import end_with
 from deeplense.data.shards import (
     FORMAT,
     MANIFEST,
@@ -146,7 +148,8 @@ def write_all(folder: Path, schema: Schema, make: Make, numbers: Sequence[int], 
     context = get_context("forkserver")
     # Imported once, before the writers are forked: on a shared file system many imports at a time are slow.
     context.set_forkserver_preload(["torch", getattr(make, "func", make).__module__])
-    with ProcessPoolExecutor(min(num_workers, len(numbers)), mp_context=context) as pool:
+    count = min(num_workers, len(numbers))
+    with ProcessPoolExecutor(count, mp_context=context, initializer=end_with, initargs=(os.getpid(),)) as pool:
         jobs = {
             pool.submit(make_and_write, folder / shard_name(number), schema, make, ranges[number]): number
             for number in numbers
