@@ -1,14 +1,15 @@
 """Building a split: which shards are missing, the processes that write them, and the manifest in the end.
 
-One call may write all, or parts of the shards be written by jobs of their own, on any nodes and at any time; the bytes
-do not depend on it. A part writes shards and removes none. The manifests come when no shard of the data set is missing,
-from whichever job sees that: it lists the folders, which a network file system answers afresh, and holds no lock. Where
-two see it at a time they write the same bytes, each by a rename. Where none does (the last was killed just then), the
-same command without a part finds all shards there and writes the manifests.
+One call may write all, or jobs of their own write parts of the shards, on any nodes and at any time; the bytes do not
+depend on it. A part writes shards and removes none. The manifests come when no shard of the data set is missing, from
+whichever job sees that. No lock is held: each lists the folders after its own last rename there, so that on a network
+file system, too, the last sees all. Where two see it at a time they write the same bytes, each by a rename. Where none
+does (the last was killed just then), the same command without a part finds all shards and writes the manifests.
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from deeplense.data.processes import end_with
 from deeplense.data.shards import (
     FORMAT,
     MANIFEST,
@@ -82,8 +84,9 @@ def build_part(
             cannot be made keeps the data set from ever being complete.
     """
     numbers = shards_of(schema, part)
-    for number in numbers:
-        for leftover in folder.glob(f"{TEMPORARY}{shard_name(number)}-*"):
+    ours = {f"{TEMPORARY}{shard_name(number)}" for number in numbers}
+    for leftover in folder.glob(f"{TEMPORARY}*"):
+        if leftover.name.rpartition("-")[0] in ours:
             remove(leftover)
     yield from write_missing(folder, schema, make, numbers, num_workers)
 
@@ -145,7 +148,8 @@ def write_all(folder: Path, schema: Schema, make: Make, numbers: Sequence[int], 
     context = get_context("forkserver")
     # Imported once, before the writers are forked: on a shared file system many imports at a time are slow.
     context.set_forkserver_preload(["torch", getattr(make, "func", make).__module__])
-    with ProcessPoolExecutor(min(num_workers, len(numbers)), mp_context=context) as pool:
+    count = min(num_workers, len(numbers))
+    with ProcessPoolExecutor(count, mp_context=context, initializer=end_with, initargs=(os.getpid(),)) as pool:
         jobs = {
             pool.submit(make_and_write, folder / shard_name(number), schema, make, ranges[number]): number
             for number in numbers

@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -115,6 +117,33 @@ def test_a_writer_holds_one_shard_at_a_time(tmp_path: Path) -> None:
 
     made(tmp_path, make=watched)
     assert len(alive) == 4
+
+
+def never(rows: range) -> Samples:
+    Path(f"{os.environ['NOTES']}/{os.getpid()}").touch()
+    time.sleep(1000)
+    return samples(rows)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_the_process_that_they_work_for(tmp_path: Path, number: signal.Signals) -> None:
+    noted = tmp_path / "notes"
+    noted.mkdir()
+    call = f"t.made(t.Path({str(tmp_path / 'train')!r}), make=t.never, num_workers=2)"
+    program, variables = f"import tests.data.test_building as t; {call}", os.environ | {"NOTES": str(noted)}
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=variables) as main:
+        wait_for(lambda: len(list(noted.iterdir())) == 2)
+        main.send_signal(number)
+    workers = [Path("/proc") / path.name for path in noted.iterdir()]
+    wait_for(lambda: not any(worker.exists() for worker in workers))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
