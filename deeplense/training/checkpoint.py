@@ -3,7 +3,8 @@ verified when read.
 
     CHECKPOINTS/step_00001200/  NAME.safetensors  NAME.json  ...  manifest.json
 
-NAME is what has the state (model, optimizer, ...). No pickles.
+NAME is what has the state (model, optimizer, ...). No pickles. Of states that are sharded over ranks, each rank writes
+its pieces (see `pieces`), and any number of ranks reads the whole.
 """
 
 import json
@@ -19,9 +20,20 @@ from typing import Any, TypeVar
 import torch
 import xxhash
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from deeplense.files import checksum, read_json, remove, remove_leftovers, replacing, sync_tree
-from deeplense.training import tensor_file
+from deeplense.files import (
+    TEMPORARY,
+    checksum,
+    read_json,
+    remove,
+    remove_leftovers,
+    replacing,
+    sync,
+    sync_tree,
+    write_json,
+)
+from deeplense.training import pieces, tensor_file
 
 FORMAT = "deeplense-checkpoint/2"
 BEFORE = "deeplense-checkpoint/1"
@@ -29,7 +41,6 @@ BEFORE = "deeplense-checkpoint/1"
 MANIFEST = "manifest.json"
 TENSOR = "__tensor__"
 PAGE = 4096
-ENDINGS = (".json", ".safetensors")
 State = Mapping[str, Any]
 Buffers = dict[str, Tensor]
 """Memory for the tensors of each state, kept from one snapshot to the next: to get it anew takes longer than the
@@ -87,27 +98,37 @@ def buffer_of(tensors: Mapping[str, Tensor], name: str, buffers: Buffers) -> Ten
     return buffers[name]
 
 
-def flatten_all(states: Mapping[str, State]) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """The trees of states, and the tensors of each by their path."""
-    tensors: dict[str, dict[str, Tensor]] = {name: {} for name in states}
-    return {name: flatten(state, tensors[name]) for name, state in states.items()}, tensors
-
-
-def prepare(states: Mapping[str, State], buffers: Buffers) -> None:
+def prepare(states: Mapping[str, State], buffers: Buffers, *, rank: int = 0) -> None:
     """Get the memory for snapshots of such states."""
-    for name, tensors in flatten_all(states)[1].items():
+    for name, (_, tensors) in parts_of(states, rank=rank).items():
         buffer_of(tensors, name, buffers)
 
 
-def snapshot(states: Mapping[str, State], buffers: Buffers) -> Snapshot:
-    """Copy states into `buffers`, which must stay as they are until the snapshot is written."""
-    trees, all_tensors = flatten_all(states)
-    images = {name: buffer_of(tensors, name, buffers) for name, tensors in all_tensors.items()}
-    for name, tensors in all_tensors.items():
+def snapshot(states: Mapping[str, State], buffers: Buffers, *, rank: int = 0) -> Snapshot:
+    """Copy what a rank writes of states into `buffers`, which must stay as they are until the snapshot is written."""
+    parts = parts_of(states, rank=rank)
+    images = {name: buffer_of(tensors, name, buffers) for name, (_, tensors) in parts.items()}
+    for name, (_, tensors) in parts.items():
         tensor_file.fill(images[name], tensors)
-    if any(tensor.device.type != "cpu" for tensors in all_tensors.values() for tensor in tensors.values()):
+    if any(tensor.device.type != "cpu" for _, tensors in parts.values() for tensor in tensors.values()):
         torch.accelerator.synchronize()
+    trees = {name: tree for name, (tree, _) in parts.items()}
     return Snapshot(datetime.now(UTC).isoformat(timespec="milliseconds"), trees, images)
+
+
+def parts_of(states: Mapping[str, State], *, rank: int) -> dict[str, tuple[Any, dict[str, Tensor]]]:
+    """What a rank writes, a tree and tensors by the name of their files: the first rank what is whole, each its pieces
+    of what is sharded, with their places."""
+    parts: dict[str, tuple[Any, dict[str, Tensor]]] = {}
+    for name, state in states.items():
+        tensors: dict[str, Tensor] = {}
+        tree = flatten(state, tensors)
+        sharded = {path: tensor for path, tensor in tensors.items() if isinstance(tensor, DTensor)}
+        if rank == 0:
+            parts[name] = tree, {path: tensor for path, tensor in tensors.items() if path not in sharded}
+        if sharded:
+            parts[pieces.file_name(name, rank)] = pieces.of_this_rank(sharded)
+    return parts
 
 
 def write(path: Path, taken: Snapshot, *, ready: Callable[[Path], None] = lambda folder: None) -> None:
@@ -118,14 +139,50 @@ def write(path: Path, taken: Snapshot, *, ready: Callable[[Path], None] = lambda
     """
     with replacing(path) as temporary:
         temporary.mkdir()
-        files = {}
-        for name, tree in taken.trees.items():
-            files[f"{name}.json"] = put(temporary / f"{name}.json", json.dumps(tree).encode())
-            image = taken.images[name].numpy().data
-            files[f"{name}.safetensors"] = put(temporary / f"{name}.safetensors", image)
-        write_manifest(temporary, files, time=taken.time)
+        write_manifest(temporary, write_files(temporary, taken), time=taken.time)
         sync_tree(temporary)
         ready(temporary)
+
+
+def write_files(folder: Path, taken: Snapshot) -> dict[str, str]:
+    """Write the files of a snapshot; returns their checksums."""
+    files = {}
+    for name, tree in taken.trees.items():
+        files[f"{name}.json"] = put(folder / f"{name}.json", json.dumps(tree).encode())
+        files[f"{name}.safetensors"] = put(folder / f"{name}.safetensors", taken.images[name].numpy().data)
+    return files
+
+
+def write_part(path: Path, taken: Snapshot, *, rank: int, token: str) -> None:
+    """Write what a rank has of a sharded checkpoint beside its place, synced; `token` is the same on all ranks, and
+    another in each attempt. When all ranks have, one calls `publish`."""
+    folder = part_folder(path, token)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = write_files(folder, taken)
+    for name in files:
+        sync(folder / name)
+    write_json(folder / pieces.list_name(rank), files)
+
+
+def publish(
+    path: Path, *, num_ranks: int, token: str, time: str, ready: Callable[[Path], None] = lambda folder: None
+) -> None:
+    """Put a sharded checkpoint in its place, when all ranks have written their parts."""
+    folder = part_folder(path, token)
+    lists = [folder / pieces.list_name(rank) for rank in range(num_ranks)]
+    files = {name: found for file in lists for name, found in read_json(file).items()}
+    with replacing(path) as temporary:
+        folder.rename(temporary)
+        for file in {*temporary.iterdir()} - {temporary / name for name in files}:
+            remove(file)
+        write_manifest(temporary, files, time=time)
+        sync_tree(temporary)
+        ready(temporary)
+
+
+def part_folder(path: Path, token: str) -> Path:
+    """Where the ranks write a sharded checkpoint."""
+    return path.parent / f"{TEMPORARY}{path.name}-{token}"
 
 
 def save(path: Path, states: Mapping[str, State]) -> None:
@@ -187,17 +244,31 @@ def damage(path: Path) -> str | None:
 
 
 def load(path: Path) -> dict[str, State]:
-    """Read a checkpoint, each file once. Raises ValueError, saying what is wrong, where it is damaged."""
+    """Read a checkpoint, each file once; what was written in pieces is put together. Raises ValueError, saying what is
+    wrong, where it is damaged."""
     try:
         files = read_manifest(path)["files"]
-        images = {name: verified(tensor_file.read, path / name, expected) for name, expected in files.items()}
+        names = [name.removesuffix(".json") for name in files if name.endswith(".json")]
+        return {name: load_state(path, name, files) for name in names if not pieces.is_piece(name)}
     except (ValueError, OSError) as error:
         raise ValueError(f"The checkpoint {path} is damaged: {error}.") from error
-    states = {}
-    for name in [name.removesuffix(".json") for name in images if name.endswith(".json")]:
-        tensors = tensor_file.released(tensor_file.tensors_in(images.pop(f"{name}.safetensors")))
-        states[name] = unflatten(json.loads(bytes(images[f"{name}.json"].numpy())), tensors)
-    return states
+
+
+def load_state(path: Path, name: str, files: Mapping[str, str]) -> State:
+    """One state of a checkpoint whose files have these checksums."""
+    tree, tensors = load_part(path, name, files)
+    parts = [file.removesuffix(".json") for file in files if pieces.is_piece(file, of=name) and file.endswith(".json")]
+    if parts:
+        tensors |= pieces.put_together(load_part(path, part, files) for part in parts)
+    return unflatten(tree, tensors)
+
+
+def load_part(path: Path, name: str, files: Mapping[str, str]) -> tuple[Any, dict[str, Tensor]]:
+    """The tree and the tensors in two files."""
+    text, image = (
+        verified(tensor_file.read, path / file, files[file]) for file in (f"{name}.json", f"{name}.safetensors")
+    )
+    return json.loads(bytes(text.numpy())), tensor_file.released(tensor_file.tensors_in(image))
 
 
 def link(source: Path, target: Path, names: Mapping[str, str]) -> None:
@@ -208,9 +279,10 @@ def link(source: Path, target: Path, names: Mapping[str, str]) -> None:
         temporary.mkdir()
         files = {}
         for name, original in names.items():
-            for ending in ENDINGS:
-                link_or_copy(source / f"{original}{ending}", temporary / f"{name}{ending}")
-                files[f"{name}{ending}"] = manifest["files"][f"{original}{ending}"]
+            for file, expected in manifest["files"].items():
+                if file in (f"{original}.json", f"{original}.safetensors") or pieces.is_piece(file, of=original):
+                    link_or_copy(source / file, temporary / f"{name}{file.removeprefix(original)}")
+                    files[f"{name}{file.removeprefix(original)}"] = expected
         write_manifest(temporary, files, time=manifest["time"])
 
 
