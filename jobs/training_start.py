@@ -15,13 +15,15 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
-from deeplense.data.dataset import Split
-from deeplense.data.order import key, num_steps
+from deeplense.data.dataset import Split, in_pieces
+from deeplense.data.order import key, num_steps, rank_slice
+from deeplense.data.shards import statistics_of
 from deeplense.files import replacing
 from deeplense.models.registry import Network
 from deeplense.training import checkpoint
 from deeplense.training.loop import (
     from_main,
+    gather_lists,
     make_accelerator,
     prepare,
 )
@@ -130,7 +132,7 @@ def begin(settings: Settings, watchdog: Watchdog, copies: Copies) -> TrainingRun
     if saved is not None:
         restore(saved, network, optimizer, progress, ema)
     else:
-        progress.statistics = train.split.statistics(train.indices)
+        progress.statistics = statistics_over_ranks(train, accelerator)
     progress.best, progress.best_step = best_of(settings.run / "checkpoints", accelerator)
     model, prepared = prepare(accelerator, network, optimizer)
     if saved is not None and accelerator.scaler is not None:
@@ -175,6 +177,14 @@ def prepare_reading(train: Part, val: Part, way: str, accelerator: Accelerator, 
         needed = [part.indices for part in (train, val) if part.split is split]
         on_all(accelerator, partial(split.keep_on, accelerator.device, np.concatenate(needed)))
     return f"held on {accelerator.device}"
+
+
+def statistics_over_ranks(part: Part, accelerator: Accelerator) -> dict[str, list[float]]:
+    """Mean and standard deviation of each band over some samples, to which each rank adds its share; they do not depend
+    on how many ranks there are."""
+    pieces = in_pieces(part.indices)
+    mine = pieces[rank_slice(len(pieces), accelerator.process_index, accelerator.num_processes)]
+    return statistics_of(gather_lists(accelerator, on_all(accelerator, lambda: list(map(part.split.moments, mine)))))
 
 
 def announce_beginning(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deeplense.data.order import rank_slice
 from deeplense.data.reading import HeldImages, MappedImages, ShardFile, open_images
-from deeplense.data.shards import Manifest, check_shard, column, image_filters, moments_of, statistics_of
+from deeplense.data.shards import Manifest, Moments, check_shard, column, image_filters, moments_of
 from deeplense.data.transforms import NUM_UNIFORMS
 
 READ_ROWS = 256
@@ -130,18 +130,14 @@ class Split:
 
     def hashes(self, indices: np.ndarray) -> np.ndarray:
         """A 64-bit hash of the pixels of each of these images, (n,)."""
-        parts = [self.images(indices[k : k + READ_ROWS]) for k in range(0, len(indices), READ_ROWS)]
+        parts = [self.images(rows) for rows in in_pieces(indices)]
         return np.array(
             [xxhash.xxh3_64_intdigest(image.tobytes()) for part in parts for image in part], dtype=np.uint64
         )
 
-    def statistics(self, indices: np.ndarray) -> dict[str, list[float]]:
-        """Mean and standard deviation of each band over these images; from the manifest where they are all of the
-        split."""
-        if len(np.unique(indices)) == len(indices) == len(self) and len(self.manifests) == 1:
-            return self.manifests[0].statistics
-        parts = [indices[k : k + READ_ROWS] for k in range(0, len(indices), READ_ROWS)]
-        return statistics_of([moments_of(self.images(part)) for part in parts])
+    def moments(self, indices: np.ndarray) -> Moments:
+        """Number of pixels a band, their sum and their sum of squares over these images."""
+        return moments_of(self.images(indices))
 
     def keep_on(self, device: torch.device, indices: np.ndarray) -> None:
         """Hold these images on a device from now on, and no others. Raises ValueError where they do not fit."""
@@ -169,6 +165,11 @@ class Split:
             scale=self.schema.scale,
             zero=self.schema.zero,
         )
+
+
+def in_pieces(indices: np.ndarray) -> list[np.ndarray]:
+    """Indices as many at a time as are read at once."""
+    return [indices[k : k + READ_ROWS] for k in range(0, len(indices), READ_ROWS)]
 
 
 def refuse_unlike(manifests: Sequence[Manifest]) -> None:

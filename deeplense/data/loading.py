@@ -1,20 +1,19 @@
 """The batches of a training, read ahead."""
 
 import os
-import select
 import signal
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing import forkserver, resource_tracker
-from threading import Thread
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from deeplense.data.dataset import Batch, Split
 from deeplense.data.order import uniforms
+from deeplense.data.processes import end_with
 from deeplense.data.sampling import Order
 from deeplense.data.transforms import NUM_UNIFORMS
 
@@ -93,16 +92,7 @@ def start_fork_server() -> None:
 
 
 def live_as_long_as(main_process: int, worker: int) -> None:
-    """In a process of the loader: leave signals to the main process, and end when that ends, however it does. (The fork
-    server does not see to it: it waits for its children, and they for it.)"""
+    """In a process of the loader: leave signals to the main process, and end when that ends."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(os, "pidfd_open"):
-        watcher = os.pidfd_open(main_process)
-        Thread(target=end_with, args=(watcher,), daemon=True).start()
-
-
-def end_with(watcher: int) -> None:
-    """End this process when the other one has ended."""
-    select.select([watcher], [], [])
-    os._exit(1)
+    end_with(main_process)

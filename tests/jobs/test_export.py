@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from deeplense.data.building import build
-from deeplense.data.shards import Samples, Schema
+from deeplense.data.shards import Samples, Schema, statistics_of
 from deeplense.models import portable
 from deeplense.models.registry import Network
 from deeplense.training import checkpoint
@@ -75,7 +75,7 @@ def run_of(lenses: Path, tmp_path: Path) -> Callable[..., tuple[Path, Network]]:
             network = unlike_any_start(make_network(settings, part.split, load_pretrained=False), seed=seed)
             networks[kind] = network.eval()
             progress = {"step": 7, "best": 0.5, "best_step": 7, "dataset_id": part.split.dataset_id}
-            progress["statistics"] = part.split.statistics(part.indices)
+            progress["statistics"] = statistics_of([part.split.moments(part.indices)])
             states = {"model": network.state_dict(), "progress": progress}
             checkpoint.save(checkpoint.step_folder(run / "checkpoints", 7, kind=kind), states)
         return run, networks["best"]
