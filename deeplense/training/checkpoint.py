@@ -167,7 +167,8 @@ def write_part(path: Path, taken: Snapshot, *, rank: int, token: str) -> None:
 def publish(
     path: Path, *, num_ranks: int, token: str, time: str, ready: Callable[[Path], None] = lambda folder: None
 ) -> None:
-    """Put a sharded checkpoint in its place, when all ranks have written their parts."""
+    """Put a sharded checkpoint in its place, when all ranks have written their parts. What it leaves out of other
+    attempts goes; no rank may write its next part before it returns, for `remove_old` would take that as a leftover."""
     folder = part_folder(path, token)
     lists = [folder / pieces.list_name(rank) for rank in range(num_ranks)]
     files = {name: found for file in lists for name, found in read_json(file).items()}
