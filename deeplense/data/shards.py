@@ -175,12 +175,15 @@ def stored_images(schema: Schema, samples: Samples) -> np.ndarray:
         beyond, limits = stored != given, f"whole, {np.iinfo(stored.dtype).min} to {np.iinfo(stored.dtype).max}"
     refuse(samples, beyond, f"has values that {schema.dtype} cannot hold ({limits}); give another --dtype.")
     if schema.dtype == "float16":
-        lost = [
-            np.abs(new - old).max() > FLOAT16_LOSS * np.abs(old).max() for new, old in zip(stored, given, strict=True)
-        ]
         told = "is so faint that float16 loses more than 0.1 % of its brightest pixel; give --dtype float32."
-        refuse(samples, np.array(lost), told)
+        refuse(samples, np.array([is_lost(*pair) for pair in zip(stored, given, strict=True)]), told)
     return stored
+
+
+def is_lost(stored: np.ndarray, given: np.ndarray) -> bool:
+    """Whether an image changed by more than float16 changes numbers that are neither huge nor tiny."""
+    wide = given.astype(np.float64)
+    return bool(np.abs(stored - wide).max() > FLOAT16_LOSS * np.abs(wide).max())
 
 
 def refuse(samples: Samples, bad: np.ndarray, message: str) -> None:
