@@ -6,7 +6,7 @@ Each other package gets what its documentation recommends, and where that is slo
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -214,22 +214,22 @@ class Fetched(Dataset[Tensor]):
         return self.fetch(indices)
 
 
-def loaded(loader: Iterable[Any]) -> Epochs:
-    """Epochs of a loader that shuffles by itself."""
+def loaded(images: Dataset[Any], data: Data, num_workers: int, *, collate_fn: Callable[[Any], Tensor]) -> Epochs:
+    """Epochs of PyTorch's loader, whose workers live on; images without numbers shuffle themselves."""
+    loader = DataLoader(
+        images,
+        batch_size=data.batch_size,
+        shuffle=isinstance(images, Fetched),
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        collate_fn=collate_fn,
+    )
     return lambda epoch: (batch.float() for batch in loader)
 
 
 def fetched(data: Data, fetch: Gather, num_workers: int) -> Epochs:
     """Epochs of PyTorch's loader over images that are fetched by number."""
-    loader = DataLoader(
-        Fetched(data.num_images, fetch),
-        batch_size=data.batch_size,
-        shuffle=True,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        collate_fn=torch.from_numpy,
-    )
-    return loaded(loader)
+    return loaded(Fetched(data.num_images, fetch), data, num_workers, collate_fn=torch.from_numpy)
 
 
 def write_files(data: Data, folder: Path) -> None:
@@ -308,7 +308,8 @@ def read_webdataset(data: Data, folder: Path, num_workers: int) -> Epochs:
     files = sorted(str(path) for path in folder.iterdir())
     images = WebDataset(files, shardshuffle=len(files)).shuffle(1000).decode().to_tuple("npy")
     batches = images.batched(data.batch_size, collation_fn=partial(stacked, column=0))
-    return loaded(WebLoader(batches, batch_size=None, num_workers=num_workers, persistent_workers=num_workers > 0))
+    loader = WebLoader(batches, batch_size=None, num_workers=num_workers, persistent_workers=num_workers > 0)
+    return lambda epoch: (batch.float() for batch in loader)
 
 
 def stacked(samples: Sequence[Any], *, column: Any) -> Tensor:
@@ -329,13 +330,12 @@ def write_litdata(data: Data, folder: Path, *, chunk_mb: int) -> None:
 
 
 def read_litdata(data: Data, folder: Path, num_workers: int) -> Epochs:
-    """Its own shuffle and loader."""
-    from litdata import StreamingDataLoader, StreamingDataset  # type: ignore[import-not-found]
+    """Its own shuffle, in the loader of PyTorch: the workers of its own take 10 s to end."""
+    from litdata import StreamingDataset  # type: ignore[import-not-found]
 
     # By default it decodes up to 256 images for each that is asked for: 10 times slower.
     images = StreamingDataset(str(folder), shuffle=True, batch_decode=0)
-    workers = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
-    return loaded(StreamingDataLoader(images, batch_size=data.batch_size, **workers))
+    return loaded(images, data, num_workers, collate_fn=torch.stack)
 
 
 def write_streaming(data: Data, folder: Path) -> None:
@@ -358,14 +358,7 @@ def read_streaming(data: Data, folder: Path, num_workers: int) -> Epochs:
         images = StreamingDataset(local=str(folder), **order)
     finally:
         tempfile.tempdir = before
-    loader = DataLoader(
-        images,
-        batch_size=data.batch_size,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        collate_fn=partial(stacked, column="image"),
-    )
-    return loaded(loader)
+    return loaded(images, data, num_workers, collate_fn=partial(stacked, column="image"))
 
 
 def with_workers(*ways: Way) -> list[Way]:
