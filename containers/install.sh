@@ -10,7 +10,7 @@ apt-get -qq update
 apt-get -qq install -y --no-install-recommends ca-certificates python3 python3-venv > /dev/null
 python3 -m venv /opt/deeplense
 $python -m pip install --quiet --upgrade pip
-$python -m pip install --quiet --constraint "$source/requirements.lock" "$source"
+$python -m pip install --quiet --constraint "$source/requirements.lock" "$source[compress]"
 
 $python -m pip freeze --exclude deeplense > /tmp/installed
 if grep -vxFf "$source/requirements.lock" /tmp/installed; then
