@@ -62,7 +62,7 @@ def test_both_definitions_set_the_same_variables_and_labels() -> None:
 
 def test_the_image_holds_the_versions_of_the_lock_and_nothing_that_only_tests_need() -> None:
     (command,) = re.findall(r"pip install .*--constraint.*", INSTALL)
-    assert command.endswith('--constraint "$source/requirements.lock" "$source"')
+    assert command.endswith('--constraint "$source/requirements.lock" "$source[compress]"')
     assert "requirements.lock" in copied_by_definition()
     assert not re.search("lenstronomy|requirements.txt|==", INSTALL)
 

@@ -1,4 +1,4 @@
-"""Loaded by Python in the ranks of a test: notes the samples of each step, waits where told, and dies where told.
+"""Loaded by Python in the ranks of a test: notes the samples of each step, waits where told, dies where told.
 
 DEEPLENSE_TEST names a folder. In it `hold` has the step before which ranks wait, until they are told to stop, and
 `die` has lines `ATTEMPT RANK WHERE NUMBER`: kill yourself at the NUMBER-th WHERE, one of `before_step`, and
@@ -56,6 +56,9 @@ def patch_experiment(module: Any) -> None:
     step = objective.step
 
     def noted(self: Any, network: Any, batch: Any) -> Any:
+        # Each step has its checkpoint, on a disk however slow: so it is known how many a fault may cost.
+        while any(saver.writing for saver in SAVERS):
+            time.sleep(0.002)
         die_if_told("before_step")
         hold(NEXT_STEP[0])
         with (Path(FOLDER or ".") / f"samples_{attempt()}_{rank()}.txt").open("a") as file:
@@ -68,6 +71,18 @@ def patch_experiment(module: Any) -> None:
 
 
 NEXT_STEP = [0]
+SAVERS: list[Any] = []
+
+
+def patch_saving(module: Any) -> None:
+    """Know what writes checkpoints."""
+    make = module.Saver.__init__
+
+    def noted(self: Any, *words: Any, **settings: Any) -> None:
+        make(self, *words, **settings)
+        SAVERS.append(self)
+
+    module.Saver.__init__ = noted
 
 
 def patch_loop(module: Any) -> None:
@@ -130,6 +145,7 @@ class Patcher(MetaPathFinder):
         "jobs.experiment": patch_experiment,
         "deeplense.data.building": patch_building,
         "deeplense.training.loop": patch_loop,
+        "deeplense.training.saving": patch_saving,
         "deeplense.training.stopping": patch_stopping,
     }
 
