@@ -12,7 +12,16 @@ import xxhash
 from torch import Tensor
 
 from deeplense.data.order import rank_slice
-from deeplense.data.reading import HeldImages, MappedImages, ShardFile, open_images
+from deeplense.data.reading import (
+    CompressedImages,
+    HeldImages,
+    Images,
+    JoinedImages,
+    MappedImages,
+    ShardFile,
+    open_images,
+    values,
+)
 from deeplense.data.shards import Manifest, Moments, check_shard, column, image_filters, moments_of
 from deeplense.data.transforms import NUM_UNIFORMS
 
@@ -52,12 +61,6 @@ class Batch:
         return [replace(self, **{name: getattr(self, name)[piece] for name in TENSORS}) for piece in pieces]
 
 
-def values(stored: Tensor, *, scale: float, zero: float) -> Tensor:
-    """What stored numbers stand for, in float32."""
-    floats = stored.float()
-    return floats if (scale, zero) == (1.0, 0.0) else floats * scale + zero
-
-
 class Split:
     """One split of a data set, or of several that are alike, one after the other.
 
@@ -69,30 +72,28 @@ class Split:
         self.manifests = [Manifest.read(folder) for folder in folders]
         refuse_unlike(self.manifests)
         self.schema = self.manifests[0].schema
-        self.files = self.files_in(folders)
-        image_filters(self.schema)  # Where the codec is missing, that is told before anything is read.
         for manifest in self.manifests:
+            image_filters(manifest.schema)  # Where the codec is missing, that is told before anything is read.
             for line in manifest.shards:
                 check_shard(manifest.folder / line["file"], line, manifest.schema)
         self.labels = self.column("label")
         sizes = [manifest.schema.num_samples for manifest in self.manifests]
         self.sources = np.repeat(np.arange(len(sizes), dtype=np.int16), sizes)
-        self.stored = open_images(self.files, dtype=self.schema.dtype, shape=self.schema.shape)
+        self.read_from(folders)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def files_in(self, folders: Sequence[Path]) -> list[ShardFile]:
-        """The shards in these folders, one for each manifest."""
-        return [
-            ShardFile(folder / line["file"], line["num_samples"], line["bytes"], line["image_offset"])
-            for folder, manifest in zip(folders, self.manifests, strict=True)
-            for line in manifest.shards
-        ]
-
-    def read_from(self, copies: Sequence[Path]) -> None:
-        """Read the images from copies of the folders; messages go on to name these."""
-        self.stored = open_images(self.files_in(copies), dtype=self.schema.dtype, shape=self.schema.shape)
+    def read_from(self, folders: Sequence[Path]) -> None:
+        """Read the images from here, the folders themselves or copies of them; messages go on to name the folders."""
+        opened = [images_of(manifest, folder) for manifest, folder in zip(self.manifests, folders, strict=True)]
+        self.scale, self.zero = self.schema.scale, self.schema.zero
+        if len({how_stored(manifest) for manifest in self.manifests}) == 1:
+            files = [file for images in opened for file in images.files]
+            self.stored: Images = open_images(files, dtype=self.schema.dtype, shape=self.schema.shape)
+            return
+        scales = [(manifest.schema.scale, manifest.schema.zero) for manifest in self.manifests]
+        self.stored, self.scale, self.zero = JoinedImages(opened, scales), 1.0, 0.0
 
     def pin(self, pinned: bool) -> None:
         """Read images into memory that a GPU can copy from by itself, or not."""
@@ -118,15 +119,16 @@ class Split:
     def column(self, name: str) -> np.ndarray:
         """An array of the shards beside the images, (N,): `label`, `id`, `source_index`, `target/NAME`."""
         parts = []
-        for file in self.files:
-            with h5py.File(file.path, locking=False) as shard:
-                parts.append(column(shard, name))
+        for manifest in self.manifests:
+            for line in manifest.shards:
+                with h5py.File(manifest.folder / line["file"], locking=False) as shard:
+                    parts.append(column(shard, name))
         return np.concatenate(parts)
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         """The images with these numbers, (n, C, H, W) float32, in the order asked for."""
         stored = self.stored.read(indices)
-        return values(stored, scale=self.schema.scale, zero=self.schema.zero).cpu().numpy()
+        return values(stored, scale=self.scale, zero=self.zero).cpu().numpy()
 
     def hashes(self, indices: np.ndarray) -> np.ndarray:
         """A 64-bit hash of the pixels of each of these images, (n,)."""
@@ -162,9 +164,24 @@ class Split:
             indices=torch.from_numpy(indices),
             # Some devices know float32 alone, and the cast must not round up to 1.
             uniforms=torch.from_numpy(np.minimum(random, 1 - 2.0**-24).astype(np.float32)),
-            scale=self.schema.scale,
-            zero=self.schema.zero,
+            scale=self.scale,
+            zero=self.zero,
         )
+
+
+def images_of(manifest: Manifest, folder: Path) -> MappedImages | CompressedImages:
+    """The images of a data set, in its folder or a copy."""
+    files = [
+        ShardFile(folder / line["file"], line["num_samples"], line["bytes"], line["image_offset"])
+        for line in manifest.shards
+    ]
+    return open_images(files, dtype=manifest.schema.dtype, shape=manifest.schema.shape)
+
+
+def how_stored(manifest: Manifest) -> tuple[str, float, float, bool]:
+    """What must be the same for the shards of data sets to be read as one."""
+    schema = manifest.schema
+    return schema.dtype, schema.scale, schema.zero, schema.compression == "none"
 
 
 def in_pieces(indices: np.ndarray) -> list[np.ndarray]:
@@ -176,7 +193,7 @@ def refuse_unlike(manifests: Sequence[Manifest]) -> None:
     """Raise ValueError where data sets that are to be mixed are not alike."""
     first = manifests[0]
     for other in manifests[1:]:
-        for name in ("shape", "classes", "dtype", "scale", "zero", "compression"):
+        for name in ("shape", "classes"):
             here, there = getattr(first.schema, name), getattr(other.schema, name)
             if here != there:
                 raise ValueError(

@@ -48,7 +48,15 @@ class Images(Protocol):
         ...
 
 
-def open_images(files: Sequence[ShardFile], *, dtype: str, shape: tuple[int, int, int]) -> Images:
+def values(stored: Tensor, *, scale: float, zero: float) -> Tensor:
+    """What stored numbers stand for, in float32."""
+    floats = stored.float()
+    return floats if (scale, zero) == (1.0, 0.0) else floats * scale + zero
+
+
+def open_images(
+    files: Sequence[ShardFile], *, dtype: str, shape: tuple[int, int, int]
+) -> "MappedImages | CompressedImages":
     """The images of shards; nothing is read before it is asked for."""
     if any(file.offset is None for file in files):
         return CompressedImages(files, dtype=dtype, shape=shape)
@@ -250,6 +258,36 @@ class CompressedImages:
                 importlib.import_module("hdf5plugin")
             self.handles[number] = h5py.File(self.files[number].path, locking=False)
         return cast(h5py.Dataset, self.handles[number]["image"])
+
+
+class JoinedImages:
+    """Images of several data sets that are stored in different ways, one after the other, as values in float32. Of each
+    data set, scale and zero are given."""
+
+    def __init__(
+        self, parts: Sequence["MappedImages | CompressedImages"], scales: Sequence[tuple[float, float]]
+    ) -> None:
+        self.parts, self.scales = parts, scales
+        self.starts = np.cumsum([0] + [part.starts[-1] for part in parts])
+
+    def read(self, rows: np.ndarray) -> Tensor:
+        """The images (n, C, H, W), in the order asked for."""
+        found = torch.empty((len(rows), *self.parts[0].shape))
+        for part, (scale, zero), start, here in zip(
+            self.parts, self.scales, self.starts[:-1], self.places(rows), strict=True
+        ):
+            found[here] = values(part.read(rows[here] - start), scale=scale, zero=zero)
+        return found
+
+    def announce(self, rows: np.ndarray) -> None:
+        """Let the disk begin to read the surroundings of these images."""
+        for part, start, here in zip(self.parts, self.starts[:-1], self.places(rows), strict=True):
+            part.announce(rows[here] - start)
+
+    def places(self, rows: np.ndarray) -> list[np.ndarray]:
+        """At which places the images of each data set stand."""
+        part = np.searchsorted(self.starts, rows, side="right") - 1
+        return [np.flatnonzero(part == number) for number in range(len(self.parts))]
 
 
 class HeldImages:

@@ -102,10 +102,25 @@ def test_data_sets_that_are_alike_are_one_after_the_other(split: Split, tmp_path
     np.testing.assert_allclose(found["std"], alone["std"], rtol=1e-10)
 
 
-def test_data_sets_that_are_not_alike_are_not_mixed(split: Split, tmp_path: Path) -> None:
-    write(tmp_path / "other", "float16")
-    with pytest.raises(ValueError, match=r"dtype float32, and .*other float16"):
-        Split(split.folders[0], tmp_path / "other")
+def test_data_sets_that_are_stored_in_different_ways_are_joined_by_their_values(split: Split, tmp_path: Path) -> None:
+    small = write(tmp_path / "small", "uint8", scale=0.5, zero=-3.0)
+    both = Split(tmp_path / "small", split.folders[0])
+    chosen = np.array([399, 3, 200, 199, 3])
+    expected = [
+        split.images(np.array([k - NUM_SAMPLES])) if k >= NUM_SAMPLES else small.images(np.array([k])) for k in chosen
+    ]
+    np.testing.assert_array_equal(both.images(chosen), np.concatenate(expected))
+    batch = both.batch(chosen, target=None, random=np.zeros((5, 3)))
+    np.testing.assert_array_equal(batch.to(torch.device("cpu")).images, np.concatenate(expected))
+    both.stored.announce(chosen)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(both)).images(chosen), np.concatenate(expected))
+    both.keep_on(torch.device("cpu"), np.arange(400))
+    np.testing.assert_array_equal(both.images(chosen), np.concatenate(expected))
+
+
+def test_data_sets_of_other_shapes_or_classes_are_not_mixed(split: Split, dataset: Path) -> None:
+    with pytest.raises(ValueError, match=r"has shape \(2, 6, 6\), and .*train \(1, 16, 16\)"):
+        Split(split.folders[0], dataset / "train")
 
 
 def test_a_shard_of_another_data_set_is_refused_though_it_is_whole(tmp_path: Path) -> None:
