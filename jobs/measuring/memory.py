@@ -44,8 +44,7 @@ def memory_rows(folder: Path, *, batch_size: int, num_images: Sequence[int] = NU
 
 def memory_of(folder: Path, num_images: int, batch_size: int) -> Memory:
     """The memory that reading a new data set of so many images takes."""
-    size = {"num_images": num_images, "image_size": IMAGE_SIZE, "dtype": "float32", "batch_size": batch_size}
-    data = Data(folder=folder, **size)
+    data = Data(folder=folder, num_images=num_images, image_size=IMAGE_SIZE, dtype="float32", batch_size=batch_size)
     make_data(data)
     write_own(data, folder / "deeplense")
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
