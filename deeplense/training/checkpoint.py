@@ -34,15 +34,15 @@ from deeplense.files import (
     write_json,
 )
 from deeplense.training import pieces, tensor_file
+from deeplense.training.tensor_file import Image
 
 FORMAT = "deeplense-checkpoint/2"
 BEFORE = "deeplense-checkpoint/1"
 """The same without a time and a hash of the manifest itself; still read."""
 MANIFEST = "manifest.json"
 TENSOR = "__tensor__"
-PAGE = 4096
 State = Mapping[str, Any]
-Buffers = dict[str, Tensor]
+Buffers = dict[str, Image]
 """Memory for the tensors of each state, kept from one snapshot to the next: to get it anew takes longer than the
 copy."""
 Read = TypeVar("Read")
@@ -88,32 +88,31 @@ def unflatten(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     return tree
 
 
-def buffer_of(tensors: Mapping[str, Tensor], name: str, buffers: Buffers) -> Tensor:
-    """The memory in `buffers` for the tensors of a state, made and touched unless it is there in the right size."""
-    size, pinned = tensor_file.size_of(tensors), any(tensor.is_cuda for tensor in tensors.values())
-    if name not in buffers or len(buffers[name]) != size:
+def image_for(tensors: Mapping[str, Tensor], name: str, buffers: Buffers) -> Image:
+    """The memory in `buffers` for the tensors of a state, made unless it is there."""
+    if name not in buffers or not tensor_file.fits(buffers[name], tensors):
         buffers.pop(name, None)
-        buffers[name] = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
-        buffers[name][::PAGE].fill_(0)
+        buffers[name] = tensor_file.make_image(tensors)
     return buffers[name]
 
 
 def prepare(states: Mapping[str, State], buffers: Buffers, *, rank: int = 0) -> None:
     """Get the memory for snapshots of such states."""
     for name, (_, tensors) in parts_of(states, rank=rank).items():
-        buffer_of(tensors, name, buffers)
+        image_for(tensors, name, buffers)
 
 
 def snapshot(states: Mapping[str, State], buffers: Buffers, *, rank: int = 0) -> Snapshot:
     """Copy what a rank writes of states into `buffers`, which must stay as they are until the snapshot is written."""
     parts = parts_of(states, rank=rank)
-    images = {name: buffer_of(tensors, name, buffers) for name, (_, tensors) in parts.items()}
+    images = {name: image_for(tensors, name, buffers) for name, (_, tensors) in parts.items()}
     for name, (_, tensors) in parts.items():
         tensor_file.fill(images[name], tensors)
     if any(tensor.device.type != "cpu" for _, tensors in parts.values() for tensor in tensors.values()):
         torch.accelerator.synchronize()
     trees = {name: tree for name, (tree, _) in parts.items()}
-    return Snapshot(datetime.now(UTC).isoformat(timespec="milliseconds"), trees, images)
+    contents = {name: image.content for name, image in images.items()}
+    return Snapshot(datetime.now(UTC).isoformat(timespec="milliseconds"), trees, contents)
 
 
 def parts_of(states: Mapping[str, State], *, rank: int) -> dict[str, tuple[Any, dict[str, Tensor]]]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,48 +28,68 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+ALIGNMENT, PAGE = 64, 4096
 BLOCK = 1 << 22
 SMALL = 1 << 16
 
 
+@dataclass(frozen=True)
+class Image:
+    """The bytes of a file, and its tensors, which are in them."""
+
+    content: Tensor
+    tensors: Mapping[str, Tensor]
+
+
 def header(tensors: Mapping[str, Tensor]) -> bytes:
-    """What stands in the file before the bytes of the tensors: their places, those of larger elements first, so that
-    all are aligned. Raises ValueError for a dtype that the format does not know."""
+    """What stands in the file before the bytes of the tensors: their places, those of larger elements and then larger
+    tensors first, so that all are aligned. Raises ValueError for a dtype that the format does not know."""
     entries, begin = {}, 0
-    for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].itemsize):
+    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, -item[1].nbytes)):
         if tensor.dtype not in NAMES:
             raise ValueError(f"{name} is of {tensor.dtype}, which safetensors does not know; save it as another dtype.")
         end = begin + tensor.nbytes
         entries[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 
 
-def size_of(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of the file of these tensors."""
-    return len(header(tensors)) + sum(tensor.nbytes for tensor in tensors.values())
+def make_image(tensors: Mapping[str, Tensor]) -> Image:
+    """The bytes of a file of tensors such as these, whose own bytes are not yet there; pinned where one is on a GPU."""
+    start = header(tensors)
+    size = len(start) + sum(tensor.nbytes for tensor in tensors.values())
+    content = torch.empty(size, dtype=torch.uint8, pin_memory=any(tensor.is_cuda for tensor in tensors.values()))
+    # The system gives memory when it is touched.
+    content[::PAGE].fill_(0)
+    content[: len(start)] = torch.frombuffer(bytearray(start), dtype=torch.uint8)
+    return Image(content, tensors_in(content))
 
 
-def tensors_in(image: Tensor) -> dict[str, Tensor]:
+def fits(image: Image, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these tensors have the names, dtypes and shapes of those in an image."""
+    return image.tensors.keys() == tensors.keys() and all(
+        place.dtype == tensors[name].dtype and place.shape == tensors[name].shape
+        for name, place in image.tensors.items()
+    )
+
+
+def fill(image: Image, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors to their places in an image. From a GPU they are there once it is synchronised."""
+    for name, place in image.tensors.items():
+        place.copy_(tensors[name], non_blocking=True)
+
+
+def tensors_in(content: Tensor) -> dict[str, Tensor]:
     """The tensors in the bytes of a file, in the same memory."""
-    start = 8 + int.from_bytes(bytes(image[:8].numpy()), "little")
-    entries = json.loads(bytes(image[8:start].numpy()))
+    start = 8 + int.from_bytes(bytes(content[:8].numpy()), "little")
+    entries = json.loads(bytes(content[8:start].numpy()))
     places = {name: [start + place for place in entry["data_offsets"]] for name, entry in entries.items()}
     return {
-        name: image[slice(*places[name])].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        name: content[slice(*places[name])].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
         for name, entry in entries.items()
     }
-
-
-def fill(image: Tensor, tensors: Mapping[str, Tensor]) -> None:
-    """Make `image`, of `size_of` bytes, the bytes of the file of these tensors. From a GPU they come when it is
-    synchronised."""
-    start = header(tensors)
-    image[: len(start)] = torch.frombuffer(bytearray(start), dtype=torch.uint8)
-    for name, place in tensors_in(image).items():
-        place.copy_(tensors[name], non_blocking=True)
 
 
 def read(path: Path) -> tuple[Tensor, str]:

@@ -136,7 +136,7 @@ def test_memory_is_got_once_and_may_be_got_early(tmp_path: Path) -> None:
     saver = Saver()
 
     def places() -> dict[str, int]:
-        return {name: buffer.data_ptr() for name, buffer in saver.buffers.items()}
+        return {name: image.content.data_ptr() for name, image in saver.buffers.items()}
 
     saver.prepare(states(1))
     saver.wait()
