@@ -11,18 +11,20 @@ import pytest
 import torch
 from conftest import Command
 
+from deeplense.training.checkpoint import load, snapshot, write
 from jobs.attempts import EXIT_STOPPED, read_attempts
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU on this machine")
 SETTINGS = ("--model_source=baseline", "--model_name=simple_cnn", "--batch_size=16", "--epochs=30", "--device=cuda")
+SETTINGS += ("--log_interval=1",)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(("precision", "stage"), [("fp32", "none"), ("bf16", "device"), ("fp16", "memory")])
 def test_a_training_on_a_gpu_learns_stops_and_continues(
-    precision: str, dataset: Path, tmp_path: Path, start: Callable[..., Command]
+    precision: str, stage: str, dataset: Path, tmp_path: Path, start: Callable[..., Command]
 ) -> None:
     run = tmp_path / "run"
-    words = ["train", f"--dataset={dataset}", f"--run={run}", f"--precision={precision}", "--log_interval=1", *SETTINGS]
+    words = ["train", f"--dataset={dataset}", f"--run={run}", f"--precision={precision}", f"--stage={stage}", *SETTINGS]
     first = start(*words)
     while first.process.is_alive() and not (run / "metrics.jsonl").exists():
         first.process.join(0.1)
@@ -41,7 +43,7 @@ def test_a_submitted_training_sees_its_gpus_and_comes_back_after_a_signal(
     dataset: Path, tmp_path: Path, start: Callable[..., Command]
 ) -> None:
     run, num_gpus = tmp_path / "run", min(torch.cuda.device_count(), 2)
-    words = ["train", f"--dataset={dataset}", f"--run={run}", "--log_interval=1", *SETTINGS, "--epochs=300"]
+    words = ["train", f"--dataset={dataset}", f"--run={run}", *SETTINGS, "--epochs=300"]
     submitted = start("submit", "--on=local", f"--gpus_per_node={num_gpus}", "--allow_untracked", *words)
     assert submitted.wait() == 0, submitted.log.read_text()
     deadline = time.monotonic() + 120
@@ -52,3 +54,14 @@ def test_a_submitted_training_sees_its_gpus_and_comes_back_after_a_signal(
     assert [attempt["ended"] for attempt in read_attempts(run)] == ["stopped by SIGTERM", "finished"]
     log = next((run / "logs").glob("*_0_log.out")).read_text()
     assert f"{num_gpus} processes on cuda" in log
+
+
+def test_a_snapshot_of_a_gpu_is_taken_before_the_training_goes_on(tmp_path: Path) -> None:
+    weights = torch.full((1 << 22,), 1.0, device="cuda")
+    buffers = {}
+    for value in (1.0, 2.0):
+        weights.fill_(value)
+        taken = snapshot({"model": {"weights": weights}}, buffers)
+        weights.fill_(-1.0)
+        write(tmp_path / f"step_{value:.0f}", taken)
+        assert (load(tmp_path / f"step_{value:.0f}")["model"]["weights"] == value).all()

@@ -117,9 +117,15 @@ def write_shard(path: Path, schema: Schema, samples: Samples) -> None:
     interval = 1 if filters else ALIGNMENT
     with (
         replacing(path) as temporary,
-        # Files of this version open only when their writer closed them: a torn shard names itself.
+        # Files of this version open only when their writer closed them: a torn shard names itself. They are not locked,
+        # which some file systems cannot do: the temporary name is this writer's alone.
         h5py.File(
-            temporary, "w", libver=("v110", "v110"), alignment_threshold=65536, alignment_interval=interval
+            temporary,
+            "w",
+            libver=("v110", "v110"),
+            locking=False,
+            alignment_threshold=65536,
+            alignment_interval=interval,
         ) as file,
     ):
         file.attrs.update(format=FORMAT, fingerprint=schema.fingerprint, schema=canonical(asdict(schema)))
