@@ -250,6 +250,8 @@ def save(training: TrainingRun, *, better: bool, last: bool) -> None:
 
     def ready(written: Path) -> None:
         refuse_if_superseded(training.settings.run, training.attempt)
+        if training.tracker is not None:
+            training.tracker.sync()
         # The best weights come first: a checkpoint must not tell of best weights that are not there.
         if better:
             checkpoint.link(written, checkpoint.step_folder(folder, step, kind="best"), training.best_names)

@@ -56,6 +56,10 @@ class Tracker:
         self.file.write(json.dumps(finite({"step": step, **values})) + "\n")
         self.tell_wandb(lambda wandb: wandb.log(dict(values), step=step))
 
+    def sync(self) -> None:
+        """Force the lines so far to the disk; a checkpoint that counts their steps as made must not outlive them."""
+        os.fsync(self.file.fileno())
+
     def mark_preempting(self) -> None:
         """Tell W&B that the run goes on in another attempt."""
         self.tell_wandb(lambda wandb: wandb.mark_preempting())

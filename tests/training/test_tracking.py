@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplense.training.tracking import METRICS, Tracker, trim, wandb_id
+from jobs import config, train
 
 ATTEMPT = """
 import sys
@@ -50,6 +51,24 @@ def test_a_line_is_in_the_file_as_soon_as_it_is_logged(tmp_path: Path) -> None:
     tracker.log(1, {"loss": 0.5})
     assert steps_of(tmp_path) == [1]
     tracker.close(exit_code=0)
+
+
+def test_the_lines_of_steps_that_a_checkpoint_counts_are_on_the_disk_before_it(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stood: list[int] = []
+    sync = Tracker.sync
+
+    def noted(tracker: Tracker) -> None:
+        sync(tracker)
+        stood.append(len(list((tmp_path / "run" / "checkpoints").glob("step_*"))))
+
+    monkeypatch.setattr(Tracker, "sync", noted)
+    words = [f"--dataset={dataset}", f"--run={tmp_path / 'run'}", "--model_source=baseline", "--model_name=simple_cnn"]
+    settings = config.parse("train", [*words, "--batch_size=16", "--epochs=1", "--device=cpu"])
+    assert train.run(settings) == 0
+    assert stood == [0]
+    assert len(list((tmp_path / "run" / "checkpoints").glob("step_*"))) == 1
 
 
 @settings(derandomize=True, deadline=None)
