@@ -9,6 +9,8 @@ import torch
 import xxhash
 from torch import Tensor
 
+from deeplense.files import BLOCK
+
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -29,7 +31,6 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ALIGNMENT, PAGE = 64, 4096
-BLOCK = 1 << 22
 SMALL = 1 << 16
 
 
