@@ -4,7 +4,7 @@ verified when read.
     CHECKPOINTS/step_00001200/  NAME.safetensors  NAME.json  ...  manifest.json
 
 NAME is what has the state (model, optimizer, ...). No pickles. Of states that are sharded over ranks, each rank writes
-its pieces (see `pieces`), and any number of ranks reads the whole.
+its pieces (see `sharded`), and any number of ranks reads the whole.
 """
 
 import json
@@ -33,7 +33,7 @@ from deeplense.files import (
     sync_tree,
     write_json,
 )
-from deeplense.training import pieces, tensor_file
+from deeplense.training import sharded, tensor_file
 from deeplense.training.tensor_file import Image
 
 FORMAT = "deeplense-checkpoint/2"
@@ -122,11 +122,11 @@ def parts_of(states: Mapping[str, State], *, rank: int) -> dict[str, tuple[Any, 
     for name, state in states.items():
         tensors: dict[str, Tensor] = {}
         tree = flatten(state, tensors)
-        sharded = {path: tensor for path, tensor in tensors.items() if isinstance(tensor, DTensor)}
+        over_ranks = {path: tensor for path, tensor in tensors.items() if isinstance(tensor, DTensor)}
         if rank == 0:
-            parts[name] = tree, {path: tensor for path, tensor in tensors.items() if path not in sharded}
-        if sharded:
-            parts[pieces.file_name(name, rank)] = pieces.of_this_rank(sharded)
+            parts[name] = tree, {path: tensor for path, tensor in tensors.items() if path not in over_ranks}
+        if over_ranks:
+            parts[sharded.file_name(name, rank)] = sharded.of_this_rank(over_ranks)
     return parts
 
 
@@ -160,7 +160,7 @@ def write_part(path: Path, taken: Snapshot, *, rank: int, token: str) -> None:
     files = write_files(folder, taken)
     for name in files:
         sync(folder / name)
-    write_json(folder / pieces.list_name(rank), files)
+    write_json(folder / sharded.list_name(rank), files)
 
 
 def publish(
@@ -169,7 +169,7 @@ def publish(
     """Put a sharded checkpoint in its place, when all ranks have written their parts. What it leaves out of other
     attempts goes; no rank may write its next part before it returns, for `remove_old` would take that as a leftover."""
     folder = part_folder(path, token)
-    lists = [folder / pieces.list_name(rank) for rank in range(num_ranks)]
+    lists = [folder / sharded.list_name(rank) for rank in range(num_ranks)]
     files = {name: found for file in lists for name, found in read_json(file).items()}
     with replacing(path) as temporary:
         folder.rename(temporary)
@@ -249,7 +249,7 @@ def load(path: Path) -> dict[str, State]:
     try:
         files = read_manifest(path)["files"]
         names = [name.removesuffix(".json") for name in files if name.endswith(".json")]
-        return {name: load_state(path, name, files) for name in names if not pieces.is_piece(name)}
+        return {name: load_state(path, name, files) for name in names if not sharded.is_piece(name)}
     except (ValueError, OSError) as error:
         raise ValueError(f"The checkpoint {path} is damaged: {error}.") from error
 
@@ -257,9 +257,9 @@ def load(path: Path) -> dict[str, State]:
 def load_state(path: Path, name: str, files: Mapping[str, str]) -> State:
     """One state of a checkpoint whose files have these checksums."""
     tree, tensors = load_part(path, name, files)
-    parts = [file.removesuffix(".json") for file in files if pieces.is_piece(file, of=name) and file.endswith(".json")]
+    parts = [file.removesuffix(".json") for file in files if sharded.is_piece(file, of=name) and file.endswith(".json")]
     if parts:
-        tensors |= pieces.put_together(load_part(path, part, files) for part in parts)
+        tensors |= sharded.put_together(load_part(path, part, files) for part in parts)
     return unflatten(tree, tensors)
 
 
@@ -280,7 +280,7 @@ def link(source: Path, target: Path, names: Mapping[str, str]) -> None:
         files = {}
         for name, original in names.items():
             for file, expected in manifest["files"].items():
-                if file in (f"{original}.json", f"{original}.safetensors") or pieces.is_piece(file, of=original):
+                if file in (f"{original}.json", f"{original}.safetensors") or sharded.is_piece(file, of=original):
                     link_or_copy(source / file, temporary / f"{name}{file.removeprefix(original)}")
                     files[f"{name}{file.removeprefix(original)}"] = expected
         write_manifest(temporary, files, time=manifest["time"])

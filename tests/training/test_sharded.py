@@ -23,7 +23,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from deeplense.files import read_json, remove
-from deeplense.training import checkpoint, pieces
+from deeplense.training import checkpoint, sharded
 from deeplense.training.checkpoint import damage, link, load, publish, step_folder, write_manifest, write_part
 from deeplense.training.saving import Saver
 
@@ -144,11 +144,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_each_rank_writes_its_pieces_and_nobody_the_whole(saved: tuple[Path, Path]) -> None:
     path, _ = saved
     ends = (".json", ".safetensors")
-    both = {pieces.file_name(name, rank) for name in ("model", "optimizer") for rank in (0, 1)}
+    both = {sharded.file_name(name, rank) for name in ("model", "optimizer") for rank in (0, 1)}
     names = {f"{name}{end}" for name in {"model", "optimizer", "progress", *both} for end in ends}
     assert {file.name for file in path.iterdir()} == {*names, "manifest.json"}
     assert [file.name for file in path.parent.iterdir()] == [path.name]
-    places = [read_json(path / f"{pieces.file_name('model', rank)}.json") for rank in (0, 1)]
+    places = [read_json(path / f"{sharded.file_name('model', rank)}.json") for rank in (0, 1)]
     assert [place["0.weight"] for place in places] == [{"shape": [7, 6], "offset": [begin, 0]} for begin in (0, 4)]
 
 
@@ -171,7 +171,7 @@ def test_of_copies_one_is_written(tmp_path: Path) -> None:
     path, expected = step_folder(tmp_path / "checkpoints", 3), tmp_path / "expected"
     on_ranks(4, partial(save_in_pieces, path, expected, copies=2))
     assert same(load(path), torch.load(expected))
-    pairs = [read_json(path / f"{pieces.file_name('model', rank)}.json") for rank in range(4)]
+    pairs = [read_json(path / f"{sharded.file_name('model', rank)}.json") for rank in range(4)]
     assert [bool(places) for places in pairs] == [True, True, False, False]
 
 
@@ -180,7 +180,7 @@ def test_a_lost_or_damaged_piece_is_found(saved: tuple[Path, Path], tmp_path: Pa
     copy = tmp_path / "copy"
     link(path, copy, {"model": "model"})
     manifest = read_json(copy / "manifest.json")
-    piece = pieces.file_name("model", 1)
+    piece = sharded.file_name("model", 1)
     write_manifest(copy, {k: v for k, v in manifest["files"].items() if piece not in k}, time=manifest["time"])
     with pytest.raises(ValueError, match=r"copy is damaged: pieces of .*0\.weight.* are missing"):
         load(copy)
