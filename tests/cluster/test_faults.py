@@ -215,7 +215,8 @@ def test_a_full_disk(unbroken: Training, training: Training) -> None:
     training.wait_until_over()
     assert training.ends() == ["disk full", "finished"], training.describe()
     assert_nothing_was_lost(training, unbroken)
-    assert max(steps_lost(training)) <= 1
+    # The step that could not be saved, and the next one, at which that is told.
+    assert max(steps_lost(training)) <= 2
 
 
 def fill(path: Path) -> None:
