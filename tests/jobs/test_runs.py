@@ -60,6 +60,8 @@ def test_settings_that_change_no_number_may_differ(tmp_path: Path) -> None:
         "checkpoint_minutes": "9",
         "keep_checkpoints": "3",
         "keep_every_hours": "12",
+        "read_ahead": "3",
+        "stage": "none",
         "wandb": "offline",
     }
     begin(tmp_path, *(f"--{name}={value}" for name, value in free.items()))
