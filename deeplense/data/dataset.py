@@ -13,7 +13,6 @@ from torch import Tensor
 
 from deeplense.data.order import rank_slice
 from deeplense.data.reading import (
-    CompressedImages,
     HeldImages,
     Images,
     JoinedImages,
@@ -22,7 +21,7 @@ from deeplense.data.reading import (
     open_images,
     values,
 )
-from deeplense.data.shards import Manifest, Moments, check_shard, column, image_filters, moments_of
+from deeplense.data.shards import Manifest, Moments, Schema, check_shard, column, image_filters, moments_of
 from deeplense.data.transforms import NUM_UNIFORMS
 
 READ_ROWS = 256
@@ -86,14 +85,21 @@ class Split:
 
     def read_from(self, folders: Sequence[Path]) -> None:
         """Read the images from here, the folders themselves or copies of them; messages go on to name the folders."""
-        opened = [images_of(manifest, folder) for manifest, folder in zip(self.manifests, folders, strict=True)]
+        files = [files_of(manifest, folder) for manifest, folder in zip(self.manifests, folders, strict=True)]
+        schemas = [manifest.schema for manifest in self.manifests]
         self.scale, self.zero = self.schema.scale, self.schema.zero
-        if len({how_stored(manifest) for manifest in self.manifests}) == 1:
-            files = [file for images in opened for file in images.files]
-            self.stored: Images = open_images(files, dtype=self.schema.dtype, shape=self.schema.shape)
+        if len(set(map(how_stored, schemas))) == 1:
+            all_files = [file for some in files for file in some]
+            self.stored: Images = open_images(all_files, dtype=self.schema.dtype, shape=self.schema.shape)
             return
-        scales = [(manifest.schema.scale, manifest.schema.zero) for manifest in self.manifests]
-        self.stored, self.scale, self.zero = JoinedImages(opened, scales), 1.0, 0.0
+        parts = [
+            open_images(some, dtype=each.dtype, shape=each.shape) for some, each in zip(files, schemas, strict=True)
+        ]
+        self.stored, self.scale, self.zero = (
+            JoinedImages(parts, [(each.scale, each.zero) for each in schemas]),
+            1.0,
+            0.0,
+        )
 
     def pin(self, pinned: bool) -> None:
         """Read images into memory that a GPU can copy from by itself, or not."""
@@ -169,18 +175,16 @@ class Split:
         )
 
 
-def images_of(manifest: Manifest, folder: Path) -> MappedImages | CompressedImages:
-    """The images of a data set, in its folder or a copy."""
-    files = [
+def files_of(manifest: Manifest, folder: Path) -> list[ShardFile]:
+    """The shards of a data set, in its folder or a copy."""
+    return [
         ShardFile(folder / line["file"], line["num_samples"], line["bytes"], line["image_offset"])
         for line in manifest.shards
     ]
-    return open_images(files, dtype=manifest.schema.dtype, shape=manifest.schema.shape)
 
 
-def how_stored(manifest: Manifest) -> tuple[str, float, float, bool]:
+def how_stored(schema: Schema) -> tuple[str, float, float, bool]:
     """What must be the same for the shards of data sets to be read as one."""
-    schema = manifest.schema
     return schema.dtype, schema.scale, schema.zero, schema.compression == "none"
 
 

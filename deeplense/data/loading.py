@@ -1,23 +1,19 @@
 """The batches of a training, read ahead."""
 
 import os
-import signal
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from multiprocessing import forkserver, resource_tracker
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from deeplense.data.dataset import Batch, Split
 from deeplense.data.order import uniforms
-from deeplense.data.processes import end_with
+from deeplense.data.processes import live_as_long_as, start_fork_server
 from deeplense.data.sampling import Order
 from deeplense.data.transforms import NUM_UNIFORMS
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StepBatches(Dataset[Batch]):
@@ -77,22 +73,3 @@ def worker_loader(batches: StepBatches, steps: range, *, num_workers: int) -> Da
         worker_init_fn=partial(live_as_long_as, os.getpid()),
         multiprocessing_context="forkserver",
     )
-
-
-def start_fork_server() -> None:
-    """Start the parent of the loader's processes with the signals held back that a scheduler sends to every process of
-    a job: it must live on until the main one has saved."""
-    # First: starting it lets SIGTERM and SIGINT through again.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def live_as_long_as(main_process: int, worker: int) -> None:
-    """In a process of the loader: leave signals to the main process, and end when that ends."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    end_with(main_process)

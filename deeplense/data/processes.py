@@ -1,8 +1,31 @@
-"""Processes that work for another one."""
+"""Processes that work for another one: they leave its signals to it, and end when it ends."""
 
 import os
 import select
+import signal
+from multiprocessing import forkserver, resource_tracker
 from threading import Thread
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def start_fork_server() -> None:
+    """Start the parent of the loader's processes with the signals held back that a scheduler sends to every process of
+    a job: it must live on until the main one has saved."""
+    # First: starting it lets SIGTERM and SIGINT through again.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def live_as_long_as(main_process: int, worker: int) -> None:
+    """In a process of the loader: leave signals to the main process, and end when that ends."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    end_with(main_process)
 
 
 def end_with(main_process: int) -> None:

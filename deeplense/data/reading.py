@@ -22,7 +22,7 @@ from torch import Tensor
 SECONDS_BETWEEN_LOOKS = 1.0
 READ_AHEAD_BYTES = 2**20
 ROWS_AT_A_TIME = 256
-MOST_FILES, MOST_BUFFERS = 64, 16
+MOST_FILES, MOST_BUFFERS, MOST_ANNOUNCED = 64, 16, 2**14
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -107,7 +107,7 @@ class MappedImages:
         self.starts = np.cumsum([0] + [file.num_samples for file in files])
         self.row = int(np.prod(shape))
         self.word = WORDS[np.dtype(dtype).itemsize]
-        self.buffers, self.lock = Buffers(), Lock()
+        self.buffers, self.lock, self.announcing = Buffers(), Lock(), Lock()
         self.maps: list[mmap.mmap] = []
         self.announced: dict[tuple[int, int], None] = {}
         self.last_look = 0.0
@@ -134,14 +134,15 @@ class MappedImages:
         shard = np.searchsorted(self.starts, rows, side="right") - 1
         row_bytes = self.row * np.dtype(self.dtype).itemsize
         places = (rows - self.starts[shard]) * row_bytes + np.array([cast(int, f.offset) for f in self.files])[shard]
-        for number, piece in sorted(set(zip(shard.tolist(), (places // READ_AHEAD_BYTES).tolist(), strict=True))):
-            if (number, piece) not in self.announced:
+        pieces = sorted(set(zip(shard.tolist(), (places // READ_AHEAD_BYTES).tolist(), strict=True)))
+        with self.announcing:
+            for number, piece in [pair for pair in pieces if pair not in self.announced]:
                 start = piece * READ_AHEAD_BYTES
                 length = min(READ_AHEAD_BYTES + row_bytes, self.files[number].num_bytes - start)
                 self.maps[number].madvise(mmap.MADV_WILLNEED, start, length)
                 self.announced[number, piece] = None
-        while len(self.announced) > 2**14:
-            del self.announced[next(iter(self.announced))]
+            while len(self.announced) > MOST_ANNOUNCED:
+                del self.announced[next(iter(self.announced))]
 
     def open(self) -> None:
         """Map all shards, at first; later look now and then whether they are still what was mapped."""

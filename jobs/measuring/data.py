@@ -23,10 +23,30 @@ from deeplense.data.sampling import Shuffle, epoch_order, variance_inflation
 from jobs.benchmark import Settings
 from jobs.config import require
 from jobs.measuring.memory import memory_rows
-from jobs.measuring.readers import CODECS, COLD, OWN, REFERENCE, WARM, Data, Epochs, Way, make_data
+from jobs.measuring.peers import FILES, H5PY, H5PY_SORTED, LITDATA, LITDATA_64, MOSAICML, WEBDATASET
+from jobs.measuring.readers import (
+    LZ4,
+    OWN,
+    OWN_AHEAD,
+    OWN_BLOCKS,
+    OWN_STEPS,
+    REFERENCE,
+    ZSTD,
+    Data,
+    Epochs,
+    Way,
+    make_data,
+    with_workers,
+)
 from jobs.measuring.timing import Pair, Row, Timing, row_of, timed
 from jobs.progress import Reporter
 
+WARM = [
+    *(REFERENCE, OWN, OWN_STEPS, *OWN_AHEAD),
+    *with_workers(H5PY, H5PY_SORTED, FILES, WEBDATASET, LITDATA, LITDATA_64, MOSAICML),
+]
+COLD = [REFERENCE, OWN, *OWN_BLOCKS, FILES]
+CODECS = with_workers(LZ4, ZSTD)
 DTYPES = ("float32", "float16", "uint8")
 COPIES = 12
 """Room that the data needs, times the images: each way keeps a copy."""

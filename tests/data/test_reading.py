@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -100,6 +101,16 @@ def test_announcing_changes_nothing_and_asks_for_each_piece_once(tmp_path: Path)
     images.announce(rows)
     assert images.announced == before
     np.testing.assert_array_equal(images.read(rows).numpy(), numbers("float32")[rows])
+
+
+def test_threads_may_announce_at_once_and_little_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MOST_ANNOUNCED", 1)
+    images = opened(tmp_path)
+    assert isinstance(images, MappedImages)
+    rows = [np.array([k]) for k in np.random.default_rng(0).integers(0, TOTAL, 2000)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(images.announce, rows))
+    assert len(images.announced) == 1
 
 
 def test_images_held_on_a_device_are_the_same_and_only_they(mapped: Images) -> None:

@@ -18,9 +18,21 @@ import torch
 
 from jobs import benchmark, config
 from jobs.benchmark import Settings
-from jobs.measuring.data import DTYPES, Entry, epoch_of, measure, opened, require_same_images, time_epoch
+from jobs.measuring.data import (
+    CODECS,
+    COLD,
+    DTYPES,
+    WARM,
+    Entry,
+    epoch_of,
+    measure,
+    opened,
+    require_same_images,
+    time_epoch,
+)
 from jobs.measuring.memory import anonymous_bytes, memory_rows
-from jobs.measuring.readers import CODECS, COLD, FILES, OWN, REFERENCE, WARM, Data, Epochs, Way, make_data
+from jobs.measuring.peers import FILES
+from jobs.measuring.readers import OWN, REFERENCE, Data, Epochs, Way, make_data
 from jobs.measuring.timing import Row, Timing, compare, cpu_seconds, row_of, table_of, timed
 
 WAYS = {f"{way.name}, {way.variant}": way for way in [*WARM, *COLD, *CODECS]}
