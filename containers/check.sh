@@ -12,7 +12,7 @@ print(f"Python with torch {torch.__version__}, timm {timm.__version__}; GPUs: {t
 for split in train test; do
     deeplense simulate --output data --split $split --num_per_class 8 --num_workers 1 > log 2>&1 || { cat log; exit 1; }
 done
-deeplense train --run run --dataset data --model_source baseline --model_name simple_cnn \
+deeplense train --run run --dataset data --model_name simple_cnn \
     --epochs 1 --batch_size 8 --num_workers 0 > log 2>&1 || { cat log; exit 1; }
 deeplense evaluate --run run > log 2>&1 || { cat log; exit 1; }
 test -s run/report/index.html

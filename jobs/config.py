@@ -16,12 +16,14 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-JOBS = ("simulate", "pack", "verify", "train", "evaluate", "export", "benchmark")
+JOBS = ("simulate", "pack", "verify", "train", "evaluate", "export", "models", "benchmark")
 STOPPABLE = ("train",)
 """Jobs that have a run folder, save on a signal, and continue; they may be given several processes."""
 DIVISIBLE = ("simulate", "pack")
 """Jobs that several tasks may do together, each with a --part of its own."""
-POSITIONAL = {"verify": "folder", "export": "run", "benchmark": "what"}
+POSITIONAL = {"models": "name", "verify": "folder", "export": "run", "benchmark": "what"}
+RETIRED = ("model_source",)
+"""Settings of older runs that say nothing any more."""
 FREE = {"free": True}
 """Metadata of a setting that changes no number: a run may be continued with another value."""
 
@@ -81,7 +83,12 @@ def make_parser(name: str) -> SettingsParser:
     positional = POSITIONAL.get(name)
     if positional:
         (field,) = [field for field in dataclasses.fields(job.Settings) if field.name == positional]
-        parser.add_argument(positional, type=field.type, help=field.metadata["help"])
+        parser.add_argument(
+            positional,
+            type=field.type,
+            help=field.metadata["help"],
+            **({} if field.default is dataclasses.MISSING else {"nargs": "?", "default": field.default}),
+        )
     parser.add_class_arguments(job.Settings, skip={positional} if positional else set())
     return parser
 
@@ -104,6 +111,7 @@ def plain(settings: Any) -> dict[str, Any]:
 
 def from_plain(kind: type[Result], values: Mapping[str, Any]) -> Result:
     """Settings from plain values, the inverse of `plain`. Raises ValueError where this version does not know one."""
+    values = {name: value for name, value in values.items() if name not in RETIRED}
     known = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     require(set(values) <= set(known), f"this version does not know the settings {sorted(set(values) - set(known))}.")
     paths = {name for name, of_type in known.items() if of_type in (Path, Path | None)}

@@ -170,11 +170,11 @@ def make_network(settings: "Settings", split: Split, *, load_pretrained: bool) -
     )
     return build(
         settings.model_name,
-        source=settings.model_source,
         image_size=height,
         in_chans=channels,
         num_outputs=1 if settings.regression else len(split.schema.classes),
         dropout=settings.dropout,
+        drop_path=settings.drop_path,
         extra_layers=bool(settings.complex),
         tune=bool(settings.tune),
         pretrained=bool(settings.pretrained) and load_pretrained,
@@ -201,7 +201,7 @@ class Objective:
         center, scale = self.target_scale
         return outputs * scale + center if self.settings.regression else outputs
 
-    def step(self, network: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
+    def step(self, network: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]], batch: Batch) -> dict[str, Tensor]:
         """The metrics of a batch in training."""
         settings = self.settings
         images = augment(
@@ -211,15 +211,24 @@ class Objective:
             random_zoom=settings.random_zoom,
             random_rotation=settings.random_rotation,
         )
-        outputs = network(images)
-        if settings.regression:
-            center, scale = self.target_scale
-            error = outputs.float()[:, 0] - (batch.target - center) / scale
-            return {
-                "loss": functional.smooth_l1_loss(error, torch.zeros_like(error)),
-                "mae": error.abs().mean() * scale,
-            }
-        loss = functional.cross_entropy(outputs.float(), batch.labels, label_smoothing=settings.label_smoothing)
+        given = network(images)
+        outputs, penalty = given if isinstance(given, tuple) else (given, None)
+        metrics = self.loss_of_numbers(outputs, batch) if settings.regression else self.loss_of_classes(outputs, batch)
+        if penalty is not None:
+            added = penalty.float().mean()
+            metrics |= {"loss": metrics["loss"] + added, "penalty": added}
+        return metrics
+
+    def loss_of_numbers(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The metrics of a regression."""
+        center, scale = self.target_scale
+        error = outputs.float()[:, 0] - (batch.target - center) / scale
+        loss = functional.smooth_l1_loss(error, torch.zeros_like(error))
+        return {"loss": loss, "mae": error.abs().mean() * scale}
+
+    def loss_of_classes(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The metrics of a classification."""
+        loss = functional.cross_entropy(outputs.float(), batch.labels, label_smoothing=self.settings.label_smoothing)
         return {"loss": loss, "accuracy": (outputs.argmax(dim=1) == batch.labels).float().mean()}
 
 

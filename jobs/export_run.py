@@ -10,7 +10,7 @@ from typing import Any
 
 from deeplense.files import TEMPORARY, read_json, replacing, write_json
 from deeplense.models.portable import Form, write_portable
-from deeplense.models.registry import InputSize
+from deeplense.models.sizes import InputSize
 from deeplense.training import checkpoint
 from jobs.config import from_plain, plain, require
 from jobs.experiment import Part, learning_parts, make_network, make_objective

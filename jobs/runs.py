@@ -65,9 +65,11 @@ def refuse_differences(run: Path, stored: Mapping[str, Any], settings: Any) -> N
     """Raise ValueError where settings that decide the numbers differ from those of the run."""
     asked = plain(settings)
     free = {field.name for field in fields(settings) if field.metadata.get("free")} | {"run"}
-    differing = [name for name in asked if name not in free and asked[name] != stored.get(name)]
+    # What is newer than the run had no effect on it, as its default has none.
+    stored = {field.name: field.default for field in fields(settings)} | dict(stored)
+    differing = [name for name in asked if name not in free and asked[name] != stored[name]]
     if differing:
-        told = ", ".join(f"{name}={asked[name]} (the run has {stored.get(name)})" for name in differing)
+        told = ", ".join(f"{name}={asked[name]} (the run has {stored[name]})" for name in differing)
         raise ValueError(
             f"{run} is a run of other settings: {told}. Give the run's own settings to continue it, or another --run."
         )

@@ -11,7 +11,8 @@ ABOVE_ZERO = ("batch_size", "epochs", "lr", "period_epochs", "evaluate_epochs", 
 ABOVE_ZERO += ("log_interval", "shuffle_block", "shuffle_window")
 ZERO_OR_MORE = ("lr_min", "weight_decay", "warmup_epochs", "random_rotation", "num_workers", "read_ahead")
 ZERO_OR_MORE += ("checkpoint_minutes", "hang_minutes", "seed")
-BELOW_ONE = ("dropout", "label_smoothing", "val_fraction")
+ABOVE_ZERO_OR_NONE = ("keep_every_hours", "clip_grad", "patience_epochs")
+BELOW_ONE = ("dropout", "drop_path", "label_smoothing", "val_fraction")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +38,18 @@ class Settings:
     """blocks whose samples are mixed"""
     target: str = "class"
     """what is learnt: class, or the name of a number, such as log10_axion_mass (samples without it are left out)"""
-    model_source: Literal["baseline", "timm"] = "timm"
-    """baseline has simple_cnn and resnet18"""
     model_name: str = "resnet18"
-    """any model of timm, or of the baselines"""
+    """one of `deeplense models`, or any other model of timm"""
     complex: Literal[0, 1] = 0
     """1: layers of 1024, 512 and 128 units between the features and the outputs"""
     pretrained: Literal[0, 1] = 0
-    """1: start from timm's published weights"""
+    """1: start from timm's published weights, or from those of pretrained_file"""
     pretrained_file: Path | None = None
-    """file with those weights, where the hub cannot be reached"""
+    """file with weights: timm's, where the hub cannot be reached, or those of `deeplense export`"""
     tune: Literal[0, 1] = 1
     """0: only the last layers learn"""
+    layer_decay: float | None = None
+    """if given, each layer learns by this factor more slowly than the one behind it; for pretrained weights"""
     batch_size: int = 64
     """samples of one update, over all processes"""
     lr: float = 3e-4
@@ -57,6 +58,8 @@ class Settings:
     """lowest learning rate of the cosines"""
     dropout: float = 0.0
     """before the last layer"""
+    drop_path: float = 0.0
+    """share of residual branches that are left out at random, where the network has some"""
     optimizer: Literal["adamw", "sgd", "adam", "lamb"] = "adamw"
     """timm's"""
     weight_decay: float = 0.01
@@ -77,6 +80,8 @@ class Settings:
     """0 to 1"""
     epochs: float = 25.0
     """passes over the training samples"""
+    patience_epochs: float | None = None
+    """if given, the training ends when so many have brought no better validation score"""
     flips: Literal[0, 1] = 1
     """1: flips and quarter turns"""
     random_zoom: float = 1.0
@@ -142,17 +147,15 @@ class Settings:
             "is all there is.",
         )
         require(
-            self.keep_every_hours is None or self.keep_every_hours > 0,
-            f"keep_every_hours={self.keep_every_hours} must be above 0.",
-        )
-        require(
             self.stage != "device" or self.num_workers == 0,
             "stage=device holds the images in this process; leave out --num_workers.",
         )
-        require(self.clip_grad is None or self.clip_grad > 0, f"clip_grad={self.clip_grad} must be above 0.")
-        require(
-            self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay={self.ema_decay} must be between 0 and 1."
-        )
+        for name in ABOVE_ZERO_OR_NONE:
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{name}={value} must be above 0.")
+        for name in ("ema_decay", "layer_decay"):
+            value = getattr(self, name)
+            require(value is None or 0 < value < 1, f"{name}={value} must be between 0 and 1.")
         require(self.random_zoom >= 1, f"random_zoom={self.random_zoom} must be at least 1, which is no zoom.")
         require(self.num_folds != 1 and self.num_folds >= 0, f"num_folds={self.num_folds} must be 0, or 2 and more.")
         require(0 <= self.fold < max(self.num_folds, 1), f"fold={self.fold} must be below num_folds={self.num_folds}.")

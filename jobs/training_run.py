@@ -84,11 +84,15 @@ def update_until_done(training: TrainingRun, stop: StopFlag) -> tuple[str, int]:
             reporter.update(progress.step, "" if math.isnan(loss) else f"loss {loss:.4f}{best}")
     if file is not None:
         file.update(progress.step, at_once=True)
-    if progress.step < training.num_steps:
+    if not done(training):
         return leave(training, stop)
     ending = {"step": progress.step, "best": progress.best, "best_step": progress.best_step}
     on_main(accelerator, lambda: write_json(settings.run / FINISHED, ending))
     best = f"{best_name(settings)} {progress.best:.4f} at step {progress.best_step}"
+    if progress.step < training.num_steps:
+        announce(
+            accelerator, f"{settings.patience_epochs} epochs brought nothing better than at step {progress.best_step}"
+        )
     announce(accelerator, f"finished after step {progress.step}; best {best}")
     return "finished", 0
 
@@ -97,23 +101,24 @@ def advance(training: TrainingRun, stop: StopFlag) -> Iterator[float]:
     """Update, log, evaluate and save until done or told to stop; yields the last loss that was logged, after each
     update."""
     settings, progress, saver = training.settings, training.progress, training.saver
-    steps_between = max(round(settings.evaluate_epochs * len(training.train) / settings.batch_size), 1)
+    between = steps_between(training)
     first, last_save, loss = progress.step + 1, time.monotonic(), math.nan
     for update in updates(training):
         progress.step = update.step
         # A write that takes for ever is a hang too.
         if saver.seconds <= 60 * settings.hang_minutes:
             training.watchdog.beat()
-        done = update.step == training.num_steps
-        if done or update.step % settings.log_interval == 0:
+        at_end = update.step == training.num_steps
+        if at_end or update.step % settings.log_interval == 0:
             loss = log_update(training, update.lr, update.metrics)
-        better = (done or update.step % steps_between == 0) and evaluate(training)
+        better = (at_end or update.step % between == 0) and evaluate(training)
+        last = done(training)
         # One that falls due while another is written is put off; the best weights wait for that one anyway.
         due = time.monotonic() - last_save > 60 * settings.checkpoint_minutes and (better or not saver.writing)
         agreed = agree(training.accelerator, requests(training, stop, due=due))
         if Request.FAIL in agreed:
             on_main(training.accelerator, saver.wait)
-        last = done or Request.STOP in agreed
+        last = last or Request.STOP in agreed
         if last or Request.SAVE in agreed:
             save(training, better=better, last=last)
             last_save = time.monotonic()
@@ -122,8 +127,27 @@ def advance(training: TrainingRun, stop: StopFlag) -> Iterator[float]:
         elif update.step == first:
             prepare_saving(training)
         yield loss
-        if Request.STOP in agreed:
+        if last:
             return
+
+
+def steps_between(training: TrainingRun) -> int:
+    """Updates from one evaluation on the validation samples to the next."""
+    return max(round(training.settings.evaluate_epochs * len(training.train) / training.settings.batch_size), 1)
+
+
+def done(training: TrainingRun) -> bool:
+    """Whether there is nothing left to update."""
+    return training.progress.step >= training.num_steps or out_of_patience(training)
+
+
+def out_of_patience(training: TrainingRun) -> bool:
+    """Whether the last evaluations brought nothing better for as long as the settings allow. A function of what a
+    checkpoint holds, so that a training that was stopped right after it goes no further either."""
+    settings, progress = training.settings, training.progress
+    if settings.patience_epochs is None or progress.step % steps_between(training):
+        return False
+    return progress.step - progress.best_step >= settings.patience_epochs * len(training.train) / settings.batch_size
 
 
 def requests(training: TrainingRun, stop: StopFlag, *, due: bool) -> Request:
@@ -146,7 +170,7 @@ def updates(training: TrainingRun) -> Iterator[Update]:
         world_size=accelerator.num_processes,
         target=training.train.target,
     )
-    steps = range(training.progress.step, training.num_steps)
+    steps = range(training.progress.step, training.progress.step if done(training) else training.num_steps)
     return fit(
         lambda batch: training.objective.step(training.model, batch),
         step_loader(batches, steps, num_threads=settings.read_ahead, num_workers=settings.num_workers),

@@ -200,7 +200,7 @@ def announce_beginning(
     """What is about to happen."""
     parameters = sum(p.numel() for p in network.parameters()) / 1e6
     size = network.input_size
-    fitted = "" if size.way == "native" else f", images {size.way}ed to {size.size} pixels"
+    fitted = "" if size.way == "native" else f", images {size.verb} to {size.size} pixels"
     announce(
         accelerator,
         f"training {settings.model_name} ({parameters:.2f} M parameters{fitted}) on {len(train)} images of "
@@ -281,7 +281,12 @@ def record_of(settings: Settings, accelerator: Accelerator) -> dict[str, Any]:
 def make_optimizer(settings: Settings, network: Network) -> Optimizer:
     """timm's optimizer of the parameters that learn."""
     return create_optimizer_v2(
-        network, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay, momentum=settings.momentum
+        network,
+        opt=settings.optimizer,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        momentum=settings.momentum,
+        layer_decay=settings.layer_decay,
     )
 
 

@@ -15,7 +15,7 @@ from deeplense.training.checkpoint import load, snapshot, write
 from jobs.attempts import EXIT_STOPPED, read_attempts
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU on this machine")
-SETTINGS = ("--model_source=baseline", "--model_name=simple_cnn", "--batch_size=16", "--epochs=30", "--device=cuda")
+SETTINGS = ("--model_name=simple_cnn", "--batch_size=16", "--epochs=30", "--device=cuda")
 SETTINGS += ("--log_interval=1",)
 
 

@@ -1,5 +1,5 @@
 """A trained network in files that timm can read: one where timm's classifier does what our last layers do, else the
-backbone and the last layers apart. simple_cnn, which timm lacks, goes into one file for `registry.build`.
+backbone and the last layers apart. What timm lacks goes into one file for `registry.build`.
 
 A form counts only where models made anew from its files give the outputs of the network.
 """
@@ -16,8 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from deeplense.models.cnn import SimpleCNN
-from deeplense.models.registry import Network, build, input_sizes
+from deeplense.models.registry import Network, build
 
 TOLERANCE = 1e-5
 """Largest difference of outputs, in units of the largest output."""
@@ -117,7 +116,7 @@ def write(weights: Weights, path: Path) -> None:
 
 def reason(network: Network, name: str) -> str | None:
     """Why timm alone cannot make such a network, where that is known beforehand."""
-    if isinstance(network.backbone, SimpleCNN):
+    if not network.of_timm:
         return f"timm has no {name}"
     between = [layer.out_features for layer in network.head if isinstance(layer, nn.Linear)][:-1]
     return f"timm's {name} has no layers of {between} units between features and outputs" if between else None
@@ -132,43 +131,40 @@ def difference(model: nn.Module, images: Tensor, outputs: Tensor) -> str | None:
 
 def forms(network: Network, name: str, file: str, *, in_chans: int, image_size: int) -> Iterator[Callable[[], Form]]:
     """Forms that may give the network's outputs, each yet to be made, best first."""
-    if isinstance(network.backbone, SimpleCNN):
+    if not network.of_timm:
         yield partial(of_ours, network, name, file, in_chans=in_chans, image_size=image_size)
         return
-    sizes = [extra for size, extra in input_sizes(name, image_size) if size == network.input_size]
     for make in (whole, apart) if len(network.head) == 2 else (apart,):
-        for size in sizes:
-            yield partial(make, network, name, file, arguments={"in_chans": in_chans, **size})
+        yield partial(make, network, file)
 
 
-def whole(network: Network, name: str, file: str, *, arguments: Mapping[str, Any]) -> Form:
+def whole(network: Network, file: str) -> Form:
     """All in timm's model: the last linear layer under the names of its classifiers, of which it has several where it
     takes their mean."""
     last = network.head[-1]
-    arguments = {"num_classes": last.out_features, **arguments}
-    expected = timm.create_model(name, **arguments)
+    arguments = {**network.timm_options, "num_classes": last.out_features}
+    expected = timm.create_model(network.timm_name, **arguments)
     names: str | tuple[str, ...] = expected.pretrained_cfg["classifier"]  # type: ignore[index]
     shapes, weights = expected.state_dict(), dict(network.backbone.state_dict())
     for classifier in (names,) if isinstance(names, str) else names:
         for part in ("weight", "bias"):
             # Some classifiers are convolutions of one pixel.
             weights[f"{classifier}.{part}"] = getattr(last, part).reshape(shapes[f"{classifier}.{part}"].shape)
-    return Form(name, arguments, {file: weights})
+    return Form(network.timm_name, arguments, {file: weights})
 
 
-def apart(network: Network, name: str, file: str, *, arguments: Mapping[str, Any]) -> Form:
+def apart(network: Network, file: str) -> Form:
     """timm's model without a classifier, and the last layers in a file of their own."""
     files = {
         file: network.backbone.state_dict(),
         str(Path(file).with_suffix(".head.safetensors")): network.head.state_dict(),
     }
-    return Form(name, {"num_classes": 0, **arguments}, files, head=network.head)
+    return Form(network.timm_name, network.timm_options, files, head=network.head)
 
 
 def of_ours(network: Network, name: str, file: str, *, in_chans: int, image_size: int) -> Form:
     """The whole network, as `registry.build` makes it."""
     arguments = {
-        "source": "baseline",
         "image_size": image_size,
         "in_chans": in_chans,
         "num_outputs": network.head[-1].out_features,

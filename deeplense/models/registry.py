@@ -1,41 +1,34 @@
-"""Models by name: the baselines of the field, and everything in timm, at any size of image. B batch, C bands, S
-pixels a side, D features."""
+"""Models by name: those of the zoo, and everything in timm, at any size of image. B batch, C bands, S pixels a side,
+D features, K outputs."""
 
-import difflib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.models import group_parameters
+from timm.optim import auto_group_layers
 from torch import Tensor, nn
-from torch.nn import functional
 
-from deeplense.models.cnn import SimpleCNN
+from deeplense.models.heads import MapAttention, attention_layers, last_layers
+from deeplense.models.pretrained import Weights, create, load_own
+from deeplense.models.sizes import BorderCut, InputSize, input_sizes, padded_to, require_borders
+from deeplense.models.zoo import ARCHITECTURES, Architecture, nearest
 
-MULTIPLE = 32
-BASELINES = ("simple_cnn", "resnet18")
+WITH_ATTENTION = "efficientnet_b2_attention"
 
 
 @dataclass(frozen=True)
-class InputSize:
-    """How images of any size reach a network that wants `size` pixels a side: `native`, `pad` (reflected border) or
-    `resize`."""
+class Trunk:
+    """A backbone, how images reach it, and what timm was told to make it (nothing, where it is ours)."""
 
-    way: str
-    size: int
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Images (B, C, S, S) as (B, C, size, size)."""
-        if self.way == "pad":
-            missing = self.size - images.shape[-1]
-            before, after = missing // 2, missing - missing // 2
-            return functional.pad(images, (before, after, before, after), mode="reflect")
-        if self.way == "resize":
-            return functional.interpolate(images, size=self.size, mode="bilinear", antialias=True)
-        return images
+    backbone: nn.Module
+    input_size: InputSize
+    timm_name: str = ""
+    timm_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Network(nn.Module):
@@ -45,31 +38,60 @@ class Network(nn.Module):
     backbone: nn.Module
     head: nn.Sequential
 
-    def __init__(self, backbone: nn.Module, head: nn.Sequential, *, input_size: InputSize, tune: bool) -> None:
+    def __init__(self, trunk: Trunk, head: nn.Sequential, *, tune: bool) -> None:
         super().__init__()
-        self.backbone, self.head = backbone, head
-        self.input_size, self.tune = input_size, tune
+        self.backbone, self.head = trunk.backbone, head
+        self.input_size, self.tune = trunk.input_size, tune
+        self.timm_name, self.timm_options = trunk.timm_name, trunk.timm_options
         self.backbone.requires_grad_(tune)
         self.train()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Outputs (B, num_outputs) of images (B, C, S, S)."""
-        return self.head(self.backbone(self.input_size(images)))
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Outputs (B, K) of images (B, C, S, S); in training, of a backbone that `has_penalty`, also what it adds to
+        the loss of each image (B,)."""
+        features = self.backbone(self.input_size(images))
+        if isinstance(features, tuple):
+            features, penalty = features
+            return self.head(features), penalty
+        return self.head(features)
+
+    @property
+    def of_timm(self) -> bool:
+        """Whether timm and PyTorch's own layers make all of it."""
+        return bool(self.timm_name) and not any(isinstance(layer, MapAttention) for layer in self.head)
 
     def train(self, mode: bool = True) -> "Network":
         super().train(mode)
         self.backbone.train(mode and self.tune)
         return self
 
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that timm's optimizers leave without weight decay, beside biases and norms."""
+        ask: Callable[[], Any] = getattr(self.backbone, "no_weight_decay", set)
+        return {f"backbone.{name}" for name in ask()}
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
+        """The depth of a parameter, by which timm's layer decay scales its learning rate."""
+        depths = depths_of(self.backbone)
+        return lambda name: float(depths.get(name.removeprefix("backbone."), max(depths.values()) + 1))
+
+
+def depths_of(backbone: nn.Module) -> Mapping[str, int]:
+    """The number of the layer of each parameter, from the input on."""
+    matcher = getattr(backbone, "group_matcher", None)
+    if matcher is None:
+        return auto_group_layers(backbone)
+    return group_parameters(backbone, matcher(coarse=False), reverse=True)
+
 
 def build(
     name: str,
     *,
-    source: str = "timm",
     image_size: int,
     in_chans: int,
     num_outputs: int,
     dropout: float = 0.0,
+    drop_path: float = 0.0,
     extra_layers: bool = False,
     tune: bool = True,
     pretrained: bool = False,
@@ -78,128 +100,85 @@ def build(
     """Build a network.
 
     Args:
-        name: `simple_cnn` or `resnet18` of the source `baseline`, or any name of timm.
-        source: `timm` or `baseline`.
+        name: one of `zoo.ARCHITECTURES`, or any name of timm.
         image_size: pixels a side of the images it will get.
         in_chans: their bands.
         num_outputs: classes, or 1 for a number.
         dropout: before the last layer.
+        drop_path: share of residual branches that are left out at random in training.
         extra_layers: put an MLP of 1024, 512 and 128 units between the features and the outputs.
         tune: whether the backbone learns, or only the last layers.
-        pretrained: start from timm's published weights; the first layer is fitted to `in_chans`.
-        pretrained_file: take those weights from this file rather than from the hub.
+        pretrained: start from published weights, or from those of `pretrained_file`; the first layer is fitted to
+            `in_chans`.
+        pretrained_file: weights of timm, or of `deeplense export`.
 
     Raises:
-        ValueError: unknown name (the nearest is told), weights that cannot be had, or a size that the network cannot
-            take.
+        ValueError: unknown name (the nearest is told), weights that cannot be had, drop_path for a network that has
+            none, or a size that the network cannot take.
     """
-    if source == "baseline" and name not in BASELINES:
-        raise ValueError(
-            f"model_source=baseline has the models {list(BASELINES)}, not {name!r}; or use --model_source timm."
-        )
-    if name == "simple_cnn":
-        if pretrained:
-            raise ValueError("simple_cnn has no published weights; leave out --pretrained 1.")
-        backbone: nn.Module = SimpleCNN(in_chans=in_chans)
-        input_size = InputSize("native", image_size)
+    weights = Weights(pretrained, pretrained_file)
+    architecture = ARCHITECTURES.get(name)
+    if architecture is None:
+        trunk = any_timm_trunk(name, image_size, {"in_chans": in_chans, **drop_path_option(drop_path)}, weights)
     else:
-        options: dict[str, Any] = {"in_chans": in_chans, "num_classes": 0}
-        options |= pretrained_options(name, pretrained, pretrained_file)
-        backbone, input_size = build_timm(name, image_size, options)
-    num_features = probe(backbone, in_chans, input_size.size).shape[1]
-    head = last_layers(num_features, num_outputs, dropout=dropout, extra_layers=extra_layers)
-    return Network(backbone, head, input_size=input_size, tune=tune)
+        trunk = zoo_trunk(architecture, image_size, in_chans, drop_path, weights)
+    num_features = probe(trunk.backbone, in_chans, trunk.input_size.size).shape[1]
+    if name == WITH_ATTENTION:
+        if extra_layers:
+            raise ValueError(f"{name} has layers of its own between features and outputs; leave out --complex 1.")
+        head = attention_layers(num_features, num_outputs, dropout=dropout)
+    else:
+        head = last_layers(num_features, num_outputs, dropout=dropout, extra_layers=extra_layers)
+    return Network(trunk, head, tune=tune)
 
 
-def last_layers(num_features: int, num_outputs: int, *, dropout: float, extra_layers: bool) -> nn.Sequential:
-    """From features (B, D) to outputs: one linear layer, or an MLP before it."""
-    widths = (num_features, 1024, 512, 128) if extra_layers else (num_features,)
-    layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.Dropout(dropout), nn.Linear(before, after), nn.GELU()]
-    return nn.Sequential(*layers, nn.Dropout(dropout), nn.Linear(widths[-1], num_outputs))
+def zoo_trunk(architecture: Architecture, image_size: int, in_chans: int, drop_path: float, weights: Weights) -> Trunk:
+    """The backbone of a name of the zoo."""
+    if drop_path and not architecture.drop_path:
+        raise ValueError(f"{architecture.name} has no branches to leave out; leave out --drop_path.")
+    size = padded_to(image_size, architecture.padded(image_size))
+    file, target = architecture.target.split(".", 1)
+    options: dict[str, Any] = dict(architecture.options(size.size))
+    if file == "timm":
+        if architecture.name == WITH_ATTENTION:
+            options["global_pool"] = ""
+        options |= {"in_chans": in_chans, "num_classes": 0, **drop_path_option(drop_path)}
+        return Trunk(create(target, options, weights), size, target, options)
+    if architecture.drop_path:
+        options["drop_path"] = drop_path
+    make = getattr(importlib.import_module(f"deeplense.models.{file}"), target)
+    backbone = make(in_chans=in_chans, **options)
+    load_own(backbone, architecture.name, weights)
+    return Trunk(backbone, size)
 
 
-def pretrained_options(name: str, pretrained: bool, pretrained_file: Path | None) -> dict[str, Any]:
-    """What timm is told about weights. Raises ValueError where there are none."""
-    if not pretrained:
-        return {}
-    if pretrained_file and not pretrained_file.exists():
-        raise ValueError(f"pretrained_file={pretrained_file} is not there.")
-    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    if config and not (pretrained_file or config.has_weights):
-        raise ValueError(f"{name} has no published weights; give --pretrained_file FILE, or leave out --pretrained 1.")
-    overlay = {"pretrained_cfg_overlay": {"file": str(pretrained_file)}} if pretrained_file else {}
-    return {"pretrained": True, **overlay}
+def drop_path_option(drop_path: float) -> dict[str, Any]:
+    """What timm is told of it; not all of its models know the word."""
+    return {"drop_path_rate": drop_path} if drop_path else {}
 
 
-def build_timm(name: str, image_size: int, options: dict[str, Any]) -> tuple[nn.Module, InputSize]:
-    """A timm model without its classifier, in the first form that takes the images."""
+def any_timm_trunk(name: str, image_size: int, given: dict[str, Any], weights: Weights) -> Trunk:
+    """A model of timm without its classifier, in the first form that takes the images and cuts off no border."""
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise ValueError(
-            f"timm has no model {name!r}. Nearest: {', '.join(near) or 'none'}; `timm.list_models()` gives all."
+            f"there is no model {name!r}. Nearest: {nearest(name, timm.list_models())}; `deeplense models` lists the "
+            "zoo, `timm.list_models()` the rest."
         )
     refusals = []
-    for input_size, extra in input_sizes(name, image_size):
+    for size, extra in input_sizes(name, image_size):
+        options = {**given, "num_classes": 0, **extra}
         try:
-            generator = torch.get_rng_state()
-            model = create(name, options | extra)
-            if options.get("pretrained"):
-                refuse_untouched(name, model, options | extra, generator)
-            probe(model, options["in_chans"], input_size.size)
-        except (TypeError, AssertionError, RuntimeError) as error:
-            refusals.append(f"{input_size.way} to {input_size.size}: {error}")
+            backbone = create(name, options, weights)
+            require_borders(backbone, given["in_chans"], size.size)
+        except (TypeError, AssertionError, RuntimeError, BorderCut) as error:
+            refusals.append(f"{size.way} to {size.size}: {error}")
         else:
-            return model, input_size
+            return Trunk(backbone, size, name, options)
+    if all("drop_path_rate" in refusal for refusal in refusals):
+        raise ValueError(f"{name} has no branches to leave out; leave out --drop_path.")
     if all("state_dict" in refusal for refusal in refusals):
         raise ValueError(f"the weights that were given are not those of {name}: {refusals[-1][:300]}")
     raise ValueError(f"{name} cannot take images of {image_size} pixels: {'; '.join(refusals)}")
-
-
-def input_sizes(name: str, image_size: int) -> Iterator[tuple[InputSize, dict[str, int]]]:
-    """Ways to give images to a timm model, best first: as they are; padded to a multiple of 32, so that no patch is
-    cut off; resized."""
-    config = timm.get_pretrained_cfg(name)
-    native, fixed = (config.input_size[-1], config.fixed_input_size) if config else (image_size, False)
-    if not fixed:
-        yield InputSize("native", image_size), {}
-    padded = -(-image_size // MULTIPLE) * MULTIPLE
-    size = InputSize("native" if padded == image_size else "pad", padded)
-    yield size, {"img_size": padded}
-    yield size, {}
-    yield InputSize("resize", native), {}
-
-
-def create(name: str, options: dict[str, Any]) -> nn.Module:
-    """timm.create_model, with an error that helps where weights cannot be had."""
-    try:
-        return timm.create_model(name, **options)
-    except (OSError, KeyError) as error:
-        if not options.get("pretrained"):
-            raise
-        config = timm.get_pretrained_cfg(name)
-        hub = (config and config.hf_hub_id) or f"timm/{name}"
-        raise ValueError(
-            f"The pretrained weights of {name} cannot be had ({type(error).__name__}: {str(error)[:200]}). "
-            f"Where the hub cannot be reached, fetch model.safetensors of {hub} from the Hugging Face hub "
-            "elsewhere, copy it here, and give --pretrained_file FILE."
-        ) from error
-
-
-def refuse_untouched(name: str, model: nn.Module, options: dict[str, Any], generator: Tensor) -> None:
-    """Raise ValueError where weights kept their random start: timm takes a file in which they are missing and only
-    logs it."""
-    plain = {key: value for key, value in options.items() if not key.startswith("pretrained")}
-    torch.set_rng_state(generator)
-    blank, other = (dict(timm.create_model(name, **plain).named_parameters()) for _ in range(2))
-    drawn = {key for key, value in blank.items() if not value.equal(other[key])}
-    untouched = [key for key, value in model.named_parameters() if key in drawn and value.equal(blank[key])]
-    if untouched:
-        raise ValueError(
-            f"the pretrained weights hold nothing for {len(untouched)} parts of {name}, such as {untouched[0]}; "
-            "give a file of weights of this very model, as timm names them."
-        )
 
 
 @torch.no_grad()

@@ -26,7 +26,6 @@ TASKS = 4
 STEPS = range(30)
 NEVER = 10**9
 SETTINGS = {
-    "model_source": "baseline",
     "model_name": "simple_cnn",
     "batch_size": 16,
     "epochs": 5.6,

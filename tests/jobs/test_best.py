@@ -21,7 +21,6 @@ from jobs.train import Settings
 
 Start = Callable[..., Command]
 SMALL = (
-    "--model_source=baseline",
     "--model_name=simple_cnn",
     "--batch_size=16",
     "--epochs=2",

@@ -25,7 +25,6 @@ LEAST = {
 }
 EARLIER = {
     "dataset": "Model_II",
-    "model_source": "baseline",
     "model_name": "simple_cnn",
     "complex": 1,
     "pretrained": 1,

@@ -23,7 +23,7 @@ from jobs.runs import stored_config
 from jobs.train import Settings
 
 Start = Callable[..., Command]
-SMALL = ("--model_source=baseline", "--model_name=simple_cnn", "--batch_size=16", "--epochs=2", "--device=cpu")
+SMALL = ("--model_name=simple_cnn", "--batch_size=16", "--epochs=2", "--device=cpu")
 
 
 def numbers(folder: Path) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def test_where_timm_has_other_last_layers_backbone_and_last_layers_go_apart(
 def test_simple_cnn_is_for_the_registry(
     changes: list[str], run_of: RunOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, network = run_of("simple_cnn", "--model_source=baseline", *changes)
+    run, network = run_of("simple_cnn", *changes)
     told = exported(run, tmp_path / "out" / "lens.safetensors")
     assert told["not_one_timm_file_because"] == "timm has no simple_cnn"
     model = model_of(told, tmp_path / "out", monkeypatch)

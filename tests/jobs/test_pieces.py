@@ -22,7 +22,7 @@ from jobs.attempts import EXIT_STOPPED, read_attempts
 
 EXAMPLES = int(os.environ.get("DEEPLENSE_EXAMPLES", "2"))
 COMMON = {"epochs": 2, "evaluate_epochs": 0.5, "batch_size": 16, "lr": 3e-3, "log_interval": 1, "device": "cpu"}
-CNN = COMMON | {"model_source": "baseline", "model_name": "simple_cnn"}
+CNN = COMMON | {"model_name": "simple_cnn"}
 RESNET = COMMON | {"model_name": "test_resnet", "dropout": 0.3}
 
 

@@ -19,7 +19,6 @@ from jobs.attempts import EXIT_DISK_FULL, EXIT_STOPPED, read_attempts
 
 Start = Callable[..., Command]
 SMALL = {
-    "model_source": "baseline",
     "model_name": "simple_cnn",
     "batch_size": 16,
     "epochs": 3,
@@ -324,7 +323,7 @@ def test_processes_killed_and_started_again_end_with_the_bits_of_as_many_that_we
 def test_settings_that_failed_before_the_first_step_leave_a_run_free(
     dataset: Path, tmp_path: Path, start: Start
 ) -> None:
-    assert start(*train(dataset, tmp_path / "run", SMALL | {"model_name": "none", "model_source": "timm"})).wait() == 2
+    assert start(*train(dataset, tmp_path / "run", SMALL | {"model_name": "none"})).wait() == 2
     assert start(*train(dataset, tmp_path / "run", SMALL | {"epochs": 0.2})).wait() == 0
 
 
@@ -352,7 +351,7 @@ def test_a_run_is_not_continued_with_settings_that_change_its_numbers(
         ({"keep_every_hours": 0}, "keep_every_hours=0.0 must be above 0"),
         ({"batch_size": 500}, "batch_size=500 is more than the 87 training samples"),
         ({"gradient_accumulation": 3}, "does not divide among 1 ranks of 3 pieces; use a multiple of 3"),
-        ({"model_name": "simple_cmn", "model_source": "timm"}, "timm has no model 'simple_cmn'"),
+        ({"model_name": "simple_cmn"}, "there is no model 'simple_cmn'"),
         ({"dataset": "nowhere"}, "there is no data set 'nowhere'"),
         ({"target": "mass"}, "has no target 'mass'; it has ['column']"),
         ({"device": "cuda"}, "torch sees no GPU"),

@@ -12,7 +12,7 @@ from deeplense.training import checkpoint
 from jobs import verify
 from jobs.attempts import read_attempts
 
-SMALL = ("--model_source=baseline", "--model_name=simple_cnn", "--batch_size=16", "--epochs=2", "--device=cpu")
+SMALL = ("--model_name=simple_cnn", "--batch_size=16", "--epochs=2", "--device=cpu")
 
 
 @pytest.fixture(scope="module")

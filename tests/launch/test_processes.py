@@ -15,7 +15,6 @@ from jobs.attempts import EXIT_STOPPED, read_attempts
 from jobs.runs import STOPPED
 
 SETTINGS = [
-    "--model_source=baseline",
     "--model_name=simple_cnn",
     "--batch_size=16",
     "--epochs=30",

@@ -21,7 +21,6 @@ from launch.ends import begin_line, kind_of
 from launch.script import Submission
 
 SETTINGS = [
-    "--model_source=baseline",
     "--model_name=simple_cnn",
     "--batch_size=16",
     "--evaluate_epochs=100",

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from scipy import stats
 from torch import Tensor, nn
 
-from deeplense.models.registry import InputSize, Network, build
+from deeplense.models.registry import Network, build
+from deeplense.models.sizes import InputSize
 
-BASELINES = [("baseline", "simple_cnn"), ("baseline", "resnet18")]
 FIRST_LAYERS = {
     "resnet18": "conv1",
     "convit_tiny": "patch_embed.proj",
@@ -22,16 +22,16 @@ FIRST_LAYERS = {
     "botnet26t_256": "stem.conv1.conv",
     "efficientnet_b0": "conv_stem",
 }
-MODELS = BASELINES + [("timm", name) for name in FIRST_LAYERS]
-CASES = [(*model, *kind) for model, kind in product(MODELS, product((64, 150), (1, 3)))]
-CASES += [("baseline", "simple_cnn", 32, 1), ("timm", "resnet18", 32, 3), ("timm", "vit_tiny_r_s16_p8_224", 32, 3)]
+MODELS = ["simple_cnn", *FIRST_LAYERS]
+CASES = [(name, *kind) for name, kind in product(MODELS, product((64, 150), (1, 3)))]
+CASES += [("simple_cnn", 32, 1), ("resnet18", 32, 3), ("vit_tiny_r_s16_p8_224", 32, 3)]
 
 
 @lru_cache(maxsize=1)
-def network(source: str, name: str, image_size: int, in_chans: int) -> Network:
+def network(name: str, image_size: int, in_chans: int) -> Network:
     """A network in evaluation mode. timm lets residual branches begin at zero; here all take part."""
     torch.manual_seed(0)
-    model = build(name, source=source, image_size=image_size, in_chans=in_chans, num_outputs=3, dropout=0.5)
+    model = build(name, image_size=image_size, in_chans=in_chans, num_outputs=3, dropout=0.5)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
@@ -58,11 +58,11 @@ def borders_that_count(forward: Callable[[Tensor], Tensor], image_size: int, in_
     return [bool(border.any()) for border in (depends[0], depends[-1], depends[:, 0], depends[:, -1])]
 
 
-@pytest.mark.parametrize(("source", "name", "image_size", "in_chans"), CASES)
+@pytest.mark.parametrize(("name", "image_size", "in_chans"), CASES)
 def test_a_network_takes_images_of_any_size_and_loses_none_of_their_borders(
-    source: str, name: str, image_size: int, in_chans: int
+    name: str, image_size: int, in_chans: int
 ) -> None:
-    model = network(source, name, image_size, in_chans)
+    model = network(name, image_size, in_chans)
     images = noise(3, in_chans, image_size, image_size)
     with torch.no_grad():
         outputs = model(images)
@@ -148,8 +148,6 @@ def test_dropout_leaves_out_the_share_that_was_asked_for_before_the_last_layer(n
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"'resnet_18'.*resnet18"):
         build("resnet_18", image_size=32, in_chans=1, num_outputs=2)
-    with pytest.raises(ValueError, match=r"simple_cnn.*resnet18.*'vgg'.*model_source"):
-        build("vgg", source="baseline", image_size=32, in_chans=1, num_outputs=2)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convit_tiny"])

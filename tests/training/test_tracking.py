@@ -64,7 +64,7 @@ def test_the_lines_of_steps_that_a_checkpoint_counts_are_on_the_disk_before_it(
         stood.append(len(list((tmp_path / "run" / "checkpoints").glob("step_*"))))
 
     monkeypatch.setattr(Tracker, "sync", noted)
-    words = [f"--dataset={dataset}", f"--run={tmp_path / 'run'}", "--model_source=baseline", "--model_name=simple_cnn"]
+    words = [f"--dataset={dataset}", f"--run={tmp_path / 'run'}", "--model_name=simple_cnn"]
     settings = config.parse("train", [*words, "--batch_size=16", "--epochs=1", "--device=cpu"])
     assert train.run(settings) == 0
     assert stood == [0]

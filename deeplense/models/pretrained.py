@@ -1,0 +1,109 @@
+"""Weights to start from: timm's published ones, or a file of timm's or of `deeplense export`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Whether to start from trained weights, and from which file; None for timm's published ones."""
+
+    wanted: bool
+    file: Path | None
+
+
+def create(name: str, options: dict[str, Any], weights: Weights) -> nn.Module:
+    """timm.create_model, with weights if they are wanted. Raises ValueError where these cannot be had or are of another
+    model."""
+    generator = torch.get_rng_state()
+    wanted = timm_options(name, weights)
+    try:
+        model = timm.create_model(name, **options, **wanted)
+    except (OSError, KeyError) as error:
+        if not wanted:
+            raise
+        config = timm.get_pretrained_cfg(name)
+        hub = (config and config.hf_hub_id) or f"timm/{name}"
+        raise ValueError(
+            f"The pretrained weights of {name} cannot be had ({type(error).__name__}: {str(error)[:200]}). "
+            f"Where the hub cannot be reached, fetch model.safetensors of {hub} from the Hugging Face hub "
+            "elsewhere, copy it here, and give --pretrained_file FILE."
+        ) from error
+    if wanted:
+        refuse_untouched(name, model, options, generator)
+    return model
+
+
+def timm_options(name: str, weights: Weights) -> dict[str, Any]:
+    """What timm is told about weights. Raises ValueError where there are none."""
+    if not weights.wanted:
+        return {}
+    refuse_missing(weights)
+    config = timm.get_pretrained_cfg(name)
+    if config and not (weights.file or config.has_weights):
+        raise ValueError(f"{name} has no published weights; give --pretrained_file FILE, or leave out --pretrained 1.")
+    overlay = {"pretrained_cfg_overlay": {"file": str(weights.file)}} if weights.file else {}
+    return {"pretrained": True, **overlay}
+
+
+def refuse_missing(weights: Weights) -> None:
+    """Raise ValueError where the file is not there."""
+    if weights.file and not weights.file.exists():
+        raise ValueError(f"pretrained_file={weights.file} is not there.")
+
+
+def refuse_untouched(name: str, model: nn.Module, options: dict[str, Any], generator: Tensor) -> None:
+    """Raise ValueError where weights kept their random start: timm takes a file in which they are missing and only
+    logs it."""
+    torch.set_rng_state(generator)
+    blank, other = (dict(timm.create_model(name, **options).named_parameters()) for _ in range(2))
+    drawn = {key for key, value in blank.items() if not value.equal(other[key])}
+    untouched = [key for key, value in model.named_parameters() if key in drawn and value.equal(blank[key])]
+    if untouched:
+        raise ValueError(
+            f"the pretrained weights hold nothing for {len(untouched)} parts of {name}, such as {untouched[0]}; "
+            "give a file of weights of this very model, as timm names them."
+        )
+
+
+def load_own(backbone: nn.Module, name: str, weights: Weights) -> None:
+    """Take the backbone's weights out of a file of `deeplense export`; bands are summed where it had more. Raises
+    ValueError where it is not of this network."""
+    if not weights.wanted:
+        return
+    if weights.file is None:
+        raise ValueError(
+            f"{name} has no published weights; give --pretrained_file FILE, which `deeplense export` writes, or leave "
+            "out --pretrained 1."
+        )
+    refuse_missing(weights)
+    try:
+        given = load_file(weights.file)
+    except SafetensorError as error:
+        raise ValueError(f"{weights.file} is no file of weights ({error}); `deeplense export` writes one.") from error
+    own = {key.removeprefix("backbone."): value for key, value in given.items() if key.startswith("backbone.")}
+    try:
+        backbone.load_state_dict(fit_bands(own, backbone.state_dict()))
+    except RuntimeError as error:
+        why = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{weights.file} does not hold the weights of {name} for images of this size: {why}"
+        ) from error
+
+
+def fit_bands(given: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of convolutions for other bands fitted to those that are expected: summed for one, as timm does it."""
+    fitted = dict(given)
+    for key, value in given.items():
+        shape = expected[key].shape if key in expected else value.shape
+        if value.ndim == 4 and value.shape[1] == 3 != shape[1] and value.shape[2:] == shape[2:]:
+            fitted[key] = adapt_input_conv(shape[1], value)
+    return fitted

@@ -1,0 +1,62 @@
+"""All about one architecture."""
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from deeplense.models.registry import Network, build, depths_of
+from deeplense.models.zoo import ARCHITECTURES
+from jobs.models import Settings
+from jobs.progress import say
+
+NUM_OUTPUTS = 3
+
+
+def describe(settings: Settings) -> int:
+    """Build it and print what it is and costs. Raises ValueError for an unknown name."""
+    network = build(
+        settings.name, image_size=settings.image_size, in_chans=settings.in_chans, num_outputs=NUM_OUTPUTS
+    ).eval()
+    known = ARCHITECTURES.get(settings.name)
+    backbone, head = (sum(p.numel() for p in part.parameters()) for part in (network.backbone, network.head))
+    made = f"timm.{network.timm_name} with {dict(network.timm_options)}"
+    facts = {
+        "paper": known.paper if known else "see timm",
+        "made of": made if network.timm_name else f"deeplense.models.{known and known.target}",
+        "recipe": f"jobs/recipes/models/{known.recipe}.yaml" if known else "none of its own",
+        "images": f"{settings.in_chans} x {settings.image_size} x {settings.image_size} pixels, {fitted(network)}",
+        "parameters": f"{backbone:,} in the backbone, {head:,} in the last layers",
+        "operations": f"{flops(network, settings) / 1e9:.3f} GFLOP for one image",
+        "layers": f"{max(depths_of(network.backbone).values()) + 2} for --layer_decay",
+        "drop_path": "yes" if takes_drop_path(settings) else "no",
+    }
+    say(settings.name)
+    for name, value in facts.items():
+        say(f"  {name:<12}{value}")
+    return 0
+
+
+def fitted(network: Network) -> str:
+    """What is done to images before they reach the backbone."""
+    size = network.input_size
+    return "as they are" if size.way == "native" else f"{size.verb} to {size.size}"
+
+
+@torch.no_grad()
+def flops(network: Network, settings: Settings) -> int:
+    """Additions and multiplications for one image, each counted."""
+    images = torch.zeros(1, settings.in_chans, settings.image_size, settings.image_size)
+    with FlopCounterMode(display=False) as counter:
+        network(images)
+    return counter.get_total_flops()
+
+
+def takes_drop_path(settings: Settings) -> bool:
+    """Whether the network has branches to leave out."""
+    try:
+        with torch.device("meta"):
+            build(
+                settings.name, image_size=settings.image_size, in_chans=settings.in_chans, num_outputs=1, drop_path=0.1
+            )
+    except ValueError:
+        return False
+    return True
