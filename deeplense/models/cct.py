@@ -5,7 +5,7 @@ import math
 from itertools import pairwise
 
 import torch
-from timm.layers import calculate_drop_path_rates, trunc_normal_
+from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -41,8 +41,8 @@ class CCT(nn.Module):
         self.tokenizer = tokenizer(in_chans, embed_dim, num_convs=num_convs)
         num_tokens = math.ceil(image_size / 2**num_convs) ** 2
         self.positions = nn.Parameter(torch.empty(1, num_tokens, embed_dim))
-        rates = calculate_drop_path_rates(drop_path, depth)
-        blocks = (Block(embed_dim, num_heads, mlp_ratio, drop_path=rate) for rate in rates)  # type: ignore[arg-type]
+        rates = torch.linspace(0, drop_path, depth).tolist()
+        blocks = (Block(embed_dim, num_heads, mlp_ratio, drop_path=rate) for rate in rates)
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.LayerNorm(embed_dim)
         # A bias would move all tokens alike, which softmax does not see.

@@ -4,7 +4,7 @@ pixels a side, N tokens, D features."""
 import math
 
 import torch
-from timm.layers import Mlp, calculate_drop_path_rates, trunc_normal_
+from timm.layers import Mlp, trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -50,8 +50,8 @@ class T2TViT(nn.Module):
         )
         self.class_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.register_buffer("positions", sinusoids(num_tokens + 1, embed_dim), persistent=False)
-        rates = calculate_drop_path_rates(drop_path, depth)
-        blocks = (Block(embed_dim, num_heads, mlp_ratio, drop_path=rate) for rate in rates)  # type: ignore[arg-type]
+        rates = torch.linspace(0, drop_path, depth).tolist()
+        blocks = (Block(embed_dim, num_heads, mlp_ratio, drop_path=rate) for rate in rates)
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.LayerNorm(embed_dim)
         trunc_normal_(self.class_token, std=0.02)
