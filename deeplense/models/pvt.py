@@ -8,11 +8,11 @@ from timm.models.vision_transformer import init_weights_vit_timm
 from torch import Tensor, nn
 
 from deeplense.models.transformer import (
-    Block,
     SoftmaxAttention,
     drop_path_rates,
     merge_heads,
     split_heads,
+    stack,
     to_map,
 )
 
@@ -47,10 +47,7 @@ class PVT(nn.Module):
             image_size //= patch_size
             reduction = max(1, min(reductions[i], image_size // 2))
             attentions = [ReducedAttention(dims[i], num_heads[i], reduction=reduction) for _ in rates]
-            blocks = [
-                Block(dims[i], attention, mlp_ratio=mlp_ratios[i], drop_path=rate)
-                for attention, rate in zip(attentions, rates, strict=True)
-            ]
+            blocks = stack(dims[i], attentions, mlp_ratio=mlp_ratios[i], rates=rates)
             self.stages.append(Stage(embed, blocks, has_class_token=i == len(depths) - 1))
             in_chans, patch_size = dims[i], 2
         self.norm = LayerNorm(self.num_features)
@@ -68,9 +65,9 @@ class PVT(nn.Module):
 class Stage(nn.Module):
     """Patches and their positions, perhaps with a class token before them, then blocks."""
 
-    def __init__(self, embed: PatchEmbed, blocks: Sequence[Block], *, has_class_token: bool) -> None:
+    def __init__(self, embed: PatchEmbed, blocks: nn.Sequential, *, has_class_token: bool) -> None:
         super().__init__()
-        self.embed, self.blocks = embed, nn.Sequential(*blocks)
+        self.embed, self.blocks = embed, blocks
         dim, num_tokens = embed.proj.out_channels, has_class_token + (embed.num_patches or 0)
         self.class_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, dim), std=0.02)) if has_class_token else None
         self.positions = nn.Parameter(trunc_normal_(torch.empty(1, num_tokens, dim), std=0.02))

@@ -45,6 +45,16 @@ class Block(nn.Module):
         return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
 
+def stack(dim: int, attentions: Sequence[nn.Module], *, mlp_ratio: float, rates: Sequence[float]) -> nn.Sequential:
+    """Blocks around these attentions, with these rates of stochastic depth."""
+    return nn.Sequential(
+        *(
+            Block(dim, attention, mlp_ratio=mlp_ratio, drop_path=rate)
+            for attention, rate in zip(attentions, rates, strict=True)
+        )
+    )
+
+
 def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
     """Tokens (..., N, D) as (..., heads, N, D / heads)."""
     return tokens.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
