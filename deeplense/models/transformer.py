@@ -77,4 +77,4 @@ def to_tokens(maps: Tensor) -> Tensor:
 
 def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
     """Rates of stochastic depth for the blocks of each stage: from 0 in the first block to `last` in the last."""
-    return [rates.tolist() for rates in torch.linspace(0, last, sum(depths)).split(list(depths))]
+    return [rates.tolist() for rates in torch.linspace(0, last, sum(depths), device="cpu").split(list(depths))]
