@@ -29,6 +29,23 @@ class SoftmaxAttention(nn.Module):
         return self.attn_drop(weights) @ values
 
 
+class SelfAttention(nn.Module):
+    """Attention of tokens to one another."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.queries_keys_values = nn.Linear(dim, 3 * dim)
+        self.attend = SoftmaxAttention()
+        self.project = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor, *, bias: Tensor | None = None) -> Tensor:
+        """Tokens (B, N, D), each a mixture of all."""
+        parts = self.queries_keys_values(tokens).chunk(3, dim=-1)
+        mixed = self.attend(*(split_heads(part, self.num_heads) for part in parts), bias=bias)
+        return self.project(merge_heads(mixed))
+
+
 class Block(nn.Module):
     """Attention and MLP, each after a layer norm and beside a skip connection."""
 

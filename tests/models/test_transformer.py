@@ -6,6 +6,7 @@ from torch import nn
 
 from deeplense.models.transformer import (
     Block,
+    SelfAttention,
     SoftmaxAttention,
     drop_path_rates,
     merge_heads,
@@ -28,6 +29,18 @@ def test_attention_is_that_of_torch(fused: bool) -> None:
     attend.fused_attn = fused
     mixed = attend(*(split_heads(tokens, 3) for tokens in projected), bias=bias)
     torch.testing.assert_close(oracle.out_proj(merge_heads(mixed)), wanted)
+
+
+def test_self_attention_is_that_of_torch() -> None:
+    torch.manual_seed(0)
+    attention, oracle = SelfAttention(12, 3), nn.MultiheadAttention(12, 3, batch_first=True)
+    oracle.out_proj.load_state_dict(attention.project.state_dict())
+    with torch.no_grad():
+        oracle.in_proj_weight.copy_(attention.queries_keys_values.weight)
+        oracle.in_proj_bias.copy_(attention.queries_keys_values.bias)
+    tokens, bias = noise(2, 5, 12), noise(5, 5)
+    wanted, _ = oracle(tokens, tokens, tokens, attn_mask=bias)
+    torch.testing.assert_close(attention(tokens, bias=bias), wanted)
 
 
 def test_tokens_make_a_map_row_by_row() -> None:
