@@ -1,0 +1,97 @@
+"""The physics-informed LensViT-PINN. B batch, C bands, S pixels a side."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from deeplense.models.source_plane import pixel_grid, sis_deflection, source_image, trace_back
+
+MULTIPLE = 16
+PENALTY_WEIGHT = 0.01
+
+
+class LensViTPINN(nn.Module):
+    """A vision transformer estimates the deflection, the lens equation gives the source, and a ResNet-18 sees both.
+
+    After Abdelhaleem (2025, github.com/EmanAbdelhaleem/PINN-for-lensing-images-multi-classification); the defaults are
+    its ViT-S/16. A linear layer gives a deflection alpha for each pixel. Their mean modulus is the Einstein radius
+    theta_E of a singular isothermal sphere, by which the image is traced back: theta_S = theta_I - alpha_SIS. The
+    penalty is 0.01 times the mean square, in pixels, of theta_S - (theta_I - alpha).
+
+    In the published code theta_I is not a position but the brightness, and theta_E the mean of the signed deflections:
+    its source is the image less a constant, cut at zero. Here the equation is about angles, and the image is warped.
+    """
+
+    has_penalty = True
+    num_features = 512
+
+    def __init__(
+        self,
+        *,
+        in_chans: int,
+        image_size: int,
+        drop_path: float = 0.0,
+        encoder: str = "vit_small_patch16_224",
+        patch_size: int = 16,
+        depth: int = 12,
+        pretrained: bool = False,
+        pretrained_file: Path | None = None,
+        gradient: bool = False,
+    ) -> None:
+        """Args beyond those of all backbones:
+
+        encoder: what timm calls the vision transformer; `vit_small_patch16_224.dino` has the published weights.
+        patch_size: of the encoder; 8 suits images of 64 pixels.
+        depth: blocks of the encoder.
+        pretrained: start the encoder from timm's weights, from `pretrained_file` rather than from the hub if given.
+        gradient: the encoder sees `edges` of the image instead of the image.
+        """
+        super().__init__()
+        options: dict[str, Any] = {"patch_size": patch_size, "depth": depth, "drop_path_rate": drop_path}
+        if pretrained_file:
+            options["pretrained_cfg_overlay"] = {"file": str(pretrained_file)}
+        self.encoder = timm.create_model(
+            encoder, pretrained, in_chans=in_chans, img_size=image_size, num_classes=0, **options
+        )
+        self.deflection = nn.Linear(int(self.encoder.num_features), 2 * image_size**2)  # type: ignore[arg-type]
+        self.classifier = timm.create_model("resnet18", in_chans=2 * in_chans, num_classes=0, zero_init_last=False)
+        self.gradient = gradient
+        self.init_deflection(image_size)
+
+    @torch.no_grad()
+    def init_deflection(self, image_size: int) -> None:
+        """Start at a sphere with theta_E of a quarter of half the image; features change it by tenths of a pixel."""
+        sphere = sis_deflection(*pixel_grid(torch.empty(image_size, image_size)), theta_E=torch.tensor(image_size / 8))
+        self.deflection.bias.copy_(torch.stack(sphere).flatten())
+        nn.init.trunc_normal_(self.deflection.weight, std=0.02)
+
+    def estimate_deflection(self, images: Tensor) -> Tensor:
+        """Deflections (B, 2, S, S), x and y, in pixels; in float32, for bfloat16 would round them to sixteenths."""
+        tokens = self.encoder(edges(images) if self.gradient else images)
+        with torch.autocast(images.device.type, enabled=False):
+            alpha = self.deflection(tokens.to(self.deflection.weight.dtype))
+        return alpha.unflatten(1, (2, *images.shape[2:]))
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Features (B, 512) of images (B, C, S, S); in training with the penalty (B,), already weighted."""
+        alpha = self.estimate_deflection(images)
+        theta_E = torch.linalg.vector_norm(alpha, dim=1).mean((1, 2))
+        sphere = sis_deflection(*pixel_grid(alpha), theta_E=theta_E[:, None, None])
+        source = source_image(images, trace_back(sphere))
+        features = self.classifier(torch.cat([images, source], dim=1))
+        if not self.training:
+            return features
+        return features, PENALTY_WEIGHT * (alpha - torch.stack(sphere, dim=1)).square().mean((1, 2, 3))
+
+
+def edges(images: Tensor) -> Tensor:
+    """Modulus of the gradient of arsinh(brightness), per pixel, of images (B, C, S, S).
+
+    It stands for the published derivative of log(I_max / I)^2, which is infinite or no number where noise brings I to
+    zero or below: arsinh is linear within the noise of a normalised image and logarithmic far above it.
+    """
+    along_y, along_x = torch.gradient(torch.asinh(images), dim=(-2, -1))
+    return torch.sqrt(along_x.square() + along_y.square() + 1e-12)

@@ -1,0 +1,169 @@
+"""LensViT-PINN: every part learns, from the classes too; its lens is the one it was told; its edges stand noise."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from deeplense.models.lensvit_pinn import MULTIPLE, PENALTY_WEIGHT, LensViTPINN, edges
+from deeplense.models.source_plane import pixel_grid, sis_deflection, source_image, trace_back
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def small(size: int = 32, in_chans: int = 1, **changes: Any) -> LensViTPINN:
+    """With the tiny encoder of one block."""
+    torch.manual_seed(0)
+    settings = {"encoder": "vit_tiny_patch16_224", "depth": 1, "patch_size": 8} | changes
+    return LensViTPINN(in_chans=in_chans, image_size=size, **settings)
+
+
+def set_sphere(model: LensViTPINN, size: int, theta_E: float) -> None:
+    """Make the encoder say for all images that the lens is a sphere."""
+    sphere = sis_deflection(*pixel_grid(torch.empty(size, size)), theta_E=torch.tensor(theta_E))
+    with torch.no_grad():
+        model.deflection.weight.zero_()
+        model.deflection.bias.copy_(torch.stack(sphere).flatten())
+
+
+def without_gradient(model: nn.Module) -> list[str]:
+    """Parameters that the last backward pass has not reached, or not with numbers."""
+    return [k for k, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()]
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize(("size", "in_chans"), [(32, 1), (32, 5), (64, 3), (160, 1)])
+def test_the_classes_alone_teach_every_parameter_and_no_border_is_lost(
+    size: int, in_chans: int, gradient: bool
+) -> None:
+    assert size % MULTIPLE == 0
+    model = small(size, in_chans, gradient=gradient, patch_size=16 if size == 160 else 8)
+    images = noise(2, in_chans, size, size).requires_grad_()
+    features, penalty = model(images)
+    assert features.shape == (2, model.num_features)
+    assert penalty.shape == (2,)
+    features.square().sum().backward()
+    assert without_gradient(model) == []
+    assert images.grad is not None
+    depends = images.grad.abs().sum((0, 1)) > 0
+    assert all(border.any() for border in (depends[0], depends[-1], depends[:, 0], depends[:, -1]))
+
+
+def test_the_penalty_alone_teaches_the_encoder_but_not_the_classifier() -> None:
+    model = small()
+    model(noise(2, 1, 32, 32))[1].sum().backward()
+    unreached = without_gradient(model)
+    assert unreached == [name for name, _ in model.named_parameters() if name.startswith("classifier.")]
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_it_starts_at_an_einstein_radius_of_a_quarter_of_half_the_image(size: int) -> None:
+    alpha = small(size).estimate_deflection(noise(4, 1, size, size))
+    theta_E = torch.linalg.vector_norm(alpha, dim=1).mean((1, 2))
+    assert theta_E.tolist() == pytest.approx([size / 8] * 4, rel=0.01)
+    assert 0 < theta_E.std() < 0.1
+    assert alpha.mean().abs() < 0.1, "the mean of the signed deflections, as published, is of no use"
+
+
+def test_the_classifier_sees_the_source_behind_the_sphere_that_the_encoder_gives() -> None:
+    model, images = small(in_chans=2).eval(), noise(2, 2, 32, 32)
+    set_sphere(model, 32, 5.5)
+    seen: list[Tensor] = []
+    model.classifier.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    model(images)
+    sphere = sis_deflection(*pixel_grid(images), theta_E=torch.full((2, 1, 1), 5.5))
+    torch.testing.assert_close(seen[0][:, :2], images, rtol=0, atol=0)
+    torch.testing.assert_close(seen[0][:, 2:], source_image(images, trace_back(sphere)), rtol=1e-4, atol=1e-3)
+
+
+def test_the_penalty_is_nothing_for_a_sphere_and_the_mean_square_of_what_breaks_the_lens_equation() -> None:
+    model, images = small(), noise(3, 1, 32, 32)
+    set_sphere(model, 32, 5.5)
+    assert model(images)[1].max() < 1e-9
+    with torch.no_grad():
+        model.deflection.bias.zero_()
+        model.deflection.bias[: 32 * 32] = 2.0
+    x, y = pixel_grid(images)
+    cosine = x / torch.hypot(x, y)
+    expected = PENALTY_WEIGHT * ((2 - 2 * cosine).square() + 4 * (1 - cosine.square())).mean() / 2
+    torch.testing.assert_close(model(images)[1], expected.expand(3))
+
+
+def test_in_evaluation_there_are_features_alone_and_images_do_not_meet() -> None:
+    model, images = small(in_chans=3).eval(), noise(3, 3, 32, 32)
+    with torch.no_grad():
+        features = model(images)
+        alone = torch.cat([model(image[None]) for image in images])
+    torch.testing.assert_close(alone, features, rtol=1e-4, atol=1e-5)
+
+
+def test_a_state_dict_makes_the_model_again_and_fused_attention_changes_nothing() -> None:
+    first, second, images = small(depth=2).eval(), small(depth=2).eval(), noise(2, 1, 32, 32)
+    with torch.no_grad():
+        first.deflection.weight.mul_(2)
+        assert not torch.equal(first(images), second(images))
+        second.load_state_dict(first.state_dict())
+        torch.testing.assert_close(second(images), first(images), rtol=0, atol=0)
+        attention = [module for module in second.modules() if hasattr(module, "fused_attn")]
+        for module in attention:
+            module.fused_attn = not module.fused_attn  # type: ignore[assignment]
+        assert len(attention) == 2
+        torch.testing.assert_close(second(images), first(images), rtol=1e-5, atol=1e-5)
+
+
+def test_it_is_as_large_as_its_published_parts() -> None:
+    """DINO's ViT-S/16 has 21.7 million parameters, torchvision's ResNet-18 11.7 with its 1000 classes."""
+    model = LensViTPINN(in_chans=3, image_size=224)
+    counts = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
+    assert counts["encoder"] == pytest.approx(21.67, rel=0.03)
+    assert counts["classifier"] + 0.513 == pytest.approx(11.69, rel=0.03)
+    assert counts["deflection"] == pytest.approx(385 * 2 * 224**2 / 1e6)
+
+
+def test_published_weights_come_from_a_file_and_are_fitted_to_one_band(tmp_path: Path) -> None:
+    published = timm.create_model("vit_tiny_patch16_224", depth=1)
+    save_file(published.state_dict(), tmp_path / "vit.safetensors")
+    options = {"patch_size": 16, "pretrained": True, "pretrained_file": tmp_path / "vit.safetensors"}
+    ours = small(64, **options).encoder.state_dict()
+    theirs = published.state_dict()
+    assert torch.equal(ours["blocks.0.attn.qkv.weight"], theirs["blocks.0.attn.qkv.weight"])
+    summed = theirs["patch_embed.proj.weight"].sum(1, keepdim=True)
+    torch.testing.assert_close(ours["patch_embed.proj.weight"], summed)
+
+
+def test_deflections_keep_their_precision_where_the_rest_is_in_bfloat16() -> None:
+    model, images = small(64).eval(), noise(2, 1, 64, 64)
+    set_sphere(model, 64, 9.03)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        alpha = model.estimate_deflection(images)
+        assert model(images).isfinite().all()
+    assert torch.linalg.vector_norm(alpha, dim=1).mean((1, 2)).tolist() == pytest.approx([9.03] * 2, rel=1e-5)
+    coarse = torch.linalg.vector_norm(alpha.bfloat16().float(), dim=1)
+    assert (coarse - 9.03).abs().max() > 0.01
+
+
+def test_edges_are_the_slope_of_the_stretched_image() -> None:
+    x, y = pixel_grid(torch.empty(16, 16))
+    slope = edges(torch.sinh(0.3 * x - 0.4 * y)[None, None])
+    torch.testing.assert_close(slope, torch.full_like(slope, 0.5), rtol=1e-4, atol=0)
+
+
+def test_edges_stand_noise_and_blank_images_where_the_published_ones_do_not() -> None:
+    for images in (noise(2, 1, 16, 16), torch.zeros(1, 1, 16, 16), -1e6 * noise(1, 1, 16, 16)):
+        images.requires_grad_()
+        slope = edges(images)
+        slope.sum().backward()
+        assert slope.isfinite().all()
+        assert images.grad is not None
+        assert images.grad.isfinite().all()
+    image = noise(1, 1, 16, 16)
+    published = torch.log(image.max() / image).square()
+    assert not published.isfinite().all()
+    assert edges(image).max() < 2 * math.asinh(image.abs().max())
