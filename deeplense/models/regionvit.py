@@ -1,5 +1,5 @@
-"""The RegionViT. B batch, C bands, S pixels or local tokens a side, R regions a side, W local tokens a side of a region,
-D features."""
+"""The RegionViT. B batch, C bands, S pixels or local tokens a side, R regions a side, W local tokens a side of a
+region, D features."""
 
 from collections.abc import Sequence
 
