@@ -177,8 +177,9 @@ def make_network(settings: "Settings", split: Split, *, load_pretrained: bool) -
         drop_path=settings.drop_path,
         extra_layers=bool(settings.complex),
         tune=bool(settings.tune),
-        pretrained=bool(settings.pretrained) and load_pretrained,
+        pretrained=bool(settings.pretrained),
         pretrained_file=settings.pretrained_file,
+        load_pretrained=load_pretrained,
     )
 
 

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Weights:
-    """Whether to start from trained weights, and from which file; None for timm's published ones."""
+    """Whether to start from trained weights, and from which file; None for timm's published ones. With `load` off
+    others follow, and only the network must be the same."""
 
-    wanted: bool
-    file: Path | None
+    wanted: bool = False
+    file: Path | None = None
+    load: bool = True
 
 
 def create(name: str, options: dict[str, Any], weights: Weights) -> nn.Module:
@@ -44,7 +46,7 @@ def create(name: str, options: dict[str, Any], weights: Weights) -> nn.Module:
 
 def timm_options(name: str, weights: Weights) -> dict[str, Any]:
     """What timm is told about weights. Raises ValueError where there are none."""
-    if not weights.wanted:
+    if not (weights.wanted and weights.load):
         return {}
     refuse_missing(weights)
     config = timm.get_pretrained_cfg(name)
@@ -77,7 +79,7 @@ def refuse_untouched(name: str, model: nn.Module, options: dict[str, Any], gener
 def load_own(backbone: nn.Module, name: str, weights: Weights) -> None:
     """Take the backbone's weights out of a file of `deeplense export`; bands are summed where it had more. Raises
     ValueError where it is not of this network."""
-    if not weights.wanted:
+    if not (weights.wanted and weights.load):
         return
     if weights.file is None:
         raise ValueError(

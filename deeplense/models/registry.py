@@ -96,6 +96,7 @@ def build(
     tune: bool = True,
     pretrained: bool = False,
     pretrained_file: Path | None = None,
+    load_pretrained: bool = True,
 ) -> Network:
     """Build a network.
 
@@ -111,12 +112,13 @@ def build(
         pretrained: start from published weights, or from those of `pretrained_file`; the first layer is fitted to
             `in_chans`.
         pretrained_file: weights of timm, or of `deeplense export`.
+        load_pretrained: off where other weights follow anyway; `pretrained` then still decides the size of patches.
 
     Raises:
         ValueError: unknown name (the nearest is told), weights that cannot be had, drop_path for a network that has
             none, or a size that the network cannot take.
     """
-    weights = Weights(pretrained, pretrained_file)
+    weights = Weights(pretrained, pretrained_file, load_pretrained)
     architecture = ARCHITECTURES.get(name)
     if architecture is None:
         trunk = any_timm_trunk(name, image_size, {"in_chans": in_chans, **drop_path_option(drop_path)}, weights)
@@ -136,10 +138,12 @@ def zoo_trunk(architecture: Architecture, image_size: int, in_chans: int, drop_p
     """The backbone of a name of the zoo."""
     if drop_path and not architecture.drop_path:
         raise ValueError(f"{architecture.name} has no branches to leave out; leave out --drop_path.")
+    if weights.wanted:
+        architecture = architecture.as_published
     size = padded_to(image_size, architecture.padded(image_size))
     file, target = architecture.target.split(".", 1)
-    options: dict[str, Any] = dict(architecture.options(size.size))
-    if file == "timm":
+    options: dict[str, Any] = dict(architecture.arguments(size.size))
+    if architecture.of_timm:
         if architecture.name == WITH_ATTENTION:
             options["global_pool"] = ""
         options |= {"in_chans": in_chans, "num_classes": 0, **drop_path_option(drop_path)}

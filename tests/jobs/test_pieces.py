@@ -53,6 +53,8 @@ KINDS = {
         CNN | {"label_smoothing": 0.1, "random_zoom": 1.3, "random_rotation": 40, "stretch": "asinh"}
     ),
     "lamb": Kind(CNN | {"optimizer": "lamb", "schedule": "step", "period_epochs": 0.5}),
+    "patience": Kind(CNN | {"patience_epochs": 0.7, "lr": 1e-12, "epochs": 6}),
+    "layer decay": Kind(RESNET | {"layer_decay": 0.7}),
     "only the last layers": Kind(CNN | {"tune": 0, "complex": 1, "dropout": 0.2}),
     "reading ahead": Kind(CNN, free={"num_workers": 1}, ends=(1, 1), examples=1),
     "two processes": Kind(RESNET | {"ema_decay": 0.9, "gradient_accumulation": 2}, num_processes=2),

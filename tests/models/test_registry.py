@@ -10,6 +10,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from scipy import stats
+from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from deeplense.models.registry import Network, build
@@ -217,3 +218,77 @@ def test_weights_that_do_not_name_the_parts_of_the_model_are_refused(tmp_path: P
 def test_a_model_that_has_no_published_weights_does_not_claim_to_start_from_them() -> None:
     with pytest.raises(ValueError, match="simple_cnn"):
         small(pretrained=True)
+
+
+def test_a_timm_model_that_would_cut_off_a_border_gets_padded_images() -> None:
+    assert build("twins_svt_small", image_size=40, in_chans=1, num_outputs=2).input_size == InputSize("pad", 64)
+    assert build("mixer_s16_224", image_size=40, in_chans=1, num_outputs=2).input_size == InputSize("pad", 64)
+
+
+def test_the_last_layers_are_deepest_and_the_first_learn_slowest() -> None:
+    network = build("vit_tiny", image_size=32, in_chans=1, num_outputs=2)
+    optimizer = create_optimizer_v2(network, opt="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.5)
+    found = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    groups = {name: found[id(p)] for name, p in network.named_parameters()}
+    scales = [groups[f"backbone.blocks.{k}.attn.qkv.weight"]["lr_scale"] for k in range(12)]
+    assert scales == pytest.approx([0.5 ** (12 - k) for k in range(12)])
+    assert groups["head.1.weight"]["lr_scale"] == 1
+    assert groups["backbone.patch_embed.proj.weight"]["lr_scale"] == min(g["lr_scale"] for g in groups.values())
+    assert groups["backbone.pos_embed"]["weight_decay"] == groups["head.1.bias"]["weight_decay"] == 0
+    assert groups["head.1.weight"]["weight_decay"] == 0.05
+
+
+@pytest.mark.parametrize("name", ["simple_cnn", "cvt_13"])
+def test_every_layer_of_ours_has_a_depth(name: str) -> None:
+    network = build(name, image_size=32, in_chans=1, num_outputs=2)
+    depth = network.group_matcher()
+    depths = [depth(key) for key, _ in network.named_parameters()]
+    assert depths == sorted(depths)
+    assert depth("head.1.weight") > depth("backbone.0.0.weight")
+
+
+def exported(name: str, path: Path, *, in_chans: int) -> Network:
+    """A network, and the file of it that `deeplense export` would write."""
+    torch.manual_seed(2)
+    network = build(name, image_size=32, in_chans=in_chans, num_outputs=5)
+    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, path)
+    return network
+
+
+def test_our_own_weights_are_taken_whatever_the_classes_and_summed_over_bands(tmp_path: Path) -> None:
+    path = tmp_path / "own.safetensors"
+    network = exported("simple_cnn", path, in_chans=3)
+    for in_chans in (3, 1):
+        other = build(
+            "simple_cnn", image_size=32, in_chans=in_chans, num_outputs=2, pretrained=True, pretrained_file=path
+        )
+        given = dict(network.backbone.named_parameters())
+        first = given["0.0.weight"]
+        given["0.0.weight"] = nn.Parameter(first if in_chans == 3 else first.sum(dim=1, keepdim=True))
+        for key, value in other.backbone.named_parameters():
+            torch.testing.assert_close(value, given[key])
+
+
+def test_our_own_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "own.safetensors"
+    exported("simple_cnn", path, in_chans=1)
+    with pytest.raises(ValueError, match="does not hold the weights of cvt_13"):
+        build("cvt_13", image_size=32, in_chans=1, num_outputs=2, pretrained=True, pretrained_file=path)
+    path.write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="no file of weights"):
+        build("simple_cnn", image_size=32, in_chans=1, num_outputs=2, pretrained=True, pretrained_file=path)
+
+
+def test_attention_stands_between_a_map_and_its_outputs() -> None:
+    torch.manual_seed(0)
+    network = build("efficientnet_b2_attention", image_size=32, in_chans=1, num_outputs=3, dropout=0.1).eval()
+    kinds = [type(layer).__name__ for layer in network.head]
+    assert kinds == ["MapAttention", *["Linear", "PReLU", "BatchNorm1d", "Dropout"] * 3, "Linear"]
+    with torch.no_grad():
+        maps = network.backbone(noise(2, 1, 64, 64))
+        mixed = network.head[0](maps)
+        shuffled = network.head[0](maps.flatten(2)[..., torch.tensor([3, 1, 0, 2])].unflatten(2, (2, 2)))
+    assert maps.shape == (2, 1408, 2, 2)
+    torch.testing.assert_close(mixed, shuffled)
+    with pytest.raises(ValueError, match="complex"):
+        build("efficientnet_b2_attention", image_size=32, in_chans=1, num_outputs=3, extra_layers=True)

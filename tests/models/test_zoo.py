@@ -1,0 +1,114 @@
+"""The zoo: each name is what it says, takes images of any size whole, and learns."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.nn import functional
+
+from deeplense.models.registry import Network, build
+from deeplense.models.zoo import ARCHITECTURES, nearest, overlapping, patched
+from jobs.train import Settings
+
+RECIPES = Path(__file__).parents[2] / "jobs" / "recipes" / "models"
+NAMES = sorted(ARCHITECTURES)
+LARGEST_DIFFERENCE = 0.006
+"""Of millions of parameters, which are told to two digits."""
+
+
+def seeded(name: str, image_size: int, **changes: float) -> Network:
+    """A network for one band and three classes."""
+    torch.manual_seed(0)
+    return build(name, image_size=image_size, in_chans=1, num_outputs=3, **changes)  # type: ignore[arg-type]
+
+
+def noise(image_size: int, count: int = 4) -> Tensor:
+    """Images of noise."""
+    return torch.randn(count, 1, image_size, image_size, generator=torch.Generator().manual_seed(1))
+
+
+def wake(network: Network) -> Network:
+    """Let residual branches that begin at zero take part."""
+    for module in network.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and not weight.any():
+            nn.init.normal_(weight, std=0.5)
+    for name, parameter in network.named_parameters():
+        if not parameter.any() and "bias" not in name:
+            nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+@pytest.mark.parametrize("image_size", [64, 150])
+@pytest.mark.parametrize("name", NAMES)
+def test_each_name_learns_from_every_border_with_every_parameter(name: str, image_size: int) -> None:
+    network = wake(seeded(name, image_size))
+    images = noise(image_size).requires_grad_()
+    outputs = network(images)
+    outputs, penalty = outputs if isinstance(outputs, tuple) else (outputs, torch.zeros(4))
+    assert outputs.shape == (4, 3)
+    (functional.cross_entropy(outputs, torch.tensor([0, 1, 2, 0])) + penalty.mean()).backward()
+    assert images.grad is not None
+    depends = images.grad.abs().sum(dim=(0, 1)) > 0
+    assert all(bool(border.any()) for border in (depends[0], depends[-1], depends[:, 0], depends[:, -1]))
+    for key, parameter in network.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_number_of_parameters_that_is_told_is_the_real_one(name: str) -> None:
+    with torch.device("meta"):
+        network = seeded(name, 64)
+    millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    assert abs(millions - ARCHITECTURES[name].millions) < LARGEST_DIFFERENCE
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_are_padded_to_the_size_that_is_told_and_no_more_than_a_patch(name: str) -> None:
+    one = ARCHITECTURES[name]
+    for image_size in (32, 64, 150):
+        padded = one.padded(image_size)
+        assert image_size <= padded < image_size + max(one.multiple, 16)
+        assert one.padded(padded) == padded
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_name_has_a_paper_and_a_recipe_that_can_be_trained_by(name: str) -> None:
+    one = ARCHITECTURES[name]
+    assert re.search(r"arXiv:\d{4}\.\d{4,5}|baseline|github|ML4PS|^lensvit_pinn,", one.paper), one.paper
+    recipe = yaml.safe_load((RECIPES / f"{one.recipe}.yaml").read_text())
+    settings = Settings(run=Path("run"), dataset="data", model_name=name, **recipe)
+    if settings.drop_path:
+        assert one.drop_path
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if ARCHITECTURES[name].source == "deeplense"])
+def test_branches_are_left_out_at_random_or_the_wish_is_refused(name: str) -> None:
+    if not ARCHITECTURES[name].drop_path:
+        with pytest.raises(ValueError, match="drop_path"):
+            seeded(name, 32, drop_path=0.5)
+        return
+    network = seeded(name, 32, drop_path=0.9)
+    images = noise(32)
+    with torch.no_grad():
+        first, second = (network(images) for _ in range(2))
+    first, second = (given[0] if isinstance(given, tuple) else given for given in (first, second))
+    assert not torch.equal(first, second)
+
+
+def test_pretrained_weights_keep_the_patches_that_they_were_published_with() -> None:
+    small, published = ARCHITECTURES["pit_tiny"], ARCHITECTURES["pit_tiny"].as_published
+    assert small.arguments(64) == {"img_size": 64, "patch_size": 8, "stride": 4}
+    assert small.arguments(152) == {"img_size": 152, "patch_size": 16, "stride": 8}
+    assert published.arguments(64) == {"img_size": 64}
+    assert (small.padded(72), published.padded(72)) == (72, 80)
+    assert ARCHITECTURES["cpvt_tiny"].as_published == ARCHITECTURES["cpvt_tiny"]
+
+
+def test_a_wrong_name_is_answered_with_the_nearest() -> None:
+    assert nearest("convit_tny").startswith("convit_tiny")
+    assert nearest("xyzzy") == "none"
