@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deeplense.models.registry import Network, build
-from deeplense.models.zoo import ARCHITECTURES, nearest, overlapping, patched
+from deeplense.models.zoo import ARCHITECTURES, nearest
 from jobs.train import Settings
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes" / "models"
@@ -86,7 +86,7 @@ def test_each_name_has_a_paper_and_a_recipe_that_can_be_trained_by(name: str) ->
         assert one.drop_path
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if ARCHITECTURES[name].source == "deeplense"])
+@pytest.mark.parametrize("name", [name for name in NAMES if not ARCHITECTURES[name].of_timm])
 def test_branches_are_left_out_at_random_or_the_wish_is_refused(name: str) -> None:
     if not ARCHITECTURES[name].drop_path:
         with pytest.raises(ValueError, match="drop_path"):
