@@ -117,6 +117,13 @@ def end_attempt(run: Path, number: int, *, reason: str, last_step: int | None = 
     write_attempts(run, attempts)
 
 
+def add_to_attempt(run: Path, number: int, values: dict[str, Any]) -> None:
+    """Write more about an attempt."""
+    attempts = read_attempts(run)
+    attempts[number - 1] |= values
+    write_attempts(run, attempts)
+
+
 def refuse_if_superseded(run: Path, number: int) -> None:
     """Raise ValueError where a later attempt has begun: this one runs on a node that the scheduler has given up."""
     latest = len(read_attempts(run))

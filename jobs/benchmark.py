@@ -1,5 +1,6 @@
 """Measure this machine: simulation against lenstronomy, training against a bare PyTorch loop, reading images and saving
-checkpoints against plain copies and other packages. Ratios are of one run, in turns."""
+checkpoints against plain copies and other packages. Ratios are of one run, in turns. (`deeplense benchmark models` is a
+job of its own.)"""
 
 import importlib
 import os

@@ -16,17 +16,22 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-JOBS = ("simulate", "pack", "verify", "train", "evaluate", "export", "models", "benchmark")
+JOBS = ("simulate", "pack", "verify", "train", "evaluate", "export", "models", "benchmark", "benchmark models")
+"""By the words that they are called by; `benchmark models` is the module jobs/benchmark_models.py."""
 STOPPABLE = ("train",)
 """Jobs that have a run folder, save on a signal, and continue; they may be given several processes."""
 DIVISIBLE = ("simulate", "pack")
 """Jobs that several tasks may do together, each with a --part of its own."""
+SPREAD = ("benchmark models",)
+"""Jobs that are many runs: one after another here, an element for each (--only RUN) in an array elsewhere. Their
+modules tell by `runs_left` which."""
 POSITIONAL = {"models": "name", "verify": "folder", "export": "run", "benchmark": "what"}
 RETIRED = ("model_source",)
 """Settings of older runs that say nothing any more."""
 FREE = {"free": True}
 """Metadata of a setting that changes no number: a run may be continued with another value."""
-
+OF, BUT = "settings_of", "but"
+"""Metadata of a setting that holds settings of another job, those that are given, and of which it has not."""
 
 Result = TypeVar("Result")
 
@@ -64,6 +69,18 @@ def with_nearest(message: str, names: Sequence[str]) -> str:
     return f"there is no setting {wrong!r}. {hint}"
 
 
+def named(command: Sequence[str]) -> list[str]:
+    """A command line with the name of its job as one word, where that is two. Raises ValueError where the second of two
+    is misspelt."""
+    two = " ".join(command[:2])
+    if two in JOBS:
+        return [two, *command[2:]]
+    second = [words[1] for job in JOBS if len(words := job.split()) == 2 and words[0] == command[0]]
+    near = difflib.get_close_matches(command[1], second, n=1) if len(command) > 1 else []
+    require(not near, f"there is no job {two!r}. Did you mean {command[0]} {''.join(near)}?")
+    return list(command)
+
+
 def load_job(name: str) -> Job:
     """The module of a job. Raises ValueError, naming the nearest, for an unknown one."""
     if name not in JOBS:
@@ -71,7 +88,7 @@ def load_job(name: str) -> Job:
         raise ValueError(
             f"there is no job {name!r}. " + (f"Did you mean {near[0]}?" if near else f"There are: {', '.join(JOBS)}.")
         )
-    return importlib.import_module(f"jobs.{name}")  # type: ignore[return-value]
+    return importlib.import_module(f"jobs.{name.replace(' ', '_')}")  # type: ignore[return-value]
 
 
 @functools.cache
@@ -83,14 +100,20 @@ def make_parser(name: str) -> SettingsParser:
     positional = POSITIONAL.get(name)
     if positional:
         (field,) = [field for field in dataclasses.fields(job.Settings) if field.name == positional]
-        parser.add_argument(
-            positional,
-            type=field.type,
-            help=field.metadata["help"],
-            **({} if field.default is dataclasses.MISSING else {"nargs": "?", "default": field.default}),
-        )
-    parser.add_class_arguments(job.Settings, skip={positional} if positional else set())
+        left_out = {} if field.default is dataclasses.MISSING else {"nargs": "?", "default": field.default}
+        parser.add_argument(positional, type=field.type, help=field.metadata["help"], **left_out)
+    borrowed = borrowed_settings(job.Settings)
+    parser.add_class_arguments(job.Settings, skip={*borrowed, *filter(None, [positional])}, as_group=not borrowed)
+    for other, without in borrowed.values():
+        names = parser.add_class_arguments(load_job(other).Settings, skip=set(without))
+        parser.set_defaults(dict.fromkeys(names))
     return parser
+
+
+def borrowed_settings(kind: type[Any]) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The settings that hold those of another job: which job's, and without which of them."""
+    fields = [field for field in dataclasses.fields(kind) if OF in field.metadata]
+    return {field.name: (field.metadata[OF], field.metadata[BUT]) for field in fields}
 
 
 def parse(name: str, arguments: Sequence[str]) -> Any:
@@ -98,10 +121,22 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     parser = make_parser(name)
     values = parser.parse_args(list(arguments)).as_dict()
     values.pop("config", None)
+    kind = load_job(name).Settings
     try:
-        return load_job(name).Settings(**values)
+        return kind(**with_borrowed(kind, values))
     except ValueError as error:
         parser.error(str(error))
+
+
+def with_borrowed(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values from the parser with those that are another job's, as far as they are given, under one name."""
+    borrowed = borrowed_settings(kind)
+    if not borrowed:
+        return dict(values)
+    (name,) = borrowed
+    own = {field.name for field in dataclasses.fields(kind)}
+    others = {key: value for key, value in values.items() if key not in own and value is not None}
+    return {key: value for key, value in values.items() if key in own} | {name: others}
 
 
 def plain(settings: Any) -> dict[str, Any]:

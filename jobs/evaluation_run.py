@@ -141,9 +141,17 @@ def report(settings: Settings, evaluated: Sequence[Evaluated], folder: Path) -> 
         facts=facts,
         settings={name: str(value) for name, value in vars(first.settings).items()},
         plots=[*drawn, *training_plot(first)],
+        arrays=vars(joined) | origin(first),
     )
     print_numbers(content["metrics"])
     say(f"report: {folder / 'index.html'}")
+
+
+def origin(first: Evaluated) -> dict[str, np.ndarray]:
+    """Of which split the predictions are, of how many samples it is, and what always guessing would say."""
+    split = first.part.split
+    told = {"dataset_id": split.dataset_id, "num_samples": len(split), "chance": first.chance}
+    return {name: np.array(value) for name, value in told.items()}
 
 
 def report_classes(first: Evaluated, joined: Predictions) -> dict[str, Any]:

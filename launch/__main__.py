@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if name in commands.COMMANDS:
             return commands.COMMANDS[name](rest)
-        return run_job(given.command, given.num_processes)
+        return run_job(config.named(given.command), given.num_processes)
     except (ValueError, subprocess.CalledProcessError) as error:
         return told(str(error), EXIT_REFUSED)
     except OSError as error:
@@ -73,12 +73,15 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of what stands before the job."""
     jobs = {name: first_line(config.load_job(name).__doc__) for name in config.JOBS}
     others = {name: first_line(command.__doc__) for name, command in commands.COMMANDS.items()}
-    lines = [f"  {name:<10} {text}" for name, text in jobs.items()]
+    width = max(map(len, [*jobs, *others]))
+    lines = [f"  {name:<{width}} {text}" for name, text in jobs.items()]
     parser = argparse.ArgumentParser(
         prog="deeplense",
         usage="deeplense [--num_processes N] JOB [--config RECIPE.yaml] [--setting value ...]\n"
         "       deeplense submit --on CLUSTER JOB [the same]",
-        description="\n".join(["JOB is one of:", *lines, "", "or:", *(f"  {k:<10} {v}" for k, v in others.items())]),
+        description="\n".join(
+            ["JOB is one of:", *lines, "", "or:", *(f"  {k:<{width}} {v}" for k, v in others.items())]
+        ),
         epilog="`deeplense JOB --help` lists the settings of a job.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.config import DIVISIBLE, require
+from jobs.config import DIVISIBLE, SPREAD, named, require
 from jobs.runs import FINISHED
 from launch import status
 from launch.clusters import Cluster, describe, find_cluster, load_clusters
@@ -32,16 +32,20 @@ OPTIONS: dict[str, tuple[type, str]] = {
 
 def submit(words: Sequence[str]) -> int:
     """Send a job to a cluster: deeplense submit --on CLUSTER [--nodes N --hours H ...] JOB --setting value ..."""
-    from launch.submit import prepare, prepare_parts
+    from launch.submit import prepare, prepare_parts, prepare_spread
 
     parser = submission_parser("submit")
     parser.add_argument("--parts", type=at_least(1), metavar="N", help=f"share {SHARED} among the N tasks of an array")
     given = parser.parse_args(words)
     require(bool(given.command), "no job is given; end the line with one, such as: train --config ... --run ...")
-    if not given.parts:
-        return check_and_send(prepare(given.command, chosen_cluster(given), folder=given.folder), given)
-    require(not given.export, "--parts makes an array; --export writes the script of a single run.")
-    shared = prepare_parts(given.command, chosen_cluster(given), num_parts=given.parts, folder=given.folder)
+    command, spread = named(given.command), named(given.command)[0] in SPREAD
+    if not given.parts and not spread:
+        return check_and_send(prepare(command, chosen_cluster(given), folder=given.folder), given)
+    what = command[0] if spread else "--parts"
+    require(not given.export, f"{what} makes an array; --export writes the script of a single run.")
+    if spread and not given.parts:
+        return check_and_send(prepare_spread(command, chosen_cluster(given), folder=given.folder), given)
+    shared = prepare_parts(command, chosen_cluster(given), num_parts=given.parts, folder=given.folder)
     return check_and_send(shared, given)
 
 
@@ -55,7 +59,9 @@ def sweep(words: Sequence[str]) -> int:
         bool(given.command), "no job is given; end the line with one, such as: train --run 'runs/{seed}' --seed=0:5"
     )
     require(not given.export, "a sweep is an array; --export writes the script of a single run.")
-    return check_and_send(prepare_sweep(expand(given.command), chosen_cluster(given), folder=given.folder), given)
+    return check_and_send(
+        prepare_sweep(expand(named(given.command)), chosen_cluster(given), folder=given.folder), given
+    )
 
 
 def check_and_send(submission: "Submission", given: argparse.Namespace) -> int:

@@ -1,6 +1,5 @@
 """Several processes of one job on this machine, as ranks of one group."""
 
-import ctypes
 import os
 import signal
 import socket
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.attempts import EXIT_STOPPED, FOLDER, NUMBER
+from jobs.children import die_with_parent
 from jobs.runs import num_cores
 from launch.ends import CANCELLED, TIME_LIMIT, begin_line
 
@@ -20,7 +20,6 @@ AFTER = "DEEPLENSE_AFTER"
 RESTART_BY_SUBMITIT = 144
 """Exit code on which submitit's local controller starts a job again, six times at most."""
 SECONDS_TO_DIE = 30.0
-PR_SET_PDEATHSIG = 1
 
 
 def run_processes(command: Sequence[str], num_processes: int) -> int:
@@ -172,9 +171,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def die_with_parent() -> None:
-    """In a new process: be told to stop when the parent is gone, however it went (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -31,7 +31,7 @@ class Submission:
     @property
     def name(self) -> str:
         """What the scheduler calls it."""
-        return f"{self.commands[0][0]}-{self.folders[0].name}"
+        return f"{self.commands[0][0].replace(' ', '-')}-{self.folders[0].name}"
 
 
 def render(template: str, **values: Any) -> str:

@@ -37,7 +37,7 @@ def prepare(command: Sequence[str], cluster: Cluster, *, folder: Path | None = N
 
 def home_of(job: str, settings: Any) -> Path:
     """The folder that a job's logs and attempts go to: its run, or a new one below launches/."""
-    return settings.run if job in config.STOPPABLE else LAUNCHES / f"{job}-{now()}"
+    return settings.run if job in config.STOPPABLE else LAUNCHES / f"{job.replace(' ', '-')}-{now()}"
 
 
 def now() -> str:
@@ -68,6 +68,16 @@ def prepare_parts(
     commands = tuple((*command, f"--part={number}/{num_parts}") for number in numbers)
     folders = tuple(home / f"part-{number:0{len(str(num_parts))}}" for number in numbers)
     return Submission(cluster, commands, folders, home / LOGS, home / CODE)
+
+
+def prepare_spread(command: Sequence[str], cluster: Cluster, *, folder: Path | None = None) -> Submission:
+    """What would be submitted, as one array, for a job that is many runs. Exits where the settings are wrong."""
+    job, settings = command[0], config.parse(command[0], command[1:])
+    runs = config.load_job(job).runs_left(settings)  # type: ignore[attr-defined]
+    require(bool(runs), f"all runs in {settings.output} are finished; the same without `submit` makes the table.")
+    home = (folder or home_of(job, settings)).absolute()
+    commands = tuple((*command, f"--only={name}") for name in runs)
+    return Submission(cluster, commands, tuple(run.absolute() for run in runs.values()), home / LOGS, home / CODE)
 
 
 def again(run: Path, *, hours: float | None, update_code: bool) -> Submission:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 from jobs.attempts import EXIT_REFUSED
-from jobs.config import STOPPABLE, require
+from jobs.config import SPREAD, STOPPABLE, require
 from jobs.runs import num_cores
 
 SIOCGIFADDR = 0x8915
@@ -65,7 +65,7 @@ def hold_signals(job: str) -> None:
     """Undo what submitit does on signals. Those that ask a job to stop wait until it can, or end one that cannot."""
     for number in (*HELD_BACK, signal.SIGCONT):
         signal.signal(number, signal.SIG_DFL)
-    if job in STOPPABLE:
+    if job in STOPPABLE + SPREAD:
         signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
 
 

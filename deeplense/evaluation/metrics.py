@@ -101,12 +101,19 @@ def with_intervals(
     """Each metric with the 95 % percentile interval of the bootstrap over samples (Efron and Tibshirani 1993, section
     13.3)."""
     values = {name: float(row[0]) for name, row in metrics(np.ones((1, num_samples))).items()}
+    draws = bootstrap_draws(metrics, num_samples, num_resamples=num_resamples, seed=seed)
+    return {name: Estimate(value, *percentiles(draws[name])) for name, value in values.items()}
+
+
+def bootstrap_draws(
+    metrics: Callable[[Array], Metrics], num_samples: int, *, num_resamples: int = 1000, seed: int = 0
+) -> Metrics:
+    """Each metric on each resample of the samples (R,)."""
     parts = []
     for start in range(0, num_resamples, ROWS_AT_A_TIME):
         rows = min(ROWS_AT_A_TIME, num_resamples - start)
         parts.append(metrics(bootstrap_weights(num_samples, rows, seed=seed, block=start)))
-    draws = {name: np.concatenate([part[name] for part in parts]) for name in values}
-    return {name: Estimate(value, *percentiles(draws[name])) for name, value in values.items()}
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def percentiles(draws: Array) -> tuple[float, float]:

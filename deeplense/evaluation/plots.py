@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import matplotlib as mpl
 import numpy as np
@@ -14,7 +15,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # 
 mpl.use("Agg")
 
 
-def figure(path: Path, draw: Callable[[Axes], None], *, size: tuple[float, float] = (4.6, 4.2)) -> None:
+def figure(path: Path | BinaryIO, draw: Callable[[Axes], None], *, size: tuple[float, float] = (4.6, 4.2)) -> None:
     """Save one figure."""
     canvas = Figure(figsize=size, layout="constrained")
     draw(canvas.add_subplot())
@@ -88,3 +89,20 @@ def gallery(axes: Axes, images: np.ndarray, titles: Sequence[str], *, columns: i
         axes.text(x, y - 0.03 * size, title, fontsize=6, va="bottom")
     axes.set(xlim=(0, columns * size * 1.06), ylim=(rows * size * 1.28, -0.2 * size))
     axes.axis("off")
+
+
+def intervals(
+    axes: Axes, names: Sequence[str], values: Sequence[Sequence[float]], *, chance: float | None, label: str
+) -> None:
+    """A dot with its interval for each name, the first on top; `values` are (value, low, high). The line is chance."""
+    rows = np.arange(len(names))[::-1]
+    middle, low, high = np.asarray(values, dtype=float).reshape(-1, 3).T
+    errors = np.maximum([middle - low, high - middle], 0)
+    axes.errorbar(middle, rows, xerr=errors, fmt="o", color=COLOURS[0], ecolor="0.4", capsize=2.5, markersize=5)
+    if chance is not None and (low < chance + 0.2).any():
+        axes.axvline(chance, color="0.6", linestyle=":")
+        axes.text(chance, len(names) - 0.45, " chance", color="0.4", fontsize=8, va="center")
+    axes.set_yticks(rows, names)
+    axes.set(ylim=(-0.6, len(names) - 0.2), xlabel=label)
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)

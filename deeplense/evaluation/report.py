@@ -8,12 +8,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment
 from matplotlib.axes import Axes
 
 from deeplense.evaluation.plots import figure
 from deeplense.files import finite, replacing
 
+PREDICTIONS = "predictions.npz"
 METHOD = (
     "Intervals are percentiles of 1000 bootstrap resamples of the images; where a score is exactly 1, the lower end is "
     "that of Clopper and Pearson. They hold for new images of this kind and this one trained model; they do not hold "
@@ -41,6 +43,7 @@ def write_report(
     facts: Mapping[str, Any],
     settings: Mapping[str, Any],
     plots: Sequence[Plot],
+    arrays: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `index.html`, `report.json` and a PNG file for each plot; the old report goes when the new one is whole.
 
@@ -52,11 +55,13 @@ def write_report(
         facts: names and values that say what was evaluated.
         settings: those of the run.
         plots: the figures.
+        arrays: what the numbers were computed from, for `predictions.npz`.
     """
     with replacing(folder) as temporary:
         temporary.mkdir(parents=True)
         for plot in plots:
             figure(temporary / f"{plot.name}.png", plot.draw, size=plot.size)
+        np.savez(temporary / PREDICTIONS, **dict(arrays or {}))
         document = {"title": title, **content, "facts": dict(facts), "settings": dict(settings)}
         (temporary / "report.json").write_text(json.dumps(finite(document), indent=2, allow_nan=False) + "\n")
         template = Environment(autoescape=True).from_string(

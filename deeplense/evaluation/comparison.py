@@ -1,0 +1,127 @@
+"""Numbers of several trainings of one model put together, and models compared. S trainings (seeds), R resamples of the
+images.
+
+A training's number depends on its seed and on the images that it was tested on. The interval of the mean over the
+seeds covers both: Student's interval over the seeds and the bootstrap's over the images, put together by the method of
+variance estimates recovery (Zou and Donner 2008, Statistics in Medicine 27, equation 5). The bootstrap draws the same
+images for all trainings, so that differences are of the same images.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from deeplense.evaluation.metrics import (
+    Array,
+    Estimate,
+    Metrics,
+    bootstrap_draws,
+    classification_metrics,
+    percentiles,
+    perfect_trials,
+    regression_metrics,
+    widen_if_perfect,
+)
+
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "mae": (0.0, np.inf),
+    "mae_chance": (0.0, np.inf),
+    "gain": (-np.inf, np.inf),
+}
+"""Between what a metric must be, where that is not 0 and 1."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The metrics of one training on `num_images`: each number, what it is on each resample of the images (R,), and for
+    those that may be perfect, on how many independent trials they rest."""
+
+    values: Mapping[str, float]
+    draws: Mapping[str, Array]
+    trials: Mapping[str, int]
+    num_images: int
+
+
+def score_classes(
+    probabilities: Array,
+    labels: NDArray[np.integer],
+    indices: NDArray[np.integer],
+    *,
+    classes: Sequence[str],
+    num_samples: int,
+) -> Scores:
+    """AUC of each class, their mean and the accuracy of one training, on samples with these numbers of a split of
+    `num_samples`: each resample is of the whole split, whichever of its samples were predicted."""
+
+    def metrics(weights: Array) -> Metrics:
+        found = classification_metrics(probabilities, labels, weights)
+        kept = {f"auc_{name}": found[f"auc_{k}"] for k, name in enumerate(classes)}
+        return kept | {name: found[name] for name in ("auc_macro", "accuracy")}
+
+    trials = perfect_trials(labels, len(classes))
+    by_name = {f"auc_{name}": trials[f"auc_{k}"] for k, name in enumerate(classes)}
+    return score(metrics, indices, num_samples, by_name | {name: trials[name] for name in ("auc_macro", "accuracy")})
+
+
+def score_numbers(
+    predicted: Array, truth: Array, indices: NDArray[np.integer], *, chance: float, num_samples: int
+) -> Scores:
+    """Mean absolute error of one training, that of always saying `chance`, and how much less the first is."""
+
+    def metrics(weights: Array) -> Metrics:
+        found = regression_metrics(predicted, truth, chance, weights)
+        return {name: found[name] for name in ("mae", "mae_chance")} | {"gain": found["mae_chance"] - found["mae"]}
+
+    return score(metrics, indices, num_samples, {})
+
+
+def score(
+    metrics: Callable[[Array], Metrics], indices: NDArray[np.integer], num_samples: int, trials: Mapping[str, int]
+) -> Scores:
+    """Metrics of some samples of a split, and what they are on each resample of the split."""
+    values = {name: float(row[0]) for name, row in metrics(np.ones((1, len(indices)))).items()}
+    return Scores(
+        values, bootstrap_draws(lambda weights: metrics(weights[:, indices]), num_samples), trials, len(indices)
+    )
+
+
+def over_seeds(scores: Sequence[Scores], name: str) -> Estimate:
+    """The mean of a metric over trainings with different seeds, with its 95 % interval; that of one training covers the
+    images alone."""
+    values, draws = np.array([each.values[name] for each in scores]), [each.draws[name] for each in scores]
+    value = float(values.mean())
+    images = Estimate(value, *percentiles(np.mean(draws, axis=0)))
+    together = put_together(widen_if_perfect(images, scores[0].trials.get(name)), seeds_half_width(values))
+    low, high = BOUNDS.get(name, (0.0, 1.0))
+    return Estimate(value, max(together.low, low), min(together.high, high))
+
+
+def difference(ours: Mapping[int, Scores], other: Mapping[int, Scores], name: str) -> Estimate | None:
+    """How much more a metric of one model is than another's, with its 95 % interval: on the same images, by the seeds
+    that both have; None where there are none."""
+    seeds = sorted(set(ours) & set(other))
+    if not seeds:
+        return None
+    values = np.array([ours[seed].values[name] - other[seed].values[name] for seed in seeds])
+    draws = np.mean([ours[seed].draws[name] - other[seed].draws[name] for seed in seeds], axis=0)
+    return put_together(Estimate(float(values.mean()), *percentiles(draws)), seeds_half_width(values))
+
+
+def seeds_half_width(values: Array) -> float:
+    """Half the length of Student's 95 % interval of a mean (S,); 0 for one value, whose spread is not known."""
+    if len(values) < 2:
+        return 0.0
+    return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def put_together(images: Estimate, half_width: float) -> Estimate:
+    """An interval widened on both sides by another, independent source of error."""
+    below, above = max(images.value - images.low, 0.0), max(images.high - images.value, 0.0)
+    return Estimate(
+        images.value,
+        images.value - float(np.hypot(below, half_width)),
+        images.value + float(np.hypot(above, half_width)),
+    )

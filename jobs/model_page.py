@@ -1,0 +1,217 @@
+"""The table of models as files: table.csv, table.json and index.html; and as text."""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from deeplense.evaluation import plots
+from deeplense.evaluation.metrics import Estimate
+from deeplense.evaluation.page import Section, write_page
+from deeplense.evaluation.report import Plot
+from deeplense.files import finite, replacing, write_json
+from jobs.model_plan import Trial
+from jobs.model_table import Row, make_rows, state_of
+
+METHOD = (
+    "Each model is trained by its recipe once for each seed; the weights that count are the best on validation images, "
+    "and the test images choose nothing. A number is the mean over the seeds. Its 95 % interval covers the spread "
+    "between the seeds (Student's t) and the test images (1000 bootstrap resamples, the same for all models), put "
+    "together as by Zou and Donner (2008); with one seed it covers the images alone, and says so. A difference is to "
+    "the model with the best number of its data set, on the same images and by the seeds that both have; that one was "
+    "picked by these very numbers, and nothing is corrected for the many comparisons. A model is clearly above chance "
+    "where the lower end for its mean AUC is above 0.5, or the upper end for its error below that of always guessing."
+)
+COSTS = (
+    "Parameters and operations (2 for a product and its sum; convolutions, matrix products and attention) of one image "
+    "are counted. Speed and memory are of updates on one batch in memory, without reading, evaluation and saving, in a "
+    "process of their own before the training, with nothing of this command beside it; the column says on what. The "
+    "seconds are those of the whole training as it ran, perhaps beside others; blank where an attempt was killed."
+)
+COSTS_COLUMNS = ("parameters", "flops", "images_per_s", "peak_memory_mb", "memory", "device", "precision", "batch_size")
+PUBLISHED_COLUMNS = ("auc_macro", "accuracy", "mae", "source", "caveat")
+LABELS = {"auc_macro": "mean AUC", "mae": "MAE"}
+
+
+def update_table(output: Path, trials: Sequence[Trial]) -> list[Row]:
+    """Write the table anew; once more where another process has finished a run meanwhile, so that the last to write
+    has seen all."""
+    while True:
+        seen = state_of(trials)
+        rows = make_rows(output, trials)
+        write_json(
+            output / "table.json", finite({"rows": [asdict(row) for row in rows], "method": METHOD, "costs": COSTS})
+        )
+        write_csv(output / "table.csv", rows)
+        write_html(output / "index.html", rows)
+        if state_of(trials) == seen:
+            return rows
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """A line for each model on each data set, with a column for each number and each end of an interval."""
+    lines = [flat(row) for row in rows]
+    columns = list(dict.fromkeys(name for line in lines for name in line))
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def flat(row: Row) -> dict[str, Any]:
+    """A row as plain columns."""
+    values: dict[str, Any] = {name: getattr(row, name) for name in ("dataset", "model", "kind", "target", "problem")}
+    values |= {"seeds": " ".join(map(str, row.seeds)), "num_seeds": row.num_seeds, "num_images": row.num_images}
+    estimates = row.metrics | ({"difference": row.difference} if row.difference else {})
+    for name, estimate in estimates.items():
+        values |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    values |= {"best": row.best, "above_chance": row.above_chance, "train_seconds": row.train_seconds}
+    values |= {name: row.costs.get(name) for name in COSTS_COLUMNS}
+    return values | {
+        f"published_{name}": "; ".join(one[name] for one in row.published_here) for name in PUBLISHED_COLUMNS
+    }
+
+
+def write_html(path: Path, rows: Sequence[Row]) -> None:
+    """The page: for each data set a figure and a table; the published numbers; the method."""
+    sections = [section_of(list(found)) for _, found in groupby(rows, key=lambda row: row.dataset)]
+    known = {str(one): one for row in rows for one in row.published}.values()
+    notes = {"How the numbers are made": METHOD, "How the costs are measured": COSTS}
+    seeds = sum(len(row.seeds) for row in rows), sum(row.num_seeds for row in rows)
+    lead = f"{len({row.model for row in rows})} models; {seeds[0]} of {seeds[1]} trainings are done and evaluated"
+    write_page(
+        path, title="Models compared", lead=lead, sections=[*sections, *published_section(list(known))], notes=notes
+    )
+
+
+def section_of(rows: Sequence[Row]) -> Section:
+    """One data set."""
+    first = rows[0]
+    done = [row for row in rows if row.metrics]
+    classes = [name for name in (done[0].metrics if done else ()) if name not in (first.main, "gain")]
+    headings = ["model", f"{LABELS[first.main]}, 95 % interval", "difference to the best", *classes]
+    headings += [
+        "clearly above chance",
+        "seeds",
+        "parameters",
+        "operations",
+        "training speed",
+        "peak memory",
+        "training",
+    ]
+    lead = f"{max(row.num_images for row in rows):,} held-out images" + (f" of {first.kind}" if first.kind else "")
+    return Section(
+        title=f"{first.dataset}: {first.target}",
+        lead=lead,
+        headings=[*headings, "published"],
+        rows=[cells_of(row, classes) for row in rows],
+        plot=plot_of(done),
+    )
+
+
+def plot_of(rows: Sequence[Row]) -> Plot | None:
+    """A dot and an interval for each model of a data set, the best on top."""
+    if not rows:
+        return None
+    main = rows[0].main
+    values = [(found.value, found.low, found.high) for found in (row.metrics[main] for row in rows)]
+    chance = 0.5 if main == "auc_macro" else rows[0].metrics["mae_chance"].value
+    draw = partial(plots.intervals, names=[row.model for row in rows], values=values, chance=chance, label=LABELS[main])
+    caption = f"{LABELS[main]} on the test images of {rows[0].dataset}, with 95 % intervals"
+    return Plot(f"models-{rows[0].dataset}", caption, draw, size=(7.0, 0.9 + 0.26 * len(rows)), wide=True)
+
+
+def cells_of(row: Row, classes: Sequence[str]) -> list[str]:
+    """The texts of one row; what stands after a line break is small."""
+    metrics = [row.metrics.get(name) for name in classes]
+    seeds = f"{len(row.seeds)} of {row.num_seeds}" + (
+        "\nthe interval covers the images alone" if len(row.seeds) == 1 else ""
+    )
+    above = {None: "", True: "yes", False: "no"}[row.above_chance]
+    numbers = [shown(row.metrics.get(row.main)), "best" if row.best else shown(row.difference, signed=True)]
+    return [
+        row.model + (f"\n{row.problem}" if row.problem else ""),
+        *numbers,
+        *map(shown, metrics),
+        above,
+        seeds,
+        *costs_of(row),
+        "\n".join(published_text(one) for one in row.published_here),
+    ]
+
+
+def costs_of(row: Row) -> list[str]:
+    """Parameters, operations, speed, memory and seconds of training."""
+    costs, seconds = row.costs, row.train_seconds
+    spent = f"{seconds:,.0f} s" if seconds is not None else ""
+    if not costs:
+        return ["", "", "", "", spent]
+    return [
+        f"{costs['parameters'] / 1e6:.2f} M",
+        f"{costs['flops'] / 1e9:.3g} GFLOP",
+        f"{costs['images_per_s']:,.0f} images/s\n{costs['device']}, {costs['precision']}, batch {costs['batch_size']}",
+        f"{costs['peak_memory_mb']:,.0f} MB\n{costs['memory']}",
+        spent,
+    ]
+
+
+def shown(estimate: Estimate | None, *, signed: bool = False) -> str:
+    """A number with its interval."""
+    if estimate is None:
+        return ""
+    sign = "+" if signed else ""
+    return f"{estimate.value:{sign}.4f}\n{estimate.low:{sign}.4f} to {estimate.high:{sign}.4f}"
+
+
+def published_text(one: Mapping[str, str]) -> str:
+    """The numbers of one publication, what was measured, and what is wrong with it."""
+    named = {"AUC": one["auc_macro"], "accuracy": one["accuracy"], "MAE": one["mae"]}
+    numbers = ", ".join(f"{name} {value}" for name, value in named.items() if value)
+    return f"{numbers} ({one['variant']}" + (f": {one['caveat']})" if one["caveat"] else ")")
+
+
+def published_section(known: Sequence[Mapping[str, str]]) -> list[Section]:
+    """All that was published of these models, on other images, too."""
+    names = (
+        "model",
+        "dataset",
+        "variant",
+        "auc_no_sub",
+        "auc_cdm",
+        "auc_axion",
+        "auc_macro",
+        "accuracy",
+        "mae",
+        "source",
+    )
+    rows = [[*(one[name] for name in names), one["caveat"]] for one in known]
+    lead = "As published. No interval is known for any of them; the last column says what else is known."
+    return [Section("Published numbers", lead, [*names, "what is wrong with it"], rows)] if rows else []
+
+
+def lines_of(rows: Sequence[Row]) -> Iterator[str]:
+    """The table as text."""
+    head = ("data set", "model", "seeds", "AUC or MAE", "difference to the best", "accuracy", "")
+    lines = [head, *map(words_of, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+
+
+def words_of(row: Row) -> tuple[str, ...]:
+    """One line of it."""
+    found, accuracy = row.metrics.get(row.main), row.metrics.get("accuracy")
+    notes = [] if row.above_chance is None else ["above chance" if row.above_chance else "not clearly above chance"]
+    notes += ["one seed: the interval covers the images alone"] if len(row.seeds) == 1 else []
+    return (
+        row.dataset,
+        row.model,
+        f"{len(row.seeds)}/{row.num_seeds}",
+        str(found or "-"),
+        "best" if row.best else str(row.difference or "-"),
+        f"{accuracy.value:.3f}" if accuracy else "-",
+        "; ".join([*notes, *filter(None, [row.problem])]),
+    )

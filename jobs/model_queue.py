@@ -1,0 +1,139 @@
+"""The work behind a table of models: what is left is measured, trained and evaluated, each in a process of its own."""
+
+import os
+import time
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from deeplense.training.stopping import StopFlag
+from jobs.attempts import (
+    EXIT_STOPPED,
+    FOLDER,
+    NUMBER,
+    add_to_attempt,
+    end_attempt,
+    number_given,
+    open_attempt,
+    read_attempts,
+)
+from jobs.benchmark_models import Settings
+from jobs.children import Command, Queue, Steps
+from jobs.config import require
+from jobs.model_page import lines_of, update_table
+from jobs.model_plan import Training, Trial, chosen, make_plan
+from jobs.model_table import costs_file, problems_of
+from jobs.progress import say
+from jobs.runs import LOGS, num_cores
+
+
+def do_all(settings: Settings) -> int:
+    """Do what is left of all runs, or of one, and print the table; returns the exit code."""
+    require("RANK" not in os.environ, "benchmark models starts its own processes; leave --num_processes out.")
+    trials = make_plan(settings)
+    asked = chosen(trials, settings.only)
+    left = [each for each in asked if is_left(*each, alone=bool(settings.only))]
+    say(f"{len(left)} of {sum(len(trial.trainings) for trial in trials)} runs are left to do in {settings.output}")
+    with StopFlag() as stop:
+        Queue([{}], stop).run(measuring(settings, left))
+        works = [steps(settings, trials, trial, training, stop) for trial, training in left]
+        codes = Queue(slots(settings.at_once), stop).run(works)
+        rows = update_table(settings.output, trials)
+        if stop.signal_name:
+            say(f"told to stop ({stop.signal_name}); the same command continues")
+            return EXIT_STOPPED
+    for line in lines_of(rows):
+        say(line)
+    say(f"table: {settings.output / 'index.html'}")
+    if settings.only:
+        return next((code if code > 0 else 128 - code for code in codes), 0)
+    return 1 if any(problems_of(trial) for trial in trials) else 0
+
+
+def is_left(trial: Trial, training: Training, *, alone: bool) -> bool:
+    """Whether there is something to do for a run: to train it, or to evaluate its trial, all of which is trained; of
+    several runs of a trial the first does that."""
+    mine = alone or training is trial.trainings[0]
+    return not training.is_done or (mine and trial.is_trained and not trial.is_evaluated)
+
+
+def slots(at_once: int) -> list[dict[str, str]]:
+    """What trainings side by side get of this machine: an equal part of its cores, and its GPUs in turn."""
+    if at_once == 1:
+        return [{}]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(num_cores() // at_once, 1)))
+    devices = visible.split(",")
+    gpus = [{"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if visible else {} for slot in range(at_once)]
+    return [{"OMP_NUM_THREADS": threads} | gpu for gpu in gpus]
+
+
+def measuring(settings: Settings, left: Sequence[tuple[Trial, Training]]) -> Iterator[Steps]:
+    """Measure what each model with something to train costs, one after another, before anything runs beside it."""
+    first = {costs_file(settings.output, trial): each for trial, each in left if not each.is_done}
+    for path, training in first.items():
+        if not path.exists():
+            yield measure(path, training, own_log(settings, training.run, "measure"))
+
+
+def measure(path: Path, training: Training, log: Path | None) -> Steps:
+    """Measure one; what cannot be measured stays blank in the table, and its training tells why."""
+    say(f"measuring {training.settings.model_name} for {path.stem}")
+    yield Command(("jobs.measuring.models", str(path), *training.words), log=log)
+
+
+def steps(settings: Settings, trials: Sequence[Trial], trial: Trial, training: Training, stop: StopFlag) -> Steps:
+    """What is left to do for a run, with the table after it. The evaluation is a part of the run's attempt."""
+    number, problem = number_given(training.run) or open_attempt(training.run), None
+    try:
+        problem = yield from train_and_evaluate(settings, trial, training, number)
+    finally:
+        conclude(training.run, number, problem, stop)
+    update_table(settings.output, trials)
+
+
+def train_and_evaluate(
+    settings: Settings, trial: Trial, training: Training, number: int
+) -> Generator[Command, int, str]:
+    """Train, and evaluate where all runs of the trial are trained; returns what went wrong, if anything."""
+    run, environment = training.run, {FOLDER: str(training.run), NUMBER: str(number)}
+    if not training.is_done:
+        say(f"training {training.name}")
+        begun, log = time.monotonic(), own_log(settings, run, "train")
+        code = yield Command(("launch", "train", *training.words), environment, log)
+        add_to_attempt(run, number, {"seconds": round(time.monotonic() - begun, 1)})
+        if code:
+            return f"exit code {code}{last_line(log)}"
+    if trial.is_trained and not trial.is_evaluated:
+        add_to_attempt(run, number, {"ended": None})
+        say(f"evaluating {trial.name}")
+        log, words = (
+            own_log(settings, run, "evaluate"),
+            (f"--run={trial.pattern}", f"--device={training.settings.device}"),
+        )
+        code = yield Command(("launch", "evaluate", *words), environment, log)
+        return f"evaluate: exit code {code}{last_line(log)}" if code else ""
+    return ""
+
+
+def own_log(settings: Settings, run: Path, name: str) -> Path | None:
+    """The log of a command; none for a single run, whose output is this one's."""
+    return None if settings.only else run / LOGS / f"{name}.log"
+
+
+def last_line(log: Path | None) -> str:
+    """What a log says last, which is why a command failed."""
+    lines = log.read_text(errors="replace").split("\n") if log and log.exists() else []
+    told = [line.strip() for line in lines if line.strip()]
+    return f": {told[-1].removeprefix('deeplense: ')}" if told else ""
+
+
+def conclude(run: Path, number: int, problem: str | None, stop: StopFlag) -> None:
+    """Write why an attempt ended, unless the training did; `problem` is empty where all is well, and None where the
+    work was given up."""
+    if not read_attempts(run)[number - 1]["ended"]:
+        stopped = problem != "" and stop.signal_name
+        end_attempt(
+            run, number, reason=f"stopped by {stopped}" if stopped else (problem and f"error: {problem}") or "finished"
+        )

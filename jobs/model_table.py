@@ -1,0 +1,172 @@
+"""The table of models: one row for each model on each data set, from what is finished; written anew after each run."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deeplense.evaluation.comparison import Scores, difference, over_seeds, score_classes, score_numbers
+from deeplense.evaluation.metrics import Estimate, softmax
+from deeplense.evaluation.report import PREDICTIONS
+from deeplense.files import read_json, replacing
+from jobs.attempts import ATTEMPTS, read_attempts
+from jobs.model_plan import Trial
+
+DRAWS = "draws.npz"
+KINDS = ("values", "draws", "trials")
+
+
+@dataclass
+class Row:
+    """A model on a data set, over its seeds. `best` is the one that the differences are to."""
+
+    model: str
+    dataset: str
+    kind: str
+    target: str
+    seeds: list[int]
+    num_seeds: int
+    num_images: int = 0
+    metrics: dict[str, Estimate] = field(default_factory=dict)
+    difference: Estimate | None = None
+    best: bool = False
+    above_chance: bool | None = None
+    costs: dict[str, Any] = field(default_factory=dict)
+    train_seconds: float | None = None
+    published: list[dict[str, str]] = field(default_factory=list)
+    problem: str = ""
+
+    @property
+    def published_here(self) -> list[dict[str, str]]:
+        """What was published of the model on images of this kind."""
+        return [one for one in self.published if one["dataset"] == self.kind]
+
+    @property
+    def main(self) -> str:
+        """The metric by which models are ranked."""
+        return "auc_macro" if self.target == "class" else "mae"
+
+    @property
+    def rank(self) -> tuple[float, str]:
+        """Smallest for the best; models without a number come last."""
+        found = self.metrics.get(self.main)
+        value = np.inf if found is None else found.value if self.main == "mae" else -found.value
+        return value, self.model
+
+
+def state_of(trials: Sequence[Trial]) -> list[int]:
+    """What changes whenever a run begins, ends or is evaluated."""
+    paths = [trial.report / PREDICTIONS for trial in trials]
+    paths += [training.run / ATTEMPTS for trial in trials for training in trial.trainings]
+    return [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
+
+
+def make_rows(output: Path, trials: Sequence[Trial]) -> list[Row]:
+    """All rows, data set by data set, the best model first."""
+    rows: list[Row] = []
+    in_order = sorted(trials, key=lambda trial: trial.data.name)
+    for _, found in groupby(in_order, key=lambda trial: trial.data.name):
+        of_data = list(found)
+        models = list(dict.fromkeys(trial.model for trial in of_data))
+        rows += rows_of_data(output, [[trial for trial in of_data if trial.model == model] for model in models])
+    return rows
+
+
+def rows_of_data(output: Path, by_model: Sequence[Sequence[Trial]]) -> list[Row]:
+    """The rows of one data set, the best model first, from the trials of each model."""
+    scores = {of[0].model: {trial.seed: scores_of(trial) for trial in of if trial.is_evaluated} for of in by_model}
+    rows = sorted((make_row(output, of, scores[of[0].model]) for of in by_model), key=lambda row: row.rank)
+    best = rows[0]
+    best.best = bool(best.metrics)
+    for row in rows[1:] if best.best else ():
+        row.difference = difference(scores[row.model], scores[best.model], row.main)
+    return rows
+
+
+def make_row(output: Path, trials: Sequence[Trial], scores: Mapping[int, Scores]) -> Row:
+    """One row, as far as its trials are done."""
+    first = trials[0]
+    data, settings = first.data, first.trainings[0].settings
+    row = Row(first.model, data.name, data.kind, settings.target, sorted(scores), len(trials))
+    row.problem = "; ".join(text for trial in trials for text in problems_of(trial))
+    row.published = published(first.model, settings.target)
+    path = costs_file(output, first)
+    row.costs = read_json(path) if path.exists() else {}
+    seconds = [each for trial in trials if trial.is_trained for each in seconds_of(trial)]
+    row.train_seconds = float(np.mean(seconds)) if seconds else None
+    if scores:
+        found = list(scores.values())
+        row.metrics = {name: over_seeds(found, name) for name in found[0].values}
+        row.num_images = found[0].num_images
+        row.above_chance = row.metrics["gain"].low > 0 if row.main == "mae" else row.metrics["auc_macro"].low > 0.5
+    return row
+
+
+def scores_of(trial: Trial) -> Scores:
+    """The metrics of a trial on each resample; they are kept beside its predictions, and go when these do."""
+    path = trial.report / DRAWS
+    if not path.exists():
+        found = compute_scores(trial)
+        columns = {f"{kind}/{name}": value for kind in KINDS for name, value in getattr(found, kind).items()}
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, num_images=found.num_images, **columns)
+    with np.load(path) as stored:
+        values, draws, trials = (
+            {n.partition("/")[2]: stored[n] for n in stored if n.startswith(f"{k}/")} for k in KINDS
+        )
+        floats, counts = {k: float(v) for k, v in values.items()}, {k: int(v) for k, v in trials.items()}
+        return Scores(floats, draws, counts, int(stored["num_images"]))
+
+
+def compute_scores(trial: Trial) -> Scores:
+    """The metrics of a trial from its predictions."""
+    with np.load(trial.report / PREDICTIONS) as stored:
+        outputs, indices, num_samples = stored["outputs"], stored["indices"], int(stored["num_samples"])
+        if trial.trainings[0].settings.regression:
+            predicted, truth, chance = (
+                outputs[:, 0].astype(float),
+                stored["target"].astype(float),
+                float(stored["chance"]),
+            )
+            return score_numbers(predicted, truth, indices, chance=chance, num_samples=num_samples)
+        classes, labels = trial.data.held_out.schema.classes, stored["labels"]
+        return score_classes(softmax(outputs), labels, indices, classes=classes, num_samples=num_samples)
+
+
+def problems_of(trial: Trial) -> list[str]:
+    """What is missing of a trial, and why, each with its seed."""
+    if trial.is_evaluated:
+        return []
+    missing = [training for training in trial.trainings if not training.is_done] or trial.trainings[:1]
+    ends = {training.name: ends_of(training.run) for training in missing}
+    return [f"seed {trial.seed}{name.removeprefix(trial.name).replace('-', ' ')}: {end}" for name, end in ends.items()]
+
+
+def ends_of(run: Path) -> str:
+    """How the last attempt at a run ended."""
+    attempts = read_attempts(run)
+    return str(attempts[-1]["ended"] or "under way") if attempts else "not begun"
+
+
+def seconds_of(trial: Trial) -> list[float]:
+    """How long each run of a trial took, over all attempts; without those of which an attempt was killed."""
+    of_runs = [[each for each in read_attempts(one.run) if each["first_step"] is not None] for one in trial.trainings]
+    known = [attempts for attempts in of_runs if attempts and all("seconds" in each for each in attempts)]
+    return [sum(each["seconds"] for each in attempts) for attempts in known]
+
+
+def costs_file(output: Path, trial: Trial) -> Path:
+    """Where it is kept what the trainings of a trial cost."""
+    return output / "costs" / f"{trial.model}-{trial.data.name}.json"
+
+
+def published(model: str, target: str) -> list[dict[str, str]]:
+    """What others have published of a model, on whatever images."""
+    text = resources.files("jobs").joinpath("published/models.csv").read_text()
+    return [row for row in csv.DictReader(io.StringIO(text)) if row["model"] == model and row["target"] == target]
