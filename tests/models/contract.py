@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -48,6 +49,20 @@ def check_gradients(backbone: nn.Module, images: Tensor) -> None:
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.any(), name
     backbone.zero_grad()
+
+
+@torch.no_grad()
+def check_drop_path(make: Callable[..., nn.Module]) -> None:
+    """Paths are dropped as asked, in training alone. `make` is the class, at its own sizes."""
+    images = noise(4, 1, 16, 16)
+    for drop_path, differ in ((0.0, False), (0.5, True)):
+        backbone = seeded(partial(make, in_chans=1, image_size=16, drop_path=drop_path))
+        assert backbone(images).equal(backbone(images))
+        backbone.train()
+        first, second = (backbone(images) for _ in range(2))
+        if getattr(backbone, "has_penalty", False):
+            first, second = first[0], second[0]
+        assert first.equal(second) != differ
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from tests.models.contract import (
     SIZES_AND_BANDS,
     attention_weights,
     check_backbone,
+    check_drop_path,
     noise,
     parameters_with_classes,
     seeded,
@@ -25,6 +26,10 @@ def small(image_size: int = 32, in_chans: int = 1, num_convs: int | None = None)
 @pytest.mark.parametrize(("image_size", "in_chans"), [*SIZES_AND_BANDS, (150, 1), (45, 1)])
 def test_it_keeps_the_contract(image_size: int, in_chans: int) -> None:
     check_backbone(partial(small, image_size, in_chans), noise(2, in_chans, image_size, image_size))
+
+
+def test_paths_are_dropped_in_training_alone() -> None:
+    check_drop_path(CCT)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from tests.models.contract import (
     SIZES_AND_BANDS,
     attention_weights,
     check_backbone,
+    check_drop_path,
     noise,
     parameters_with_classes,
     seeded,
@@ -45,6 +46,10 @@ def of_timm(in_chans: int = 3) -> CrossVit:
 @pytest.mark.parametrize(("image_size", "in_chans"), SIZES_AND_BANDS)
 def test_it_keeps_the_contract(image_size: int, in_chans: int) -> None:
     check_backbone(partial(small, image_size, in_chans), noise(2, in_chans, image_size, image_size))
+
+
+def test_paths_are_dropped_in_training_alone() -> None:
+    check_drop_path(CrossViT)
 
 
 def test_the_weights_of_attention_are_those_of_patches_of_two_sizes_and_of_class_tokens() -> None:

@@ -12,6 +12,7 @@ from tests.models.contract import (
     SIZES_AND_BANDS,
     attention_weights,
     check_backbone,
+    check_drop_path,
     noise,
     parameters_with_classes,
     seeded,
@@ -28,6 +29,10 @@ def small(image_size: int = 32, in_chans: int = 1, patch_size: int = 8) -> T2TVi
 @pytest.mark.parametrize(("image_size", "in_chans"), SIZES_AND_BANDS)
 def test_it_keeps_the_contract(image_size: int, in_chans: int) -> None:
     check_backbone(partial(small, image_size, in_chans), noise(2, in_chans, image_size, image_size))
+
+
+def test_paths_are_dropped_in_training_alone() -> None:
+    check_drop_path(T2TViT)
 
 
 @pytest.mark.parametrize(("patch_size", "num_tokens"), [(4, 256), (8, 64), (16, 16)])
