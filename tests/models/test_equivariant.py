@@ -71,7 +71,7 @@ def change(model: nn.Module, images: Tensor, others: Tensor) -> float:
 def test_quarter_turns_change_no_output_before_and_after_training(
     num_rotations: int, reflections: bool, size: int
 ) -> None:
-    images = noise(2, 1, size, size)
+    images = noise(1, 1, size, size)
     for model in (network(num_rotations, reflections).eval(), learnt(num_rotations, reflections)):
         for quarters in (1, 2, 3):
             assert change(model, images, images.rot90(quarters, (2, 3))) < 1e-5
@@ -82,7 +82,7 @@ def test_quarter_turns_change_no_output_before_and_after_training(
 def test_flips_change_no_output_where_reflections_are_in_the_group_and_only_there(
     num_rotations: int, reflections: bool, size: int
 ) -> None:
-    images = noise(2, 1, size, size)
+    images = noise(1, 1, size, size)
     for model in (network(num_rotations, reflections).eval(), learnt(num_rotations, reflections)):
         for flipped in (images.flip(2), images.flip(3), images.transpose(2, 3)):
             difference = change(model, images, flipped)
@@ -107,7 +107,7 @@ def test_a_turn_of_a_whole_batch_changes_no_output_in_training_mode_either() -> 
 def change_by_45_degrees(num_rotations: int, reflections: bool) -> float:
     """The mean change over networks as they are at the start, their batch statistics measured."""
     changes = []
-    for seed in range(4):
+    for seed in range(3):
         torch.manual_seed(seed)
         model = Equivariant(
             in_chans=1, image_size=64, num_rotations=num_rotations, reflections=reflections, widths=[8] * 6
@@ -199,7 +199,7 @@ def test_no_layer_of_the_network_loses_or_swells_its_activations_at_the_start(
     assert all(1 < gain < 10 for gain in gains), gains
 
 
-@every_group
+@pytest.mark.parametrize(("num_rotations", "reflections"), [GROUPS[0], GROUPS[-1]])
 def test_it_learns_32_images_by_heart(num_rotations: int, reflections: bool) -> None:
     torch.manual_seed(0)
     backbone = Equivariant(
