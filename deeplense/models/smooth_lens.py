@@ -37,6 +37,11 @@ SPREADS = (*(spread for _, spread in LOGARITHMS.values()), *LINEAR.values())
 NUM_LATENTS = len(NAMES)
 FARTHEST = 3.0
 DIFFERENCE = 2e-3
+LONGEST = 0.7
+GUESSES = (0.7, 0.85, 1.0)
+# How much coarser, the misfit to be forgiven in units of the brightest pixel, steps.
+SCHEDULE = ((4, 0.03, 6), (2, 0.02, 4), (1, 0.0, 1))
+SMALLEST = 16
 # Smaller weights than exp of this would be denormal numbers, in which matrices are multiplied very slowly.
 FAINTEST = -30.0
 
@@ -49,6 +54,11 @@ def parameters(latents: Tensor) -> dict[str, Tensor]:
     return logarithms | {name: spread * columns[name] for name, spread in LINEAR.items()}
 
 
+def rates(latents: Tensor) -> Tensor:
+    """How fast each parameter, or its logarithm, changes with its latent, (B, P)."""
+    return torch.tensor(SPREADS, device=latents.device) * (1 - torch.tanh(latents / FARTHEST) ** 2)
+
+
 def grid(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Positions of the pixel centres as an open grid (1, S), (S, 1), from -1 to 1 between the borders."""
     along = (torch.arange(size, device=device) - (size - 1) / 2) / (size / 2)
@@ -59,7 +69,7 @@ def sersic(x: Tensor, y: Tensor, p: Mapping[str, Tensor]) -> Tensor:
     """Brightness of the source, an elliptical Sersic profile about the origin: 1 at its half-light radius (Sersic 1963)."""
     r_squared, _ = ellipse(x, y, p["source_e1"], p["source_e2"])
     b, power = sersic_power(r_squared, p)
-    return torch.exp(-b * (power - 1))
+    return torch.exp((-b * (power - 1)).clamp(min=FAINTEST))
 
 
 def ellipse(x: Tensor, y: Tensor, e1: Tensor, e2: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -83,7 +93,7 @@ def sersic_slopes(x: Tensor, y: Tensor, p: Mapping[str, Tensor]) -> tuple[Tensor
     n = p["source_index"]
     r_squared, by_position = ellipse(x, y, p["source_e1"], p["source_e2"])
     b, power = sersic_power(r_squared, p)
-    bright = torch.exp(-b * (power - 1))
+    bright = torch.exp((-b * (power - 1)).clamp(min=FAINTEST))
     by_radius = bright * power * (b / n)
     outward = by_radius / (-2 * r_squared)
     slopes = {name: outward * by for name, by in zip(("x", "y", "source_e1", "source_e2"), by_position, strict=True)}
@@ -155,8 +165,7 @@ def derivatives(latents: Tensor, size: int) -> tuple[Tensor, Tensor]:
     images = blur(torch.stack([bright, *(by[name] for name in names)], dim=1), kernel)
     slopes = dict(zip(names, images[:, 1:].unbind(1), strict=True))
     slopes["psf_sigma"] = (blur(bright[:, None], wider)[:, 0] - images[:, 0]) / DIFFERENCE
-    rates = torch.tensor(SPREADS, device=latents.device) * (1 - torch.tanh(latents / FARTHEST) ** 2)
-    return images[:, 0], torch.stack([slopes[name] for name in NAMES], dim=1) * rates[:, :, None, None]
+    return images[:, 0], torch.stack([slopes[name] for name in NAMES], dim=1) * rates(latents)[:, :, None, None]
 
 
 def scaled(model: Tensor, images: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,48 +180,104 @@ def scaled(model: Tensor, images: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor
 
 
 class Fit(NamedTuple):
-    """A lens (latents, damping: (B, ...)) with its residual in units of the noise (B, S, S) and its loss (B,)."""
+    """Lenses as latents (B, P), what they leave of the images, in units of the noise (B, S, S), and the negative
+    logarithm of their posterior up to a constant (B,)."""
 
     latents: Tensor
     residual: Tensor
     loss: Tensor
 
+    def where(self, better: Tensor, other: "Fit") -> "Fit":
+        """These lenses where `better` (B,) holds, others elsewhere."""
+        latents = torch.where(better[:, None], self.latents, other.latents)
+        residual = torch.where(better[:, None, None], self.residual, other.residual)
+        return Fit(latents, residual, torch.where(better, self.loss, other.loss))
+
+
+class Linear(NamedTuple):
+    """A fit to first order: `columns` (B, P + 2, S * S) are the changes of the model, in units of the noise, with the latents,
+    the amplitude and the background; `curvature` is that of the loss, `gradient` its negative slope, in units of
+    `size` (B, P + 2), which makes the diagonal of the curvature 1."""
+
+    columns: Tensor
+    curvature: Tensor
+    gradient: Tensor
+    size: Tensor
+
 
 def compare(latents: Tensor, images: Tensor, sigma: Tensor) -> Fit:
-    """How lenses fit images: residual in units of `sigma`, loss -log posterior up to a constant."""
+    """How well lenses fit images of noise `sigma` (B, S, S), with the best amplitude and background."""
     _, model = scaled(render(latents, images.shape[-1]), images, sigma)
     residual = (images - model) / sigma
     return Fit(latents, residual, residual.square().sum(dim=(1, 2)) / 2 + latents.square().sum(dim=1) / 2)
 
 
-def step(fit: Fit, damping: Tensor, images: Tensor, sigma: Tensor) -> Tensor:
-    """The next latents of Levenberg and Marquardt's method, with amplitude and background free."""
+def linearise(fit: Fit, images: Tensor, sigma: Tensor) -> Linear:
+    """The fit to first order in everything that is free."""
     model, slopes = derivatives(fit.latents, images.shape[-1])
     amplitude, _ = scaled(model, images, sigma)
-    columns = torch.cat([amplitude[:, None] * slopes, model[:, None], torch.ones_like(model)[:, None]], dim=1)
-    columns = (columns / sigma[:, None]).flatten(2)
-    prior = functional.pad(torch.ones_like(fit.latents), (0, 2))
-    gradient = (columns @ fit.residual.flatten(1)[:, :, None])[:, :, 0] - functional.pad(fit.latents, (0, 2))
+    columns = [amplitude[:, None] * slopes, model[:, None], torch.ones_like(model)[:, None]]
+    columns = torch.cat(columns, dim=1) / sigma[:, None]
+    return normal_equations(columns.flatten(2), fit.residual.flatten(1), fit.latents)
+
+
+def normal_equations(columns: Tensor, residual: Tensor, latents: Tensor) -> Linear:
+    """Those of columns (B, P + 2, N) and a residual (B, N), with the prior of the latents."""
+    prior = functional.pad(torch.ones_like(latents), (0, 2))
     curvature = columns @ columns.mT + torch.diag_embed(prior)
+    gradient = (columns @ residual[:, :, None])[:, :, 0] - functional.pad(latents, (0, 2))
     size = torch.diagonal(curvature, dim1=1, dim2=2).clamp(min=1e-12).rsqrt()
-    matrix = size[:, :, None] * curvature * size[:, None, :] + torch.diag_embed(damping[:, None].expand_as(size))
-    change = size * torch.linalg.solve_ex(matrix, size * gradient)[0]
-    return fit.latents + change[:, :NUM_LATENTS].nan_to_num().clamp(-0.7, 0.7)
+    return Linear(columns, size[:, :, None] * curvature * size[:, None, :], size * gradient, size)
+
+
+def solve(linear: Linear, right: Tensor, damping: Tensor) -> Tensor:
+    """The curvature, its diagonal raised by `damping` (B,), divides `right` (B, P + 2, K); zero where it cannot."""
+    raised = linear.curvature + torch.diag_embed(damping[:, None].expand_as(linear.size))
+    return torch.linalg.solve_ex(raised, right)[0].nan_to_num(0.0, 0.0, 0.0)
+
+
+def refine(latents: Tensor, images: Tensor, sigma: Tensor, *, num_steps: int) -> Fit:
+    """Better latents than these by steps of Levenberg and Marquardt; each is taken only where it makes the fit better."""
+    fit = compare(latents, images, sigma)
+    damping = torch.full_like(fit.loss, 1e-2)
+    for _ in range(num_steps):
+        linear = linearise(fit, images, sigma)
+        change = linear.size * solve(linear, linear.gradient[:, :, None], damping)[:, :, 0]
+        tried = compare(fit.latents + change[:, :NUM_LATENTS].clamp(-LONGEST, LONGEST), images, sigma)
+        better = tried.loss < fit.loss
+        fit, damping = tried.where(better, fit), torch.where(better, damping / 5, damping * 5)
+    return fit
+
+
+def first_guesses(images: Tensor) -> Tensor:
+    """Latents (B, K, P) to start from: round lenses of about the radius at which the light is, nothing else known."""
+    x, y = grid(images.shape[-1], images.device)
+    light = (images - 3).clamp(min=0) + 1e-6
+    radius = (light * torch.sqrt(x * x + y * y)).sum(dim=(1, 2)) / light.sum(dim=(1, 2))
+    middle, spread = LOGARITHMS["theta_E"]
+    radii = torch.tensor(GUESSES, device=images.device) * radius[:, None]
+    latent = FARTHEST * torch.atanh((torch.log(radii / middle) / (FARTHEST * spread)).clamp(-0.9, 0.9))
+    return functional.pad(latent[:, :, None], (0, NUM_LATENTS - 1))
 
 
 @torch.no_grad()
-def refine(latents: Tensor, images: Tensor, sigma: Tensor, *, num_steps: int, damping: float = 1e-2) -> Fit:
-    """Better latents than these: steps of Levenberg and Marquardt, each taken only where it makes the fit better."""
-    fit = compare(latents, images, sigma)
-    dampings = torch.full_like(fit.loss, damping)
-    for _ in range(num_steps):
-        tried = compare(step(fit, dampings, images, sigma), images, sigma)
-        better = tried.loss < fit.loss
-        fit = Fit(
-            *(
-                torch.where(better.view(-1, *[1] * (new.ndim - 1)), new, old)
-                for new, old in zip(tried, fit, strict=True)
-            )
-        )
-        dampings = torch.where(better, dampings / 5, dampings * 5).clamp(1e-6, 1e3)
-    return fit
+def fit(images: Tensor, sigma: Tensor) -> Fit:
+    """The smooth lens that explains images (B, S, S) best.
+
+    From coarse images, forgiving of misfits, to the images as they are: at full size the posterior has many maxima. Images are
+    about zero where there is no light and in units of their background noise; `sigma` is the noise in each pixel in the same unit. S must be a
+    multiple of 4.
+    """
+    guesses = first_guesses(images)
+    latents, count = guesses.flatten(0, 1), guesses.shape[1]
+    for factor, tolerance, num_steps in SCHEDULE:
+        if images.shape[-1] < factor * SMALLEST:
+            continue
+        coarse = functional.avg_pool2d(images, factor)
+        brightest = coarse.amax(dim=(1, 2), keepdim=True)
+        noise = torch.sqrt(functional.avg_pool2d(sigma**2, factor) / factor**2 + (tolerance * brightest) ** 2)
+        found = refine(latents, *(each.repeat_interleave(count, dim=0) for each in (coarse, noise)), num_steps=num_steps)
+        best = found.loss.view(-1, count).argmin(dim=1) + torch.arange(0, len(found.loss), count, device=images.device)
+        found = Fit(*(each[best] for each in found))
+        latents, count = found.latents, 1
+    return found
