@@ -1,0 +1,117 @@
+"""What no smooth lens explains of an image, and a network that looks at it. B images, C bands, S pixels a side, P latents."""
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from deeplense.models.smooth_lens import NAMES, Fit, fit, linearise, normal_equations, rates, solve
+
+MULTIPLE = 4
+FAINT_FRACTION = 0.25
+MEDIAN_TO_SIGMA = 1 / 0.6745
+SOURCE_PLACE = ("source_x", "source_y")
+# Raises the diagonal of normal equations, so that what no pixel tells apart stays as it is.
+STEADY = 1e-5
+LEAST_LEFT = 3e-3
+
+
+class LensResidual(nn.Module):
+    """A smooth lens fitted to each image, and a ResNet-18 (He et al. 2015, arXiv 1512.03385) on the image, its residual and the
+    significance of a point mass at every place (gravitational imaging: Koopmans 2005, astro-ph/0501324; Vegetti and
+    Koopmans 2009, arXiv 0805.0201).
+
+    Images may be given in any unit and with any background: all is in units of their own noise.
+    """
+
+    def __init__(self, *, in_chans: int, image_size: int, drop_path: float = 0.0, network: str = "resnet18") -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.log_photon_noise = nn.Parameter(torch.tensor(0.03).log())
+        self.network = timm.create_model(network, in_chans=in_chans + 2, num_classes=0, drop_path_rate=drop_path)
+        self.num_features: int = self.network.num_features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, D) of images (B, C, S, S)."""
+        with torch.autocast(images.device.type, enabled=False):
+            maps = self.maps(images.float())
+        return self.network(maps)
+
+    def maps(self, images: Tensor) -> Tensor:
+        """The bands, the residual and the significance of a point mass, (B, C + 2, S, S), large values compressed."""
+        bands = in_units_of_noise(images)
+        stack = bands.sum(dim=1) / bands.shape[1] ** 0.5
+        light = functional.avg_pool2d(stack, 3, stride=1, padding=1).clamp(min=0)
+        sigma = torch.sqrt(1 + self.log_photon_noise.exp() * light)
+        with torch.no_grad():
+            residual, significance = unexplained(fit(stack, sigma), stack, sigma)
+        residual = residual * sigma.detach() / sigma
+        return torch.cat([torch.asinh(bands / 10), torch.asinh(torch.stack([residual, significance], dim=1))], dim=1)
+
+
+def in_units_of_noise(images: Tensor) -> Tensor:
+    """Images (B, C, S, S) about zero where they are faint, in units of the noise there.
+
+    The noise is that of a filter that sees neither gradients nor saddles (Immerkaer 1996), in the faintest quarter of the image. Its sum is zero,
+    so what it says does not depend on which pixels are faint by chance.
+    """
+    pixels = images.flatten(0, 1)[:, None]
+    kernel = images.new_tensor([[1, -2, 1], [-2, 4, -2], [1, -2, 1]]) / 6
+    means = functional.avg_pool2d(pixels, 3, stride=1).flatten(1)
+    levels, faint = means.topk(int(FAINT_FRACTION * means.shape[1]), dim=1, largest=False)
+    filtered = functional.conv2d(pixels, kernel[None, None]).abs().flatten(1)
+    noise = filtered.gather(1, faint).median(dim=1).values * MEDIAN_TO_SIGMA
+    # Images without noise are fitted to a thousandth of their contrast.
+    noise = torch.maximum(noise, 1e-3 * pixels.flatten(1).std(dim=1)).clamp(min=1e-20)
+    return ((pixels - levels.mean(dim=1)[:, None, None, None]) / noise[:, None, None, None]).view_as(images)
+
+
+def unexplained(best: Fit, images: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """What the smooth lens leaves of images (B, S, S) after one more step, to first order, and the significance of a point
+    mass at each place; both are in units of the noise."""
+    linear = linearise(best, images, sigma)
+    change = linear.size * solve(linear, linear.gradient[:, :, None], torch.full_like(best.loss, STEADY))[:, :, 0]
+    residual = best.residual - (change[:, None] @ linear.columns).view_as(best.residual)
+    columns = linear.columns.unflatten(2, residual.shape[-2:])
+    significance = point_mass_significance(halved(residual[:, None])[:, 0], halved(columns), best.latents)
+    return residual, functional.interpolate(significance[:, None], scale_factor=2.0, mode="nearest")[:, 0]
+
+
+def halved(images: Tensor) -> Tensor:
+    """Images (B, K, S, S) in units of their noise, with each four pixels as one."""
+    return 2 * functional.avg_pool2d(images, 2)
+
+
+def point_mass_significance(residual: Tensor, columns: Tensor, latents: Tensor) -> Tensor:
+    """By how many sigma a point mass would better the fit, for a mass in each pixel (B, S, S), to first order in the mass.
+
+    A mass at k changes what is seen at theta by the gradient of the source times (theta - k) / |theta - k|^2, up to a factor. All
+    places are tried at once, as sums over pixels are correlations. Of the change only what the smooth lens and its
+    source, by their `columns` (B, P + 2, S, S), cannot do as well counts.
+    """
+    by_x, by_y = (columns[:, k, None] / rates(latents)[:, k, None, None, None] for k in map(NAMES.index, SOURCE_PLACE))
+    pull_x, pull_y = pulls(residual.shape[-1], residual.device)
+    maps = torch.cat([residual[:, None], columns], dim=1)
+    overlap = correlate((maps * by_x, pull_x), (maps * by_y, pull_y))
+    power = correlate((by_x**2, pull_x**2), (2 * by_x * by_y, pull_x * pull_y), (by_y**2, pull_y**2))[:, 0]
+    linear = normal_equations(columns.flatten(2), residual.flatten(1), latents)
+    shared = linear.size[:, :, None] * overlap[:, 1:].flatten(2)
+    explained = (shared * solve(linear, shared, torch.full_like(power[:, 0, 0], STEADY))).sum(dim=1).view_as(power)
+    return overlap[:, 0] / torch.sqrt(torch.maximum(power - explained, LEAST_LEFT * power).clamp(min=1e-12))
+
+
+def pulls(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The deflection (x, y) / r^2 by a point mass at the origin, softened within a pixel, for all differences of positions
+    (2 S, 2 S), the negative ones at the end."""
+    along = torch.fft.fftfreq(2 * size, d=1 / 4, device=device)
+    x, y = along[None, :], along[:, None]
+    squared = x * x + y * y + (2 / size) ** 2
+    return x / squared, y / squared
+
+
+def correlate(*pairs: tuple[Tensor, Tensor]) -> Tensor:
+    """The sum over theta of map(theta) pull(theta - k), added up for all pairs of maps (B, K, S, S) and pulls (2 S, 2 S)."""
+    size = pairs[0][0].shape[-1]
+    padded = (2 * size, 2 * size)
+    product = sum(torch.fft.rfft2(each, s=padded) * torch.fft.rfft2(pull).conj() for each, pull in pairs)
+    return torch.fft.irfft2(product, s=padded)[..., :size, :size]
