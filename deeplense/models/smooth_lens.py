@@ -276,7 +276,9 @@ def fit(images: Tensor, sigma: Tensor) -> Fit:
         coarse = functional.avg_pool2d(images, factor)
         brightest = coarse.amax(dim=(1, 2), keepdim=True)
         noise = torch.sqrt(functional.avg_pool2d(sigma**2, factor) / factor**2 + (tolerance * brightest) ** 2)
-        found = refine(latents, *(each.repeat_interleave(count, dim=0) for each in (coarse, noise)), num_steps=num_steps)
+        found = refine(
+            latents, *(each.repeat_interleave(count, dim=0) for each in (coarse, noise)), num_steps=num_steps
+        )
         best = found.loss.view(-1, count).argmin(dim=1) + torch.arange(0, len(found.loss), count, device=images.device)
         found = Fit(*(each[best] for each in found))
         latents, count = found.latents, 1

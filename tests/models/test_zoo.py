@@ -79,7 +79,7 @@ def test_images_are_padded_to_the_size_that_is_told_and_no_more_than_a_patch(nam
 @pytest.mark.parametrize("name", NAMES)
 def test_each_name_has_a_paper_and_a_recipe_that_can_be_trained_by(name: str) -> None:
     one = ARCHITECTURES[name]
-    assert re.search(r"arXiv:\d{4}\.\d{4,5}|baseline|github|ML4PS|^lensvit_pinn,", one.paper), one.paper
+    assert re.search(r"arXiv:\d{4}\.\d{4,5}|baseline|github|ML4PS|astro-ph|^lensvit_pinn,", one.paper), one.paper
     recipe = yaml.safe_load((RECIPES / f"{one.recipe}.yaml").read_text())
     settings = Settings(run=Path("run"), dataset="data", model_name=name, **recipe)
     if settings.drop_path:
