@@ -151,8 +151,9 @@ def costs_of(row: Row) -> list[str]:
         return ["", "", "", "", spent]
     return [
         f"{costs['parameters'] / 1e6:.2f} M",
-        f"{costs['flops'] / 1e9:.3g} GFLOP",
-        f"{costs['images_per_s']:,.0f} images/s\n{costs['device']}, {costs['precision']}, batch {costs['batch_size']}",
+        f"{costs['flops'] / 1e9:.3g}\u00a0GFLOP",
+        f"{costs['images_per_s']:,.0f} images/s\n{costs['device']}, {costs['precision']}, "
+        f"batch {costs['batch_size']}, load {costs['load_average']:.1f} before",
         f"{costs['peak_memory_mb']:,.0f} MB\n{costs['memory']}",
         spent,
     ]
@@ -163,7 +164,7 @@ def shown(estimate: Estimate | None, *, signed: bool = False) -> str:
     if estimate is None:
         return ""
     sign = "+" if signed else ""
-    return f"{estimate.value:{sign}.4f}\n{estimate.low:{sign}.4f} to {estimate.high:{sign}.4f}"
+    return f"{estimate.value:{sign}.4f}\n[{estimate.low:{sign}.4f},\u00a0{estimate.high:{sign}.4f}]"
 
 
 def published_text(one: Mapping[str, str]) -> str:

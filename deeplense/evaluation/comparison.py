@@ -93,10 +93,8 @@ def over_seeds(scores: Sequence[Scores], name: str) -> Estimate:
     images alone."""
     values, draws = np.array([each.values[name] for each in scores]), [each.draws[name] for each in scores]
     value = float(values.mean())
-    images = Estimate(value, *percentiles(np.mean(draws, axis=0)))
-    together = put_together(widen_if_perfect(images, scores[0].trials.get(name)), seeds_half_width(values))
-    low, high = BOUNDS.get(name, (0.0, 1.0))
-    return Estimate(value, max(together.low, low), min(together.high, high))
+    images = widen_if_perfect(Estimate(value, *percentiles(np.mean(draws, axis=0))), scores[0].trials.get(name))
+    return put_together(images, seeds_half_width(values), bounds=BOUNDS.get(name, (0.0, 1.0)))
 
 
 def difference(ours: Mapping[int, Scores], other: Mapping[int, Scores], name: str) -> Estimate | None:
@@ -107,7 +105,9 @@ def difference(ours: Mapping[int, Scores], other: Mapping[int, Scores], name: st
         return None
     values = np.array([ours[seed].values[name] - other[seed].values[name] for seed in seeds])
     draws = np.mean([ours[seed].draws[name] - other[seed].draws[name] for seed in seeds], axis=0)
-    return put_together(Estimate(float(values.mean()), *percentiles(draws)), seeds_half_width(values))
+    images = Estimate(float(values.mean()), *percentiles(draws))
+    low, high = BOUNDS.get(name, (0.0, 1.0))
+    return put_together(images, seeds_half_width(values), bounds=(low - high, high - low))
 
 
 def seeds_half_width(values: Array) -> float:
@@ -117,11 +117,8 @@ def seeds_half_width(values: Array) -> float:
     return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
-def put_together(images: Estimate, half_width: float) -> Estimate:
-    """An interval widened on both sides by another, independent source of error."""
+def put_together(images: Estimate, half_width: float, *, bounds: tuple[float, float]) -> Estimate:
+    """An interval widened on both sides by another, independent source of error, within what is possible."""
     below, above = max(images.value - images.low, 0.0), max(images.high - images.value, 0.0)
-    return Estimate(
-        images.value,
-        images.value - float(np.hypot(below, half_width)),
-        images.value + float(np.hypot(above, half_width)),
-    )
+    low, high = images.value - float(np.hypot(below, half_width)), images.value + float(np.hypot(above, half_width))
+    return Estimate(images.value, max(low, bounds[0]), min(high, bounds[1]))

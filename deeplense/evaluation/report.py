@@ -61,7 +61,8 @@ def write_report(
         temporary.mkdir(parents=True)
         for plot in plots:
             figure(temporary / f"{plot.name}.png", plot.draw, size=plot.size)
-        np.savez(temporary / PREDICTIONS, **dict(arrays or {}))
+        if arrays:
+            np.savez(temporary / PREDICTIONS, **arrays)
         document = {"title": title, **content, "facts": dict(facts), "settings": dict(settings)}
         (temporary / "report.json").write_text(json.dumps(finite(document), indent=2, allow_nan=False) + "\n")
         template = Environment(autoescape=True).from_string(
