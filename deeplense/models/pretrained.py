@@ -1,6 +1,7 @@
 """Weights to start from: timm's published ones, or a file of timm's or of `deeplense export`."""
 
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ def create(name: str, options: dict[str, Any], weights: Weights) -> nn.Module:
     generator = torch.get_rng_state()
     wanted = timm_options(name, weights)
     try:
-        model = timm.create_model(name, **options, **wanted)
+        model = make(name, options, wanted)
     except (OSError, KeyError) as error:
         if not wanted:
             raise
@@ -42,6 +45,41 @@ def create(name: str, options: dict[str, Any], weights: Weights) -> nn.Module:
     if wanted:
         refuse_untouched(name, model, options, generator)
     return model
+
+
+def make(name: str, options: dict[str, Any], wanted: dict[str, Any]) -> nn.Module:
+    """timm.create_model; where timm cannot fit weights to this size of image, those for the published size are fitted
+    here. Raises RuntimeError where that is not possible."""
+    try:
+        return timm.create_model(name, **options, **wanted)
+    except RuntimeError as error:
+        if "size mismatch" not in str(error) or "img_size" not in options:
+            raise
+    published = timm.create_model(name, **{key: options[key] for key in options if key != "img_size"}, **wanted)
+    model = timm.create_model(name, **options)
+    model.load_state_dict(fit_positions(published.state_dict(), model.state_dict()))
+    return model
+
+
+def fit_positions(given: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Embeddings of positions (1, N, D) or (1, D, H, W) resampled to the number that is expected."""
+    fitted = dict(given)
+    for key, value in given.items():
+        shape = expected[key].shape
+        if value.shape == shape or "pos" not in key:
+            continue
+        if value.ndim == 4:
+            fitted[key] = functional.interpolate(value, size=shape[2:], mode="bicubic", antialias=True)
+        elif value.ndim == 3:
+            prefix = next(k for k in range(3) if is_square(value.shape[1] - k) and is_square(shape[1] - k))
+            side = isqrt(shape[1] - prefix)
+            fitted[key] = resample_abs_pos_embed(value, (side, side), num_prefix_tokens=prefix)
+    return fitted
+
+
+def is_square(number: int) -> bool:
+    """Whether it is one."""
+    return isqrt(number) ** 2 == number
 
 
 def timm_options(name: str, weights: Weights) -> dict[str, Any]:

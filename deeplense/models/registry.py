@@ -10,7 +10,6 @@ from typing import Any
 import timm
 import torch
 from timm.models import group_parameters
-from timm.optim import auto_group_layers
 from torch import Tensor, nn
 
 from deeplense.models.heads import MapAttention, attention_layers, last_layers
@@ -77,11 +76,14 @@ class Network(nn.Module):
 
 
 def depths_of(backbone: nn.Module) -> Mapping[str, int]:
-    """The number of the layer of each parameter, from the input on."""
+    """The number of the layer of each parameter, from the input on: as timm knows it, else by the blocks in their
+    order."""
     matcher = getattr(backbone, "group_matcher", None)
-    if matcher is None:
-        return auto_group_layers(backbone)
-    return group_parameters(backbone, matcher(coarse=False), reverse=True)
+    if matcher is not None:
+        return group_parameters(backbone, matcher(coarse=False), reverse=True)
+    blocks = {name: ".".join(name.split(".")[:2]) for name, _ in backbone.named_parameters()}
+    numbers = {block: number for number, block in enumerate(dict.fromkeys(blocks.values()))}
+    return {name: numbers[block] for name, block in blocks.items()}
 
 
 def build(

@@ -21,6 +21,7 @@ LEAST = {
     "train": TRAIN,
     "evaluate": ["--run", "runs/a"],
     "export": ["runs/a", "--output", "lens.safetensors"],
+    "models": ["resnet18"],
     "benchmark": ["train"],
 }
 EARLIER = {

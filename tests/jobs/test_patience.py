@@ -66,10 +66,14 @@ def test_a_training_that_lost_its_ending_stops_at_the_same_step(dataset: Path, t
 
 def test_without_patience_it_goes_on_to_the_end(dataset: Path, tmp_path: Path, start: Start) -> None:
     run = tmp_path / "run"
-    changed = [word for word in words(dataset, run, "--epochs=4") if not word.startswith(("--patience", "--epochs=40"))]
+    changed = [word for word in words(dataset, run, "--epochs=6") if not word.startswith(("--patience", "--epochs=40"))]
     assert start(*changed).wait() == 0
-    steps, _ = zip(*evaluations(run), strict=True)
-    assert ending(run)["step"] == steps[-1] == 8 * steps[0]
+    steps, scores = zip(*evaluations(run), strict=True)
+    told = ending(run)
+    assert told["step"] == steps[-1]
+    # Longer than a training with patience would have gone on.
+    assert told["step"] - told["best_step"] > 5 * (steps[1] - steps[0])
+    assert steps[scores.index(max(scores))] == told["best_step"]
 
 
 def test_patience_must_be_above_zero() -> None:
