@@ -130,14 +130,16 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 @contextmanager
 def unfused(network: nn.Module) -> Iterator[None]:
     """Attention step by step for a while, so that its weights exist; `fused_attn` as it was afterwards."""
-    before = [(vars(module), module.fused_attn) for module in network.modules() if "fused_attn" in vars(module)]
+    attention = [vars(module) for module in network.modules() if hasattr(module, "fused_attn")]
+    before = [{name: value for name, value in own.items() if name == "fused_attn"} for own in attention]
     try:
-        for attributes, _ in before:
-            attributes["fused_attn"] = False
+        for own in attention:
+            own["fused_attn"] = False
         yield
     finally:
-        for attributes, fused in before:
-            attributes["fused_attn"] = fused
+        for own, kept in zip(attention, before, strict=True):
+            own.pop("fused_attn", None)
+            own.update(kept)
 
 
 def like_weights(network: nn.Module, images: Tensor) -> Tensor:
@@ -158,8 +160,8 @@ def attention_maps(network: nn.Module, images: Tensor) -> list[LayerMap]:
     """One map for each layer of attention whose keys are known to lie on a grid of more than one place.
 
     A map is the row of the class token where the network reads one, else the mean over queries; the mean over heads
-    either way. Attention within windows is put together from its windows (Swin, Swin V2, Twins). Left out are layers
-    over channels, and those in windows of other layouts.
+    either way. Attention within windows is put together from its windows (Swin, Swin V2, Twins, and modules that say
+    their `stripe`). Left out are layers over channels, and those in windows of other layouts.
 
     Args:
         network: any module; it is left as it was.
@@ -227,8 +229,8 @@ def prefix_of(num_tokens: int, network: nn.Module) -> int | None:
     0 to 2. Hiera keeps its tokens in another order than row by row."""
     if any(isinstance(module, Hiera) for module in network.modules()):
         return None
-    told = [vars(module).get("num_prefix_tokens") for module in network.modules()]
-    for number in (*[number for number in told if number is not None][:1], 0, 1, 2):
+    told = [getattr(module, "num_prefix_tokens", None) for module in network.modules()]
+    for number in (*[number for number in told if isinstance(number, int)][:1], 0, 1, 2):
         if num_tokens > number and math.isqrt(num_tokens - number) ** 2 == num_tokens - number:
             return number
     return None
@@ -256,6 +258,10 @@ def windowed_map(call: Call) -> Tensor | None:
     assert call.weights is not None
     received = call.weights.mean(dim=(-3, -2))
     block = call.parent
+    stripe = vars(call.module).get("stripe")
+    if stripe is not None:
+        height, width = call.shapes[0][1:3]
+        return from_windows(received, pair(stripe), (height, width))
     if isinstance(call.module, LocallyGroupedAttn):
         window, side = math.isqrt(received.shape[-1]), math.isqrt(call.shapes[0][1])
         return from_windows(received.flatten(0, 1), (window, window), (side, side))
@@ -281,7 +287,7 @@ def from_windows(windows: Tensor, window: tuple[int, int], size: tuple[int, int]
 
 def attention_rollout(network: nn.Module, images: Tensor) -> Tensor | None:
     """Attention through all layers, (B, h, w): the product of (A + 1) / 2 over the layers (Abnar & Zuidema 2020,
-    arXiv:2005.00928). None unless all layers share one set of tokens.
+    arXiv:2005.00928). None unless all layers share one set of tokens, and mix nothing else.
 
     A class token may join at a later layer, as in CaiT and ConViT; before that it attends to itself.
 
@@ -289,9 +295,9 @@ def attention_rollout(network: nn.Module, images: Tensor) -> Tensor | None:
         network: any module; it is left as it was.
         images: (B, C, S, S) as the network takes them.
     """
-    found = [global_layer(call, len(images), network) for call in record(network, images)]
-    layers = [layer for layer in found if layer is not None]
-    if not layers or len(layers) < len(found):
+    calls = record(network, images)
+    layers = [layer for call in calls if (layer := global_layer(call, len(images), network)) and mixes_itself(call)]
+    if not layers or len(layers) < len(calls):
         return None
     last = layers[-1]
     widened = [widen(layer.weights, last.weights.shape[2], last.num_prefix) for layer in layers]
@@ -301,6 +307,11 @@ def attention_rollout(network: nn.Module, images: Tensor) -> Tensor | None:
     row = read_row(roll_out(square), last.num_prefix, network)
     values = on_grid(row, last.num_prefix).cpu()
     return values if values.shape[-1] > 1 else None
+
+
+def mixes_itself(call: Call) -> bool:
+    """Whether a module mixes the tokens that its weights come from: it was given no others."""
+    return sum(len(shape) == 3 and shape[0] == call.shapes[0][0] for shape in call.shapes) < 2
 
 
 def widen(weights: Tensor, num_tokens: int, num_prefix: int) -> Tensor | None:

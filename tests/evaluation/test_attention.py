@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 from timm.layers.attention import Attention
-from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.swin_transformer import SwinTransformerBlock, window_partition
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from timm.models.twins import LocallyGroupedAttn
 from timm.models.vision_transformer import VisionTransformer
@@ -138,6 +138,37 @@ def test_rollout_lets_a_class_token_join_late() -> None:
     torch.testing.assert_close(rolled[0].flatten(), expected @ among_patches)
 
 
+class Guided(nn.Module):
+    """Attention that mixes some tokens by what others are like."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.like = nn.Linear(8, 8)
+
+    def forward(self, tokens: Tensor, values: Tensor) -> Tensor:
+        return (self.like(tokens) @ tokens.mT)[:, None].softmax(dim=-1)[:, 0] @ values
+
+
+class TwoStreams(nn.Module):
+    """Tokens that are mixed by themselves, or by what others are like."""
+
+    def __init__(self, *, by_others: bool) -> None:
+        super().__init__()
+        self.attention = Guided() if by_others else Attention(8, num_heads=2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = images.flatten(2).mT
+        return self.attention(tokens, tokens + 1) if isinstance(self.attention, Guided) else self.attention(tokens)
+
+
+@pytest.mark.parametrize("by_others", [False, True])
+def test_rollout_is_refused_where_other_tokens_are_mixed(by_others: bool) -> None:
+    torch.manual_seed(0)
+    network, images = TwoStreams(by_others=by_others), noise(2, 8, 4, 4)
+    assert len(attention_maps(network, images)) == 1
+    assert (attention_rollout(network, images) is None) == by_others
+
+
 def test_rollout_is_refused_where_layers_have_other_tokens() -> None:
     network = timm.create_model("pvt_v2_b0", in_chans=1, num_classes=3)
     assert attention_maps(network, noise(1, 1, 64, 64))
@@ -231,6 +262,42 @@ def test_windows_are_put_back_where_twins_took_them_from() -> None:
     attention(tokens, (10, 10))
     back = from_windows(seen[0].reshape(-1, 16, 8)[..., 0], (4, 4), (10, 10))
     torch.testing.assert_close(back, tokens[..., 0].reshape(2, 10, 10))
+
+
+class Stripes(nn.Module):
+    """Attention within stripes of a map (B, S, S, D), as our CSWin has it."""
+
+    fused_attn: bool = True
+
+    def __init__(self, stripe: tuple[int, int]) -> None:
+        super().__init__()
+        self.stripe = stripe
+        self.keys = nn.Linear(1, 1)
+        self.attn_drop = nn.Identity()
+
+    def forward(self, maps: Tensor) -> Tensor:
+        assert not self.fused_attn
+        windows = window_partition(maps, self.stripe).flatten(1, 2)
+        scores = windows.squeeze(-1)[:, None, None].expand(-1, 1, windows.shape[1], -1)
+        self.attn_drop(scores.softmax(dim=-1))
+        return maps
+
+
+@pytest.mark.parametrize("stripe", [(8, 2), (2, 8), (8, 8)])
+def test_attention_within_stripes_is_put_back(stripe: tuple[int, int]) -> None:
+    maps = noise(2, 8, 8, 1)
+    (layer,) = attention_maps(Stripes(stripe), maps)
+    rows, columns = stripe
+    shares = maps[..., 0].unflatten(1, (-1, rows)).unflatten(3, (-1, columns)).exp()
+    shares = shares / shares.sum(dim=(2, 4), keepdim=True)
+    torch.testing.assert_close(layer.values, shares.flatten(3, 4).flatten(1, 2))
+
+
+def test_what_a_class_says_of_fused_attention_is_said_again() -> None:
+    network = Stripes((8, 8))
+    attention_maps(network, noise(1, 8, 8, 1))
+    assert "fused_attn" not in vars(network)
+    assert network.fused_attn
 
 
 @pytest.mark.parametrize(
