@@ -149,6 +149,7 @@ def report(settings: Settings, evaluated: Sequence[Evaluated], folder: Path) -> 
         "provenance": json.dumps(first.part.split.schema.provenance),
     }
     drawn = regression_plots(first, joined) if regression else class_plots(first, joined, content)
+    drawn += explanation_plots(first.explained) if first.explained else []
     write_report(
         folder,
         title=f"{first.settings.model_name}: {first.settings.target} of lenses",
@@ -156,7 +157,7 @@ def report(settings: Settings, evaluated: Sequence[Evaluated], folder: Path) -> 
         content=content,
         facts=facts,
         settings={name: str(value) for name, value in vars(first.settings).items()},
-        plots=[*drawn, *(explanation_plots(first.explained) if first.explained else []), *training_plot(first)],
+        plots=[*drawn, *training_plot(first)],
     )
     print_numbers(content["metrics"])
     say(f"report: {folder / 'index.html'}")
