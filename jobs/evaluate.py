@@ -22,6 +22,9 @@ class Settings:
     """the best on the validation samples, or those of the last checkpoint"""
     output: Path | None = None
     """folder of the report; by default RUN/report"""
+    explain: int = 0
+    """held-out images for which the report shows what the network looked at, the first of each class; of a pattern of
+    folders, the first run's"""
     runs_root: Path = Path("runs")
     """where runs are looked for by W&B id"""
     batch_size: int = field(default=256, metadata=FREE)
@@ -31,6 +34,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         require(self.batch_size > 0, f"batch_size={self.batch_size} must be above 0.")
+        require(self.explain >= 0, f"explain={self.explain} must be 0 or more.")
 
 
 def run(settings: Settings) -> int:

@@ -30,6 +30,7 @@ from jobs.experiment import (
     predict_part,
     without_shared,
 )
+from jobs.explanations import Explained, explain_part, explanation_plots
 from jobs.progress import say
 from jobs.ranks import on_main
 from jobs.runs import find_run, stored_config
@@ -40,7 +41,8 @@ GALLERY = 12
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What one run says of its held-out samples. `chance` is what always guessing would say, in regression."""
+    """What one run says of its held-out samples. `chance` is what always guessing would say, in regression; `explained`
+    is there on the main process, if it was asked for."""
 
     run: Path
     settings: TrainSettings
@@ -49,13 +51,18 @@ class Evaluated:
     step: int
     chance: float
     num_shared: int
+    explained: Explained | None
 
 
 def evaluate(settings: Settings) -> int:
     """Evaluate all runs, put their predictions together, and report."""
     accelerator = make_accelerator(device=settings.device, precision="fp32")
     paths = find_runs(settings)
-    evaluated = [evaluate_run(settings, path, accelerator) for path in paths]
+    num_explained = [settings.explain, *(0 for _ in paths[1:])]
+    evaluated = [
+        evaluate_run(settings, path, accelerator, num_explained=number)
+        for path, number in zip(paths, num_explained, strict=True)
+    ]
     require_no_sample_twice(evaluated)
     folder = settings.output or paths[0] / "report"
     on_main(accelerator, lambda: report(settings, evaluated, folder))
@@ -70,8 +77,8 @@ def find_runs(settings: Settings) -> list[Path]:
     return matching or [find_run(settings.run, settings.runs_root)]
 
 
-def evaluate_run(settings: Settings, run: Path, accelerator: Accelerator) -> Evaluated:
-    """Predictions of one run on what it held out."""
+def evaluate_run(settings: Settings, run: Path, accelerator: Accelerator, *, num_explained: int) -> Evaluated:
+    """Predictions of one run on what it held out, some of them explained."""
     trained = from_plain(TrainSettings, stored_config(run))
     datasets = find_datasets(settings.dataset or trained.dataset, trained.data_root)
     train, val = learning_parts(trained)
@@ -92,7 +99,16 @@ def evaluate_run(settings: Settings, run: Path, accelerator: Accelerator) -> Eva
     predictions = predict_part(
         network.to(accelerator.device), objective, part, accelerator, trained, batch_size=settings.batch_size
     )
-    return Evaluated(run, trained, part, predictions, saved["progress"]["step"], objective.target_scale[0], num_shared)
+    explained = None
+    if num_explained:
+        explained = on_main(
+            accelerator,
+            lambda: explain_part(
+                network, objective, part, predictions, num_images=num_explained, device=accelerator.device
+            ),
+        )
+    step, chance = saved["progress"]["step"], objective.target_scale[0]
+    return Evaluated(run, trained, part, predictions, step, chance, num_shared, explained)
 
 
 def refuse_other_kind(train: Part, part: Part) -> None:
@@ -133,6 +149,7 @@ def report(settings: Settings, evaluated: Sequence[Evaluated], folder: Path) -> 
         "provenance": json.dumps(first.part.split.schema.provenance),
     }
     drawn = regression_plots(first, joined) if regression else class_plots(first, joined, content)
+    drawn += explanation_plots(first.explained) if first.explained else []
     write_report(
         folder,
         title=f"{first.settings.model_name}: {first.settings.target} of lenses",

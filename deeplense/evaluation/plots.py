@@ -1,6 +1,7 @@
 """The figures of a report. Each function draws on one axes; `figure` saves it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -8,11 +9,23 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Polygon, Rectangle
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_curve
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: told apart by all
 mpl.use("Agg")
+GAP, LINE = 1.06, 1.22
+"""From one picture to the next, and from one row with a line of text to the next, in sides of a picture."""
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What is known to be in an image, in pixels from its upper left corner: circles (K, 3) by x, y and radius, lines
+    (L, 4) by x and y of both ends."""
+
+    circles: np.ndarray
+    lines: np.ndarray
 
 
 def figure(path: Path | BinaryIO, draw: Callable[[Axes], None], *, size: tuple[float, float] = (4.6, 4.2)) -> None:
@@ -77,17 +90,88 @@ def scatter(axes: Axes, predicted: np.ndarray, truth: np.ndarray, *, unit: str) 
     axes.set(xlabel=f"true {unit}", ylabel=f"predicted {unit}", title="Regression")
 
 
+def explained(
+    axes: Axes,
+    images: np.ndarray,
+    maps: Mapping[str, np.ndarray],
+    *,
+    titles: Sequence[str],
+    marks: Sequence[Marks | None],
+) -> None:
+    """Two images (N, C, S, S) a row, each with its marks and a title, and beside it its maps (N, S, S) drawn over
+    it."""
+    size, num_columns, per_row = images.shape[-1], 1 + len(maps), 2
+    for k, title in enumerate(titles):
+        x, y = k % per_row * (num_columns * GAP + 0.2) * size, k // per_row * LINE * size
+        picture(axes, images[k, 0], (x, y), title=title)
+        draw_marks(axes, marks[k], (x, y), size)
+        for column, values in enumerate(maps.values(), start=1):
+            overlay(axes, images[k, 0], values[k], (x + column * GAP * size, y))
+            if k < per_row:
+                axes.text(x + column * GAP * size, y - 0.03 * size, list(maps)[column - 1], fontsize=6, va="bottom")
+    frame(axes, (per_row * (num_columns * GAP + 0.2) - 0.2) * size, -(-len(titles) // per_row) * LINE * size, size)
+
+
+def layers(
+    axes: Axes, image: np.ndarray, maps: Mapping[str, np.ndarray], *, marks: Marks | None, columns: int = 8
+) -> None:
+    """One image (C, S, S) with its marks, and the map (S, S) of each layer drawn over it, in their order."""
+    size = image.shape[-1]
+    picture(axes, image[0], (0, 0), title="image")
+    draw_marks(axes, marks, (0, 0), size)
+    for k, (name, values) in enumerate(maps.items(), start=1):
+        x, y = k % columns * GAP * size, k // columns * LINE * size
+        overlay(axes, image[0], values, (x, y))
+        axes.text(x, y - 0.03 * size, name, fontsize=6, va="bottom")
+    frame(axes, columns * GAP * size, (len(maps) // columns + 1) * LINE * size, size)
+
+
+def picture(axes: Axes, image: np.ndarray, corner: tuple[float, float], *, title: str = "", cmap: str = "gray") -> None:
+    """An image (S, S), asinh-stretched, with its upper left corner here."""
+    (x, y), size = corner, image.shape[-1]
+    low, high = np.quantile(image, [0.02, 0.998])
+    shown = np.arcsinh(8 * np.clip((image - low) / max(high - low, 1e-12), 0, 1.5))
+    axes.imshow(shown, cmap=cmap, extent=(x, x + size, y + size, y), vmin=0, vmax=np.arcsinh(8))
+    axes.text(x, y - 0.03 * size, title, fontsize=6, va="bottom")
+
+
+def overlay(axes: Axes, image: np.ndarray, values: np.ndarray, corner: tuple[float, float]) -> None:
+    """An image with a map over it, from its least value to its greatest; one that is the same everywhere hides
+    nothing."""
+    (x, y), size = corner, image.shape[-1]
+    picture(axes, image, corner)
+    spread = float(np.ptp(values))
+    level = (values - values.min()) / spread if spread > 1e-4 * np.abs(values).max() else np.zeros_like(values)
+    axes.imshow(level, cmap="inferno", alpha=0.75 * level, extent=(x, x + size, y + size, y), vmin=0, vmax=1)
+
+
+def draw_marks(axes: Axes, marks: Marks | None, corner: tuple[float, float], size: int) -> None:
+    """The marks of an image whose upper left corner is here; what lies beyond the image is cut off."""
+    if marks is None:
+        return
+    colour, (x, y) = COLOURS[5], corner
+    edge = axes.add_patch(Rectangle(corner, size, size, fill=False, linewidth=0))
+    drawn = [Circle((x + at_x, y + at_y), radius, fill=False) for at_x, at_y, radius in marks.circles]
+    drawn += [Polygon(line.reshape(2, 2) + corner, closed=False, fill=False) for line in marks.lines]
+    for mark in drawn:
+        mark.set(color=colour, linewidth=0.7)
+        axes.add_patch(mark).set_clip_path(edge)
+
+
+def frame(axes: Axes, width: float, height: float, size: int) -> None:
+    """Limits of a figure made of pictures, without axes."""
+    axes.set(xlim=(0, width), ylim=(height - (LINE - 1) * size, -0.2 * size))
+    axes.axis("off")
+
+
 def gallery(axes: Axes, images: np.ndarray, titles: Sequence[str], *, columns: int = 6) -> None:
     """Images (N, C, H, W), their first band, asinh-stretched, with a title each."""
     size = images.shape[-1]
     rows = -(-len(images) // columns)
     for k, (image, title) in enumerate(zip(images[:, 0], titles, strict=True)):
-        low, high = np.quantile(image, [0.02, 0.998])
-        shown = np.arcsinh(8 * np.clip((image - low) / max(high - low, 1e-12), 0, 1.5))
-        x, y = k % columns * (size * 1.06), k // columns * (size * 1.28)
-        axes.imshow(shown, cmap="magma", extent=(x, x + size, y + size, y), vmin=0, vmax=np.arcsinh(8))
-        axes.text(x, y - 0.03 * size, title, fontsize=6, va="bottom")
-    axes.set(xlim=(0, columns * size * 1.06), ylim=(rows * size * 1.28, -0.2 * size))
+        corner = k % columns * GAP * size, k // columns * 1.28 * size
+        picture(axes, image, corner, title=title, cmap="magma")
+    axes.set(xlim=(0, columns * size * GAP), ylim=(rows * size * 1.28, -0.2 * size))
     axes.axis("off")
 
 

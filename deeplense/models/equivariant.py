@@ -54,8 +54,9 @@ def steerable_basis(group: Group, kernel_size: int) -> Tensor:
     """Gaussian rings times circular harmonics, as each element of the group moves them (J, G, K * K).
 
     An element mixes only the cosine and the sine of one ring and frequency, by a phase and a sign, so that filters made
-    of them turn by any angle (Weiler and Cesa 2019). The sum of squares of each is 1, up to the pixels, for every
-    element.
+    of them turn by any angle (Weiler and Cesa 2019). Waves have a sum of squares of 1, up to the pixels. A ring without
+    waves has a sum of 1: with more, each layer enlarges the lag of the running means behind those of the batches, and
+    outputs in evaluation mode are far off while the network learns.
     """
     axis = torch.arange(kernel_size, dtype=torch.float64) - kernel_size // 2
     up, right = -axis.repeat_interleave(kernel_size), axis.repeat(kernel_size)
@@ -67,7 +68,7 @@ def steerable_basis(group: Group, kernel_size: int) -> Tensor:
         profile = torch.exp(-(((radius - ring) / RING_WIDTH) ** 2) / 2) * (radius <= kernel_size / 2)
         if frequency:
             profile[radius == 0] = 0  # A wave has no value at the centre that all elements agree on.
-        profile /= profile.norm()
+        profile /= profile.norm() if frequency else profile.sum()
         waves = [torch.cos(frequency * angle), torch.sin(frequency * angle)] if frequency else [torch.ones_like(angle)]
         functions += [profile * wave * math.sqrt(len(waves)) for wave in waves]
     return torch.stack(functions).float()
@@ -91,7 +92,8 @@ class GroupConv(nn.Module):
         self.register_buffer("basis", basis, persistent=False)
         self.register_buffer("places", places.flatten(), persistent=False)
         self.weight = nn.Parameter(torch.empty(after, before, relative.shape[1], len(basis)))
-        nn.init.normal_(self.weight, std=math.sqrt(2 / self.weight[0].numel()))
+        power = float(basis[:, 0].square().sum()) * self.weight[0, :, :, 0].numel()
+        nn.init.normal_(self.weight, std=math.sqrt(2 / power))
         self.filter_shape = (after * len(group), before * relative.shape[1], kernel_size, kernel_size)
         self.kept: tuple[Tensor, Tensor] | None = None
 

@@ -105,16 +105,17 @@ def test_a_turn_of_a_whole_batch_changes_no_output_in_training_mode_either() -> 
 
 
 def change_by_45_degrees(num_rotations: int, reflections: bool) -> float:
-    """The mean change over networks as they are at the start, their batch statistics measured."""
+    """The mean relative change over networks as they are at the start, their batch statistics measured."""
     changes = []
-    for seed in range(3):
+    for seed in range(8):
         torch.manual_seed(seed)
         model = Equivariant(
             in_chans=1, image_size=64, num_rotations=num_rotations, reflections=reflections, widths=[8] * 6
         )
         with torch.no_grad():
             model(blobs(angle=1))
-        changes.append(change(model.eval(), blobs(angle=0), blobs(angle=math.pi / 4)))
+            outputs, turned = (model.eval()(blobs(angle=angle)) for angle in (0, math.pi / 4))
+        changes.append(float((turned - outputs).norm() / outputs.norm()))
     return sum(changes) / len(changes)
 
 
@@ -122,7 +123,7 @@ def test_turns_by_45_degrees_change_the_outputs_of_eight_rotations_less_than_tho
     plain = change_by_45_degrees(1, False)
     for reflections in (False, True):
         four, eight = (change_by_45_degrees(num_rotations, reflections) for num_rotations in (4, 8))
-        assert eight < 0.5 * four
+        assert eight < 0.6 * four
         assert four < 0.7 * plain
 
 
@@ -196,7 +197,7 @@ def test_no_layer_of_the_network_loses_or_swells_its_activations_at_the_start(
     with torch.no_grad():
         model(noise(4, 1, 32, 32))
     assert len(gains) == 6
-    assert all(1 < gain < 10 for gain in gains), gains
+    assert all(1 < gain < 5 for gain in gains), gains
 
 
 @pytest.mark.parametrize(("num_rotations", "reflections"), [GROUPS[0], GROUPS[-1]])
@@ -302,7 +303,7 @@ def test_gradients_of_the_image_can_be_had_from_filters_that_were_kept_in_infere
 
 
 def test_half_precision_leaves_no_filters_of_half_precision_behind() -> None:
-    model, images = learnt(8, False), noise(2, 1, 32, 32)
+    model, images = network(8, False).eval(), noise(2, 1, 32, 32)
     with torch.no_grad():
         outputs = copy.deepcopy(model)(images)
         with torch.autocast("cpu", dtype=torch.bfloat16):

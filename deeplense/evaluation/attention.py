@@ -1,0 +1,334 @@
+"""Where a network attends: its softmaxed attention weights, laid on the image's grid, and their rollout.
+
+Shapes: B images, C bands, S pixels a side, Q queries, K keys, h x w tokens on a grid, T tokens with class tokens.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from timm.models.davit import ChannelAttention, ChannelAttentionV2
+from timm.models.edgenext import CrossCovarianceAttn
+from timm.models.hiera import Hiera
+from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.swin_transformer_v2 import SwinTransformerV2Block
+from timm.models.twins import LocallyGroupedAttn
+from timm.models.xcit import XCA
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+SOFTMAX = {torch.softmax, Tensor.softmax, functional.softmax}
+OVER_CHANNELS = (XCA, ChannelAttention, ChannelAttentionV2, CrossCovarianceAttn)
+POOLING = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d)
+ROW_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The weights (B, Q, K) of one layer of global attention, the mean over its heads; the keys after the first
+    `num_prefix` lie on a square grid, row by row."""
+
+    name: str
+    weights: Tensor
+    num_prefix: int
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """How much each place of the grid is attended to in one layer, (B, h, w)."""
+
+    name: str
+    values: Tensor
+
+
+@dataclass
+class Call:
+    """One module at work: the shapes of the tensors it was given, the call it is part of, and its attention weights
+    (..., Q, K) once it has computed some."""
+
+    name: str
+    module: nn.Module
+    shapes: Sequence[torch.Size]
+    parent: "Call | None"
+    weights: Tensor | None = None
+
+
+class Recorder(TorchFunctionMode):
+    """Keeps the attention weights of a network that runs within it, in the order of its layers: what goes through
+    modules called `attn_drop`, else the last softmax over keys within the module that has the projections."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.running: list[Call] = []
+        self.done: list[Call] = []
+        self.hooks: list[Any] = []
+
+    def __enter__(self) -> "Recorder":
+        for name, module in self.network.named_modules():
+            begin = partial(self.begin, name)
+            self.hooks.append(module.register_forward_pre_hook(begin, with_kwargs=True))
+            self.hooks.append(module.register_forward_hook(self.end))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for hook in self.hooks:
+            hook.remove()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in SOFTMAX:
+            self.note(result)
+        return result
+
+    def begin(self, name: str, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """A module starts."""
+        shapes = [value.shape for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        self.running.append(Call(name, module, shapes, self.running[-1] if self.running else None))
+
+    def end(self, module: nn.Module, args: Sequence[Any], output: Any) -> None:
+        """A module is done."""
+        call = self.running.pop()
+        if call.name.endswith("attn_drop") and isinstance(output, Tensor):
+            self.note(output)
+        if call.weights is not None:
+            self.done.append(call)
+
+    def note(self, weights: Tensor) -> None:
+        """Keep weights for the innermost module at work that has parameters, if they are attention: rows of sum 1."""
+        holders = [call for call in self.running if next(call.module.parameters(), None) is not None]
+        weights = weights.detach().float()
+        if holders and weights.ndim > 2 and are_shares(weights):
+            holders[-1].weights = weights.clone()
+
+
+def are_shares(weights: Tensor) -> bool:
+    """Whether all rows are positive and of sum 1, to the rounding of half precision."""
+    return bool((weights >= 0).all() and ((weights.sum(dim=-1) - 1).abs() < ROW_TOLERANCE).all())
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while, and each module's own mode again afterwards."""
+    before = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+@contextmanager
+def unfused(network: nn.Module) -> Iterator[None]:
+    """Attention step by step for a while, so that its weights exist; `fused_attn` as it was afterwards."""
+    attention = [vars(module) for module in network.modules() if hasattr(module, "fused_attn")]
+    before = [{name: value for name, value in own.items() if name == "fused_attn"} for own in attention]
+    try:
+        for own in attention:
+            own["fused_attn"] = False
+        yield
+    finally:
+        for own, kept in zip(attention, before, strict=True):
+            own.pop("fused_attn", None)
+            own.update(kept)
+
+
+def like_weights(network: nn.Module, images: Tensor) -> Tensor:
+    """The images in the precision and on the device of the network's weights."""
+    weight = next(network.parameters(), None)
+    return images if weight is None else images.to(weight)
+
+
+@torch.no_grad()
+def record(network: nn.Module, images: Tensor) -> list[Call]:
+    """The modules of a network that attend, in order, each with its weights for these images (B, C, S, S)."""
+    with evaluating(network), unfused(network), Recorder(network) as recorder:
+        network(like_weights(network, images))
+    return recorder.done
+
+
+def attention_maps(network: nn.Module, images: Tensor) -> list[LayerMap]:
+    """One map for each layer of attention whose keys are known to lie on a grid of more than one place.
+
+    A map is the row of the class token where the network reads one, else the mean over queries; the mean over heads
+    either way. Attention within windows is put together from its windows (Swin, Swin V2, Twins, and modules that say
+    their `stripe`). Left out are layers over channels, and those in windows of other layouts.
+
+    Args:
+        network: any module; it is left as it was.
+        images: (B, C, S, S) as the network takes them.
+    """
+    maps = []
+    for call in record(network, images):
+        values = map_of(call, len(images), network)
+        if values is not None and values.shape[-1] > 1:
+            maps.append(LayerMap(call.name, values.cpu()))
+    return maps
+
+
+def map_of(call: Call, num_images: int, network: nn.Module) -> Tensor | None:
+    """The map (B, h, w) of one layer, None where its layout is not known."""
+    layer = global_layer(call, num_images, network)
+    if layer is None:
+        return windowed_map(call)
+    return on_grid(read_row(layer.weights, layer.num_prefix, network), layer.num_prefix)
+
+
+def global_layer(call: Call, num_images: int, network: nn.Module) -> Layer | None:
+    """A layer in which each image attends to its own tokens, all of them or those of a coarser grid; None for
+    others."""
+    assert call.weights is not None
+    num_queries, num_keys = call.weights.shape[-2:]
+    num_prefix = prefix_of(num_keys, network)
+    if num_prefix is None or not is_of_whole_images(call, num_images):
+        return None
+    tokens = {number for shape in call.shapes for number in possible_tokens(shape)}
+    whole = num_keys in tokens or num_keys - num_prefix in tokens
+    if not whole and not (num_queries in tokens and is_coarser(call.module)):
+        return None
+    weights = call.weights.reshape(num_images, -1, num_queries, num_keys).mean(dim=1)
+    return Layer(call.name, weights, num_prefix)
+
+
+def is_of_whole_images(call: Call, num_images: int) -> bool:
+    """Whether a module was given whole images, and weighs their tokens: (B, heads, Q, K) or (B * heads, Q, K)."""
+    assert call.weights is not None
+    leading = call.weights.shape[:-2]
+    per_image = leading[0] == num_images if len(leading) == 2 else len(leading) == 1 and leading[0] % num_images == 0
+    around = [number for shape in call.parent.shapes for number in possible_tokens(shape)] if call.parent else []
+    padded_window = hasattr(call.module, "window_size") and call.weights.shape[-1] not in around
+    given = call.shapes[0][0] if call.shapes else 0
+    return per_image and given == num_images and not padded_window and not isinstance(call.module, OVER_CHANNELS)
+
+
+def possible_tokens(shape: torch.Size) -> list[int]:
+    """How many tokens a tensor may hold: (B, N, D), (B, D, h, w) or (B, h, w, D)."""
+    if len(shape) == 3:
+        return [shape[1]]
+    return [shape[2] * shape[3], shape[1] * shape[2]] if len(shape) == 4 else []
+
+
+def is_coarser(module: nn.Module) -> bool:
+    """Whether a module takes its keys from a coarser grid: it holds a strided convolution or a pooling in 2D."""
+    parts = list(module.modules())
+    strided = any(isinstance(part, nn.Conv2d) and max(part.stride) > 1 for part in parts)
+    return strided or any(isinstance(part, POOLING) for part in parts)
+
+
+def prefix_of(num_tokens: int, network: nn.Module) -> int | None:
+    """How many tokens stand before those of the grid, if the others fill a square: as many as the network says, else
+    0 to 2. Hiera keeps its tokens in another order than row by row."""
+    if any(isinstance(module, Hiera) for module in network.modules()):
+        return None
+    told = [getattr(module, "num_prefix_tokens", None) for module in network.modules()]
+    for number in (*[number for number in told if isinstance(number, int)][:1], 0, 1, 2):
+        if num_tokens > number and math.isqrt(num_tokens - number) ** 2 == num_tokens - number:
+            return number
+    return None
+
+
+def read_row(weights: Tensor, num_prefix: int, network: nn.Module) -> Tensor:
+    """Weights (B, Q, K) as the network reads them, (B, K): of the class token, else the mean over the queries on the
+    grid."""
+    num_queries, num_keys = weights.shape[1:]
+    has_class_token = num_prefix > 0 and num_queries in (1, num_keys)
+    averages = any(getattr(module, "global_pool", None) == "avg" for module in network.modules())
+    if has_class_token and (num_queries == 1 or not averages):
+        return weights[:, 0]
+    return weights[:, num_prefix if has_class_token else 0 :].mean(dim=1)
+
+
+def on_grid(row: Tensor, num_prefix: int) -> Tensor:
+    """The weights (B, K) of keys on a square grid as (B, h, w)."""
+    side = math.isqrt(row.shape[1] - num_prefix)
+    return row[:, num_prefix:].unflatten(1, (side, side))
+
+
+def windowed_map(call: Call) -> Tensor | None:
+    """The map of a layer of windows whose layout is known, the mean over the queries of each window; else None."""
+    assert call.weights is not None
+    received = call.weights.mean(dim=(-3, -2))
+    block = call.parent
+    stripe = vars(call.module).get("stripe")
+    if stripe is not None:
+        height, width = call.shapes[0][1:3]
+        return from_windows(received, pair(stripe), (height, width))
+    if isinstance(call.module, LocallyGroupedAttn):
+        window, side = math.isqrt(received.shape[-1]), math.isqrt(call.shapes[0][1])
+        return from_windows(received.flatten(0, 1), (window, window), (side, side))
+    if block is None or not isinstance(block.module, (SwinTransformerBlock, SwinTransformerV2Block)):
+        return None
+    height, width = block.shapes[0][1:3]
+    values = from_windows(received, pair(block.module.window_size), (height, width))
+    return values.roll(pair(block.module.shift_size), dims=(1, 2))
+
+
+def pair(size: Any) -> tuple[int, int]:
+    """Height and width as timm keeps them."""
+    height, width = size
+    return int(height), int(width)
+
+
+def from_windows(windows: Tensor, window: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Windows (B * number, places of a window), row by row, as maps (B, *size); what was padded at the end is cut."""
+    rows, columns = (-(-side // step) for side, step in zip(size, window, strict=True))
+    tiles = windows.reshape(-1, rows, columns, *window).transpose(2, 3)
+    return tiles.reshape(len(tiles), rows * window[0], columns * window[1])[:, : size[0], : size[1]]
+
+
+def attention_rollout(network: nn.Module, images: Tensor) -> Tensor | None:
+    """Attention through all layers, (B, h, w): the product of (A + 1) / 2 over the layers (Abnar & Zuidema 2020,
+    arXiv:2005.00928). None unless all layers share one set of tokens, and mix nothing else.
+
+    A class token may join at a later layer, as in CaiT and ConViT; before that it attends to itself.
+
+    Args:
+        network: any module; it is left as it was.
+        images: (B, C, S, S) as the network takes them.
+    """
+    calls = record(network, images)
+    layers = [layer for call in calls if (layer := global_layer(call, len(images), network)) and mixes_itself(call)]
+    if not layers or len(layers) < len(calls):
+        return None
+    last = layers[-1]
+    widened = [widen(layer.weights, last.weights.shape[2], last.num_prefix) for layer in layers]
+    square = [weights for weights in widened if weights is not None]
+    if len(square) < len(widened):
+        return None
+    row = read_row(roll_out(square), last.num_prefix, network)
+    values = on_grid(row, last.num_prefix).cpu()
+    return values if values.shape[-1] > 1 else None
+
+
+def mixes_itself(call: Call) -> bool:
+    """Whether a module mixes the tokens that its weights come from: it was given no others."""
+    return sum(len(shape) == 3 and shape[0] == call.shapes[0][0] for shape in call.shapes) < 2
+
+
+def widen(weights: Tensor, num_tokens: int, num_prefix: int) -> Tensor | None:
+    """Weights (B, Q, K) among all tokens, (B, T, T): tokens that take no part attend to themselves. None where the
+    tokens are others."""
+    kind = tuple(weights.shape[1:])
+    first = {(num_tokens, num_tokens): 0, (1, num_tokens): 0, (num_tokens - num_prefix,) * 2: num_prefix}
+    if kind not in first:
+        return None
+    whole = torch.eye(num_tokens, device=weights.device).repeat(len(weights), 1, 1)
+    whole[:, first[kind] : first[kind] + kind[0], first[kind] :] = weights
+    return whole
+
+
+def roll_out(layers: Sequence[Tensor]) -> Tensor:
+    """The product of (A + 1) / 2 over layers (B, T, T), the last at the left."""
+    total = torch.eye(layers[0].shape[-1], device=layers[0].device)
+    for weights in layers:
+        total = (weights + torch.eye(weights.shape[-1], device=weights.device)) / 2 @ total
+    return total.expand(len(layers[0]), -1, -1)
