@@ -2,6 +2,7 @@
 D features, K outputs."""
 
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,9 +82,15 @@ def depths_of(backbone: nn.Module) -> Mapping[str, int]:
     matcher = getattr(backbone, "group_matcher", None)
     if matcher is not None:
         return group_parameters(backbone, matcher(coarse=False), reverse=True)
-    blocks = {name: ".".join(name.split(".")[:2]) for name, _ in backbone.named_parameters()}
+    blocks = {name: block_of(name) for name, _ in backbone.named_parameters()}
     numbers = {block: number for number, block in enumerate(dict.fromkeys(blocks.values()))}
     return {name: numbers[block] for name, block in blocks.items()}
+
+
+def block_of(name: str) -> str:
+    """What is numbered in the name of a parameter: stages.2.5 of stages.2.5.mlp.fc1.weight."""
+    found = re.match(r"([^.]+\.){0,3}\d+(?=\.)|[^.]+", name)
+    return found[0] if found else name
 
 
 def build(

@@ -66,7 +66,7 @@ def test_a_training_that_lost_its_ending_stops_at_the_same_step(dataset: Path, t
 
 def test_without_patience_it_goes_on_to_the_end(dataset: Path, tmp_path: Path, start: Start) -> None:
     run = tmp_path / "run"
-    changed = [word for word in words(dataset, run, "--epochs=6") if not word.startswith(("--patience", "--epochs=40"))]
+    changed = [word for word in words(dataset, run, "--epochs=9") if not word.startswith(("--patience", "--epochs=40"))]
     assert start(*changed).wait() == 0
     steps, scores = zip(*evaluations(run), strict=True)
     told = ending(run)
