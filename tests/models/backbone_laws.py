@@ -82,6 +82,24 @@ def check_drop_path_is_random_in_training_alone(make: Make, *, image_size: int =
         assert torch.equal(backbone.eval()(images), backbone(images))
 
 
+def check_the_first_token_is_the_feature(backbone: nn.Module, last: nn.Module, images: Tensor) -> None:
+    """Of the tokens (B, N, D) that leave the last module, alone or behind a map, the first decides and no other."""
+    with torch.no_grad():
+        before = backbone.eval()(images)
+        for is_first in (True, False):
+            hook = last.register_forward_hook(lambda *call, changed=is_first: with_noise(call[-1], changed))
+            assert torch.equal(backbone(images), before) != is_first
+            hook.remove()
+
+
+def with_noise(output: Tensor | tuple[Tensor, Tensor], in_first: bool) -> Tensor | tuple[Tensor, Tensor]:
+    """Tokens, alone or behind a map, with noise on the first of them or on all others."""
+    if isinstance(output, tuple):
+        return output[0], with_noise(output[1], in_first)  # type: ignore[return-value]
+    is_first = torch.arange(output.shape[1]) == 0
+    return torch.where((is_first == in_first)[:, None], output + noise(*output.shape), output)
+
+
 def seen_attention(backbone: nn.Module, images: Tensor) -> list[Tensor]:
     """The weights of attention (..., heads, queries, keys) of each module of attention, in order of use. Fused and
     other attention give the same features."""

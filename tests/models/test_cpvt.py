@@ -72,6 +72,15 @@ def test_without_the_encoding_it_does_not_know_where_a_patch_is() -> None:
     torch.testing.assert_close(backbone(images), backbone(swapped), rtol=1e-4, atol=1e-5)
 
 
+def test_the_encoding_is_added_to_the_patch() -> None:
+    encoding, patches = encoding_of(seeded(small)), noise(2, 16, 24)
+    impulse = torch.zeros(24, 1, 3, 3)
+    impulse[:, 0, 1, 2] = 1
+    encoding.conv.weight.data, encoding.conv.bias = impulse, None
+    right = nn.functional.pad(patches.unflatten(1, (4, 4))[:, :, 1:], (0, 0, 0, 1)).flatten(1, 2)
+    torch.testing.assert_close(encoding(patches), patches + right)
+
+
 def test_patches_that_do_not_cover_the_image_are_refused() -> None:
     with pytest.raises(ValueError, match="patches of 16 pixels do not cover an image of 150; give images of 160"):
         CPVT(in_chans=1, image_size=150, patch_size=16)

@@ -68,15 +68,23 @@ def test_tokens_that_lie_apart_become_neighbours_and_go_back() -> None:
     assert torch.equal(bring_together(maps, 1), maps)
 
 
+def test_attention_to_neighbours_and_to_distant_tokens_take_turns() -> None:
+    backbone: Any = small(image_size=224, in_chans=1)
+    intervals = [[block.attention.interval for block in blocks] for blocks in backbone.stages]
+    assert intervals == [[1, 8], [1], [1, 2], [1]]
+
+
+@pytest.mark.parametrize(("row", "column"), [(5, 16), (0, 20), (11, 3)])
 @pytest.mark.parametrize("is_long", [False, True])
-def test_a_token_attends_to_its_window_or_to_a_lattice(is_long: bool) -> None:
+def test_a_token_attends_to_its_window_or_to_a_lattice(is_long: bool, row: int, column: int) -> None:
     torch.manual_seed(0)
     attention = GroupAttention(8, 2, side=21, is_long=is_long)
     maps = noise(1, 21, 21, 8).requires_grad_()
-    attention(maps)[0, 5, 16].square().sum().backward()
+    attention(maps)[0, row, column].square().sum().backward()
     assert maps.grad is not None
     expected = torch.zeros(21, 21, dtype=torch.bool)
-    expected[(slice(2, None, 3), slice(1, None, 3)) if is_long else (slice(0, 7), slice(14, 21))] = True
+    windows = (slice(row // 7 * 7, row // 7 * 7 + 7), slice(column // 7 * 7, column // 7 * 7 + 7))
+    expected[(slice(row % 3, None, 3), slice(column % 3, None, 3)) if is_long else windows] = True
     assert torch.equal(maps.grad[0].abs().sum(dim=-1) > 0, expected)
 
 

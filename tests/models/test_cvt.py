@@ -1,5 +1,7 @@
 """The Convolutional vision Transformer."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -28,8 +30,15 @@ def test_it_is_a_backbone() -> None:
     backbone_laws.check_drop_path_is_random_in_training_alone(small)
 
 
+def test_the_class_token_is_the_feature() -> None:
+    backbone: Any = small(image_size=64, in_chans=1)
+    backbone_laws.check_the_first_token_is_the_feature(backbone, backbone.stages[-1], noise(2, 1, 64, 64))
+
+
 def test_it_has_the_parameters_of_the_paper() -> None:
-    assert backbone_laws.count_parameters(CvT(in_chans=3, image_size=224), 384) == pytest.approx(20e6, rel=0.01)
+    with torch.device("meta"):
+        backbone = CvT(in_chans=3, image_size=224)
+    assert backbone_laws.count_parameters(backbone, 384) == pytest.approx(20e6, rel=0.01)
 
 
 @pytest.mark.parametrize(("image_size", "sides"), [(64, [16, 8, 4, 2]), (150, [38, 19, 10, 5])])

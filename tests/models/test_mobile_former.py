@@ -1,5 +1,7 @@
 """The Mobile-Former."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,11 @@ def test_it_is_a_backbone() -> None:
     backbone_laws.check_images_are_apart(small)
     backbone_laws.check_weights_are_all_that_is_needed(small)
     backbone_laws.check_drop_path_is_random_in_training_alone(small)
+
+
+def test_of_the_tokens_the_first_makes_the_features() -> None:
+    backbone: Any = small(image_size=64, in_chans=1)
+    backbone_laws.check_the_first_token_is_the_feature(backbone, backbone.blocks[-1], noise(2, 1, 64, 64))
 
 
 def test_it_has_about_the_parameters_of_the_paper() -> None:
@@ -98,7 +105,8 @@ def test_the_activation_is_relu_unless_the_token_says_else_and_always_the_greate
 
 def test_after_one_block_a_corner_knows_of_the_other_by_the_tokens_alone() -> None:
     torch.manual_seed(0)
-    block = small(image_size=64, in_chans=1).blocks[1].eval()  # type: ignore[index]
+    backbone: Any = small(image_size=64, in_chans=1)
+    block = backbone.blocks[1].eval()
     tokens = noise(1, 4, 64)
 
     def reach() -> Tensor:

@@ -1,5 +1,7 @@
 """The Pyramid Vision Transformer."""
 
+from typing import Any
+
 import pytest
 from torch import nn
 
@@ -23,6 +25,11 @@ def test_it_is_a_backbone() -> None:
     backbone_laws.check_images_are_apart(small)
     backbone_laws.check_weights_are_all_that_is_needed(small)
     backbone_laws.check_drop_path_is_random_in_training_alone(small)
+
+
+def test_the_class_token_is_the_feature() -> None:
+    backbone: Any = small(image_size=64, in_chans=1)
+    backbone_laws.check_the_first_token_is_the_feature(backbone, backbone.stages[-1], noise(2, 1, 64, 64))
 
 
 def test_it_has_the_parameters_of_the_paper() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deeplense.models.regionvit import RegionalBlock, RegionViT, Stage
 from tests.models import backbone_laws
@@ -54,6 +54,19 @@ def test_local_tokens_see_their_region_and_of_other_regions_the_regional_tokens_
     own[3:, :3] = True
     assert torch.equal(maps.grad[0].abs().sum(dim=0) > 0, own)
     assert (regions.grad[0].abs().sum(dim=0) > 0).all()
+
+
+def test_the_bias_is_between_local_tokens_alone() -> None:
+    torch.manual_seed(0)
+    stage = Stage([RegionalBlock(8, 2, mlp_ratio=2, drop_path=0.0)], window=2, num_heads=2)
+
+    def after(bias: float) -> tuple[Tensor, Tensor]:
+        nn.init.constant_(stage.bias.relative_position_bias_table, bias)
+        return stage(noise(1, 8, 2, 2), noise(1, 8, 4, 4))
+
+    (regions, local), (same_regions, other_local) = after(0.0), after(3.0)
+    assert torch.equal(regions, same_regions)
+    assert (local - other_local).abs().max() > 1e-4
 
 
 def test_a_stage_leaves_tokens_where_they_are() -> None:
