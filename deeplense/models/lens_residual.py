@@ -1,13 +1,19 @@
-"""What no smooth lens explains of an image, and a network that looks at it. B images, C bands, S pixels a side, P latents."""
+"""What no smooth lens explains of an image, and a network that looks at it.
+
+B images, C bands, S pixels a side, P latents of a lens.
+"""
+
+import math
 
 import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deeplense.models.smooth_lens import NAMES, Fit, fit, linearise, normal_equations, rates, solve
+from deeplense.models.smooth_lens import NAMES, Fit, fit_lens, linearise, normal_equations, rates, solve
 
 MULTIPLE = 4
+PHOTON_NOISE = 0.03
 FAINT_FRACTION = 0.25
 MEDIAN_TO_SIGMA = 1 / 0.6745
 SOURCE_PLACE = ("source_x", "source_y")
@@ -17,43 +23,55 @@ LEAST_LEFT = 3e-3
 
 
 class LensResidual(nn.Module):
-    """A smooth lens fitted to each image, and a ResNet-18 (He et al. 2015, arXiv 1512.03385) on the image, its residual and the
-    significance of a point mass at every place (gravitational imaging: Koopmans 2005, astro-ph/0501324; Vegetti and
-    Koopmans 2009, arXiv 0805.0201).
+    """A smooth lens fitted to each image, then a small ResNet (He et al. 2015, arXiv 1512.03385) on the image, on what
+    the lens leaves of it, and on the significance of a point mass at every place (gravitational imaging: Koopmans 2005,
+    astro-ph/0501324; Vegetti and Koopmans 2009, arXiv 0805.0201).
 
-    Images may be given in any unit and with any background: all is in units of their own noise.
+    The fit has nothing to learn and needs no label. Each image may have a unit and a background of its own: all is in
+    units of its noise. One lens is fitted to the sum of all bands. Light of the lens itself is not modelled.
     """
 
-    def __init__(self, *, in_chans: int, image_size: int, drop_path: float = 0.0, network: str = "resnet18") -> None:
+    def __init__(self, *, in_chans: int, image_size: int, drop_path: float = 0.0, network: str = "resnet10t") -> None:
         super().__init__()
-        self.image_size = image_size
-        self.log_photon_noise = nn.Parameter(torch.tensor(0.03).log())
-        self.network = timm.create_model(network, in_chans=in_chans + 2, num_classes=0, drop_path_rate=drop_path)
-        self.num_features: int = self.network.num_features
+        if image_size % MULTIPLE:
+            raise ValueError(f"image_size={image_size} is no multiple of {MULTIPLE}; pad the images.")
+        # The variance of a pixel is 1 plus this times its light, in units of the noise of the background.
+        self.log_photon_noise = nn.Parameter(torch.tensor(math.log(PHOTON_NOISE)))
+        options = {"in_chans": in_chans + 2, "num_classes": 0, "zero_init_last": False}
+        self.network = timm.create_model(network, drop_path_rate=drop_path, **options)
+        self.num_features: int = self.network.num_features  # type: ignore[assignment]
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, D) of images (B, C, S, S)."""
         with torch.autocast(images.device.type, enabled=False):
             maps = self.maps(images.float())
-        return self.network(maps)
+        return self.network(torch.asinh(maps))
 
     def maps(self, images: Tensor) -> Tensor:
-        """The bands, the residual and the significance of a point mass, (B, C + 2, S, S), large values compressed."""
+        """The bands over ten times their noise, the residual and the significance of a point mass, (B, C + 2, S, S).
+
+        Gradients reach the images and the noise; the lens counts as given.
+        """
         bands = in_units_of_noise(images)
-        stack = bands.sum(dim=1) / bands.shape[1] ** 0.5
-        light = functional.avg_pool2d(stack, 3, stride=1, padding=1).clamp(min=0)
-        sigma = torch.sqrt(1 + self.log_photon_noise.exp() * light)
+        stack = bands.sum(dim=1) / math.sqrt(bands.shape[1])
+        sigma = self.noise_of(stack)
         with torch.no_grad():
-            residual, significance = unexplained(fit(stack, sigma), stack, sigma)
-        residual = residual * sigma.detach() / sigma
-        return torch.cat([torch.asinh(bands / 10), torch.asinh(torch.stack([residual, significance], dim=1))], dim=1)
+            residual, significance = unexplained(fit_lens(stack, sigma), stack, sigma)
+            model = stack - residual * sigma
+        return torch.cat([bands / 10, torch.stack([(stack - model) / sigma, significance], dim=1)], dim=1)
+
+    def noise_of(self, stack: Tensor) -> Tensor:
+        """Noise in each pixel (B, S, S) of images in units of the noise of their background."""
+        light = functional.avg_pool2d(stack, 3, stride=1, padding=1, count_include_pad=False).clamp(min=0)
+        return torch.sqrt(1 + self.log_photon_noise.exp() * light)
 
 
 def in_units_of_noise(images: Tensor) -> Tensor:
     """Images (B, C, S, S) about zero where they are faint, in units of the noise there.
 
-    The noise is that of a filter that sees neither gradients nor saddles (Immerkaer 1996), in the faintest quarter of the image. Its sum is zero,
-    so what it says does not depend on which pixels are faint by chance.
+    The noise is that of a filter that sees no gradients (Immerkaer 1996, Computer Vision and Image Understanding 64,
+    300) where the mean of its 3 x 3 pixels is among the faintest quarter; the two are independent, so this choice does
+    not bias it.
     """
     pixels = images.flatten(0, 1)[:, None]
     kernel = images.new_tensor([[1, -2, 1], [-2, 4, -2], [1, -2, 1]]) / 6
@@ -62,13 +80,14 @@ def in_units_of_noise(images: Tensor) -> Tensor:
     filtered = functional.conv2d(pixels, kernel[None, None]).abs().flatten(1)
     noise = filtered.gather(1, faint).median(dim=1).values * MEDIAN_TO_SIGMA
     # Images without noise are fitted to a thousandth of their contrast.
-    noise = torch.maximum(noise, 1e-3 * pixels.flatten(1).std(dim=1)).clamp(min=1e-20)
+    contrast = pixels.detach().flatten(1).std(dim=1)
+    noise = torch.maximum(noise, 1e-3 * contrast).clamp(min=1e-20)
     return ((pixels - levels.mean(dim=1)[:, None, None, None]) / noise[:, None, None, None]).view_as(images)
 
 
 def unexplained(best: Fit, images: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """What the smooth lens leaves of images (B, S, S) after one more step, to first order, and the significance of a point
-    mass at each place; both are in units of the noise."""
+    """What the smooth lens leaves of images (B, S, S) after one more step, to first order, and the significance of a
+    point mass at each place; both are in units of the noise."""
     linear = linearise(best, images, sigma)
     change = linear.size * solve(linear, linear.gradient[:, :, None], torch.full_like(best.loss, STEADY))[:, :, 0]
     residual = best.residual - (change[:, None] @ linear.columns).view_as(best.residual)
@@ -83,11 +102,11 @@ def halved(images: Tensor) -> Tensor:
 
 
 def point_mass_significance(residual: Tensor, columns: Tensor, latents: Tensor) -> Tensor:
-    """By how many sigma a point mass would better the fit, for a mass in each pixel (B, S, S), to first order in the mass.
+    """By how many sigma a point mass would better the fit, to first order, for a mass in each pixel (B, S, S).
 
-    A mass at k changes what is seen at theta by the gradient of the source times (theta - k) / |theta - k|^2, up to a factor. All
-    places are tried at once, as sums over pixels are correlations. Of the change only what the smooth lens and its
-    source, by their `columns` (B, P + 2, S, S), cannot do as well counts.
+    A mass at k changes what is seen at theta by the gradient of the source times (theta - k) / |theta - k|^2, up to a
+    factor. All places are tried at once, as sums over pixels are correlations. Of the change only what the smooth lens
+    and its source, by their `columns` (B, P + 2, S, S), cannot do as well counts.
     """
     by_x, by_y = (columns[:, k, None] / rates(latents)[:, k, None, None, None] for k in map(NAMES.index, SOURCE_PLACE))
     pull_x, pull_y = pulls(residual.shape[-1], residual.device)
@@ -96,13 +115,15 @@ def point_mass_significance(residual: Tensor, columns: Tensor, latents: Tensor) 
     power = correlate((by_x**2, pull_x**2), (2 * by_x * by_y, pull_x * pull_y), (by_y**2, pull_y**2))[:, 0]
     linear = normal_equations(columns.flatten(2), residual.flatten(1), latents)
     shared = linear.size[:, :, None] * overlap[:, 1:].flatten(2)
-    explained = (shared * solve(linear, shared, torch.full_like(power[:, 0, 0], STEADY))).sum(dim=1).view_as(power)
-    return overlap[:, 0] / torch.sqrt(torch.maximum(power - explained, LEAST_LEFT * power).clamp(min=1e-12))
+    through = solve(linear, shared, torch.full_like(power[:, 0, 0], STEADY))
+    score = overlap[:, 0] - (linear.gradient[:, None] @ through).view_as(power)
+    left = torch.maximum(power - (shared * through).sum(dim=1).view_as(power), LEAST_LEFT * power)
+    return score / torch.sqrt(left.clamp(min=1e-12))
 
 
 def pulls(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The deflection (x, y) / r^2 by a point mass at the origin, softened within a pixel, for all differences of positions
-    (2 S, 2 S), the negative ones at the end."""
+    """The deflection (x, y) / r^2 by a point mass at the origin, softened within a pixel, for all differences of
+    positions (2 S, 2 S), the negative ones at the end."""
     along = torch.fft.fftfreq(2 * size, d=1 / 4, device=device)
     x, y = along[None, :], along[:, None]
     squared = x * x + y * y + (2 / size) ** 2
@@ -110,8 +131,8 @@ def pulls(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def correlate(*pairs: tuple[Tensor, Tensor]) -> Tensor:
-    """The sum over theta of map(theta) pull(theta - k), added up for all pairs of maps (B, K, S, S) and pulls (2 S, 2 S)."""
+    """The sum over theta of map(theta) pull(theta - k), over all pairs of maps (B, K, S, S) and pulls (2 S, 2 S)."""
     size = pairs[0][0].shape[-1]
     padded = (2 * size, 2 * size)
-    product = sum(torch.fft.rfft2(each, s=padded) * torch.fft.rfft2(pull).conj() for each, pull in pairs)
-    return torch.fft.irfft2(product, s=padded)[..., :size, :size]
+    products = [torch.fft.rfft2(each, s=padded) * torch.fft.rfft2(pull).conj() for each, pull in pairs]
+    return torch.fft.irfft2(torch.stack(products).sum(dim=0), s=padded)[..., :size, :size]

@@ -1,7 +1,8 @@
-"""A smooth lens and its source in one image: what it looks like, and which one fits. B images, S pixels a side, P latents.
+"""A smooth lens and its source in one image: what it looks like, and which one fits. B images, S pixels a side.
 
-The lens is a singular isothermal ellipsoid with external shear, the source a Sersic ellipse. Lengths are in units of half the
-image, so that no pixel scale is needed. Each lens is a vector of P latents, standard normal a priori.
+The lens is a singular isothermal ellipsoid with external shear, the source a Sersic ellipse, the PSF a Gaussian.
+Lengths are in units of half the image, so that no pixel scale is needed. A lens is a vector of P latents, standard
+normal a priori.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from torch.nn import functional
 
 from deeplense.simulation.lenses import Deflection, shear_deflection, sie_deflection
 
-# Name, middle, spread; the middle of a logarithm is told as its exponential, and below it as it is.
+# What is probable a priori: e to the mean of the logarithm and its spread, or the spread about zero.
 LOGARITHMS = {
     "theta_E": (0.42, 0.4),
     "source_radius": (0.09, 0.4),
@@ -39,8 +40,9 @@ FARTHEST = 3.0
 DIFFERENCE = 2e-3
 LONGEST = 0.7
 GUESSES = (0.7, 0.85, 1.0)
-# How much coarser, the misfit to be forgiven in units of the brightest pixel, steps.
-SCHEDULE = ((4, 0.03, 6), (2, 0.02, 4), (1, 0.0, 1))
+# How many pixels are one along each axis, the misfit forgiven in units of the brightest pixel, the steps.
+COARSE_STEPS = ((4, 0.03, 5), (2, 0.02, 4))
+FINE_STEPS = 2
 SMALLEST = 16
 # Smaller weights than exp of this would be denormal numbers, in which matrices are multiplied very slowly.
 FAINTEST = -30.0
@@ -66,7 +68,7 @@ def grid(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def sersic(x: Tensor, y: Tensor, p: Mapping[str, Tensor]) -> Tensor:
-    """Brightness of the source, an elliptical Sersic profile about the origin: 1 at its half-light radius (Sersic 1963)."""
+    """Brightness of the source, a Sersic ellipse about the origin: 1 at its half-light radius (Sersic 1963)."""
     r_squared, _ = ellipse(x, y, p["source_e1"], p["source_e2"])
     b, power = sersic_power(r_squared, p)
     return torch.exp((-b * (power - 1)).clamp(min=FAINTEST))
@@ -89,7 +91,7 @@ def sersic_power(r_squared: Tensor, p: Mapping[str, Tensor]) -> tuple[Tensor, Te
 
 
 def sersic_slopes(x: Tensor, y: Tensor, p: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The brightness of the source, and its derivatives by x, y, the ellipticities, and the logarithms of radius and index."""
+    """The brightness of the source, and its derivatives by x, y, ellipticity, and logarithms of radius and index."""
     n = p["source_index"]
     r_squared, by_position = ellipse(x, y, p["source_e1"], p["source_e2"])
     b, power = sersic_power(r_squared, p)
@@ -195,9 +197,9 @@ class Fit(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """A fit to first order: `columns` (B, P + 2, S * S) are the changes of the model, in units of the noise, with the latents,
-    the amplitude and the background; `curvature` is that of the loss, `gradient` its negative slope, in units of
-    `size` (B, P + 2), which makes the diagonal of the curvature 1."""
+    """A fit to first order: how the model changes, in units of the noise, with the latents, the amplitude and the
+    background, `columns` (B, P + 2, S * S); the curvature of the loss and its negative slope, both in units of `size`
+    (B, P + 2), in which the diagonal of the curvature is 1."""
 
     columns: Tensor
     curvature: Tensor
@@ -237,7 +239,7 @@ def solve(linear: Linear, right: Tensor, damping: Tensor) -> Tensor:
 
 
 def refine(latents: Tensor, images: Tensor, sigma: Tensor, *, num_steps: int) -> Fit:
-    """Better latents than these by steps of Levenberg and Marquardt; each is taken only where it makes the fit better."""
+    """Better latents than these by steps of Levenberg and Marquardt, each taken only where it makes the fit better."""
     fit = compare(latents, images, sigma)
     damping = torch.full_like(fit.loss, 1e-2)
     for _ in range(num_steps):
@@ -260,26 +262,35 @@ def first_guesses(images: Tensor) -> Tensor:
     return functional.pad(latent[:, :, None], (0, NUM_LATENTS - 1))
 
 
-@torch.no_grad()
-def fit(images: Tensor, sigma: Tensor) -> Fit:
-    """The smooth lens that explains images (B, S, S) best.
+def best_of(guesses: Tensor, images: Tensor, sigma: Tensor, *, num_steps: int) -> Fit:
+    """The best of what is found from several guesses (B, K, P) at each image."""
+    count = guesses.shape[1]
+    images, sigma = images.repeat_interleave(count, dim=0), sigma.repeat_interleave(count, dim=0)
+    found = refine(guesses.flatten(0, 1), images, sigma, num_steps=num_steps)
+    first = torch.arange(0, len(images), count, device=images.device)
+    best = first + found.loss.view(-1, count).argmin(dim=1)
+    return Fit(*(each[best] for each in found))
 
-    From coarse images, forgiving of misfits, to the images as they are: at full size the posterior has many maxima. Images are
-    about zero where there is no light and in units of their background noise; `sigma` is the noise in each pixel in the same unit. S must be a
-    multiple of 4.
+
+def coarsened(images: Tensor, sigma: Tensor, *, factor: int, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Images and their noise with `factor` pixels as one along each axis; a misfit of `tolerance` times the brightest
+    pixel counts as noise."""
+    images, variance = functional.avg_pool2d(images, factor), functional.avg_pool2d(sigma**2, factor) / factor**2
+    return images, torch.sqrt(variance + (tolerance * images.amax(dim=(1, 2), keepdim=True)) ** 2)
+
+
+@torch.no_grad()
+def fit_lens(images: Tensor, sigma: Tensor) -> Fit:
+    """The smooth lens that explains images (B, S, S) best, from coarse images, forgiving of misfits, to the images as
+    they are: at full size the posterior has many maxima.
+
+    Args:
+        images: about zero where there is no light, in units of the noise there. S is a multiple of 4.
+        sigma: the noise in each pixel in this unit, (B, S, S).
     """
-    guesses = first_guesses(images)
-    latents, count = guesses.flatten(0, 1), guesses.shape[1]
-    for factor, tolerance, num_steps in SCHEDULE:
-        if images.shape[-1] < factor * SMALLEST:
-            continue
-        coarse = functional.avg_pool2d(images, factor)
-        brightest = coarse.amax(dim=(1, 2), keepdim=True)
-        noise = torch.sqrt(functional.avg_pool2d(sigma**2, factor) / factor**2 + (tolerance * brightest) ** 2)
-        found = refine(
-            latents, *(each.repeat_interleave(count, dim=0) for each in (coarse, noise)), num_steps=num_steps
-        )
-        best = found.loss.view(-1, count).argmin(dim=1) + torch.arange(0, len(found.loss), count, device=images.device)
-        found = Fit(*(each[best] for each in found))
-        latents, count = found.latents, 1
-    return found
+    latents = first_guesses(images)
+    for factor, tolerance, num_steps in COARSE_STEPS:
+        if images.shape[-1] >= factor * SMALLEST:
+            coarse = coarsened(images, sigma, factor=factor, tolerance=tolerance)
+            latents = best_of(latents, *coarse, num_steps=num_steps).latents[:, None]
+    return best_of(latents, images, sigma, num_steps=FINE_STEPS)
