@@ -66,9 +66,11 @@ class Network(nn.Module):
         return self
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that timm's optimizers leave without weight decay, beside biases and norms."""
+        """Parameters that timm's optimizers leave without weight decay, beside biases and norms: what timm says, and
+        embeddings (1, N, D) of positions and classes."""
         ask: Callable[[], Any] = getattr(self.backbone, "no_weight_decay", set)
-        return {f"backbone.{name}" for name in ask()}
+        embeddings = [name for name, value in self.backbone.named_parameters() if value.ndim == 3 and len(value) == 1]
+        return {f"backbone.{name}" for name in (*ask(), *embeddings)}
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
         """The depth of a parameter, by which timm's layer decay scales its learning rate."""
