@@ -39,6 +39,7 @@ NUM_LATENTS = len(NAMES)
 FARTHEST = 3.0
 DIFFERENCE = 2e-3
 LONGEST = 0.7
+BRIGHT = 3.0
 GUESSES = (0.7, 0.85, 1.0)
 # How many pixels are one along each axis, the misfit forgiven in units of the brightest pixel, the steps.
 COARSE_STEPS = ((4, 0.03, 5), (2, 0.02, 4))
@@ -254,7 +255,7 @@ def refine(latents: Tensor, images: Tensor, sigma: Tensor, *, num_steps: int) ->
 def first_guesses(images: Tensor) -> Tensor:
     """Latents (B, K, P) to start from: round lenses of about the radius at which the light is, nothing else known."""
     x, y = grid(images.shape[-1], images.device)
-    light = (images - 3).clamp(min=0) + 1e-6
+    light = (images - BRIGHT).clamp(min=0) + 1e-6
     radius = (light * torch.sqrt(x * x + y * y)).sum(dim=(1, 2)) / light.sum(dim=(1, 2))
     middle, spread = LOGARITHMS["theta_E"]
     radii = torch.tensor(GUESSES, device=images.device) * radius[:, None]

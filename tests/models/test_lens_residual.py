@@ -148,6 +148,19 @@ def test_unit_and_background_of_each_image_are_its_own() -> None:
         assert float((this - other).square().mean().sqrt()) < 0.1
 
 
+def test_bands_of_any_brightness_are_fitted_together() -> None:
+    of = population("Model_III", "noisy")
+    system = simulation.draw_system(of, 0, np.random.default_rng(2))
+    colours = torch.tensor([1.0, 0.3, 0.1])[:, None, None]
+    clean = colours * simulation.render([system], population=of, dtype=torch.float32)
+    noisy = simulation.expose(clean, 3 * [system], [np.random.default_rng(k) for k in range(3)], population=of)
+    residual, significance = maps(torch.from_numpy(noisy)[None])
+    assert 0.8 < float(chi_squared(residual)) < 1.3
+    assert float(significance.abs().max()) < 6
+    shifted = torch.from_numpy(np.stack([np.roll(band, 3 * k, axis=1) for k, band in enumerate(noisy)]))[None]
+    assert float(chi_squared(maps(shifted)[0])) > 3
+
+
 def test_a_turned_image_has_a_turned_residual() -> None:
     images = simulated("noisy", "no_sub", 3)
     for turn in (lambda image: image.flip(-1), lambda image: image.rot90(1, (-2, -1))):
