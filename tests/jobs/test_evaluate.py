@@ -164,3 +164,16 @@ def test_a_number_is_learnt_and_told_against_chance(dataset: Path, tmp_path: Pat
     guess = np.full(len(known), np.median(learnt[np.isfinite(learnt)]))
     assert metrics["mae_chance"] == pytest.approx(mean_absolute_error(known, guess), abs=0.2)
     assert metrics["mae"] < 0.6 * metrics["mae_chance"]
+
+
+def test_explanations_are_the_same_each_time_and_change_no_number(trained: Path, tmp_path: Path, start: Start) -> None:
+    def report(name: str, *settings: str) -> dict[str, bytes]:
+        command = start("evaluate", f"--run={trained}", "--device=cpu", f"--output={tmp_path / name}", *settings)
+        assert command.wait() == 0, command.log.read_text()
+        return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+
+    plain, explained, again = report("plain"), report("a", "--explain=4"), report("b", "--explain=4")
+    assert explained["explanations.png"] == again["explanations.png"]
+    assert "explanations.png" not in plain
+    assert plain["report.json"] == explained["report.json"]
+    assert b"Where the substructure is, this data set does not say" in explained["index.html"]
