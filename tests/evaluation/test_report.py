@@ -192,7 +192,9 @@ def test_marks_are_drawn_on_their_own_image_and_end_at_its_border(axes: Axes) ->
     assert circle.get_radius() == 1.5
     for patch in axes.patches:
         if not isinstance(patch, Rectangle):
-            within = axes.transData.inverted().transform_bbox(patch.get_clip_box())
+            box = patch.get_clip_box()
+            assert box is not None
+            within = axes.transData.inverted().transform_bbox(box)
             assert np.sort(within.get_points(), axis=0) == pytest.approx(np.array([[left, top], [right, bottom]]))
 
 
