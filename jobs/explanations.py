@@ -151,7 +151,7 @@ def explanation_plots(found: Explained) -> list[Plot]:
     panels = {each.name.removeprefix("backbone."): each.values.numpy() for each in shown(found.maps)}
     draw = partial(plots.explained, images=found.images, maps=panels, titles=found.titles, marks=found.marks)
     rows = -(-len(found.titles) // plots.images_per_row(len(panels)))
-    drawn = [Plot("explanations", caption(found), draw, size=(9.0, 0.4 + 1.7 * rows), wide=True)] if panels else []
+    drawn = [Plot("explanations", caption(found), draw, size=(9.0, 0.2 + 1.63 * rows), wide=True)] if panels else []
     strip = [each for each in found.maps if each.kind == "layer"]
     return [*drawn, layer_plot(found, strip)] if len(strip) > 1 else drawn
 
@@ -192,4 +192,4 @@ def layer_plot(found: Explained, strip: Sequence[Map]) -> Plot:
         f"Attention layer by layer for the first image ({found.titles[0]}), from {strip[0].name} to {strip[-1].name}; "
         "above each its number, and the places that it tells apart"
     )
-    return Plot("layers", told, draw, size=(9.0, 0.2 + 1.3 * (len(strip) // COLUMNS + 1)), wide=True)
+    return Plot("layers", told, draw, size=(9.0, 0.1 + 1.3 * (len(strip) // COLUMNS + 1)), wide=True)

@@ -145,7 +145,7 @@ def overlay(axes: Axes, image: np.ndarray, values: np.ndarray, corner: tuple[flo
     picture(axes, image, corner)
     spread = float(np.ptp(values))
     level = (values - values.min()) / spread if spread > 1e-4 * np.abs(values).max() else np.zeros_like(values)
-    axes.imshow(level, cmap="inferno", alpha=0.7 * level, extent=(x, x + size, y + size, y), vmin=0, vmax=1)
+    axes.imshow(level, cmap="inferno", alpha=0.6 * level, extent=(x, x + size, y + size, y), vmin=0, vmax=1)
 
 
 def draw_marks(axes: Axes, marks: Marks | None, corner: tuple[float, float], size: int) -> None:
