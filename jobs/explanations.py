@@ -28,10 +28,11 @@ COLUMNS = 8
 @dataclass(frozen=True)
 class Explained:
     """Some held-out images (n, C, S, S), each with a title, the maps of what the network looked at (n, S, S each), and
-    marks where the substructure is known."""
+    marks where the substructure is known. `answer` is what Grad-CAM speaks for."""
 
     images: np.ndarray
     titles: Sequence[str]
+    answer: str
     maps: Sequence[Map]
     marks: Sequence[Marks | None]
 
@@ -49,8 +50,9 @@ def explain_part(
     chosen = first_of_each(predictions.labels, num_images)
     indices, outputs = predictions.indices[chosen], predictions.outputs[chosen]
     maps = maps_of(network, objective, part, indices, outputs.argmax(axis=1), device=device)
-    images = part.split.images(indices)
-    return Explained(images, titles(part, predictions, chosen), maps, marks_of(part.split, indices))
+    answer = "the predicted class" if part.target is None else "a larger number"
+    images, marks = part.split.images(indices), marks_of(part.split, indices)
+    return Explained(images, titles(part, predictions, chosen), answer, maps, marks)
 
 
 def first_of_each(labels: np.ndarray, number: int) -> np.ndarray:
@@ -146,11 +148,11 @@ def substructure(system: System, schema: Schema) -> Marks:
 
 def explanation_plots(found: Explained) -> list[Plot]:
     """The figure of all images, and that of all layers for the first of them."""
-    images, size = found.images, (9.0, 0.3 + 1.25 * -(-len(found.titles) // 2))
     panels = {each.name.removeprefix("backbone."): each.values.numpy() for each in shown(found.maps)}
-    draw = partial(plots.explained, images=images, maps=panels, titles=found.titles, marks=found.marks)
+    draw = partial(plots.explained, images=found.images, maps=panels, titles=found.titles, marks=found.marks)
+    rows = -(-len(found.titles) // plots.images_per_row(len(panels)))
+    drawn = [Plot("explanations", caption(found), draw, size=(9.0, 0.2 + 1.63 * rows), wide=True)] if panels else []
     strip = [each for each in found.maps if each.kind == "layer"]
-    drawn = [Plot("explanations", caption(found), draw, size=size, wide=True)] if panels else []
     return [*drawn, layer_plot(found, strip)] if len(strip) > 1 else drawn
 
 
@@ -171,7 +173,7 @@ def caption(found: Explained) -> str:
         "Attention is how much each place is looked at."
         if by_attention
         else "It has no attention that can be laid on the image.",
-        "Grad-CAM is what speaks for the predicted class; nothing is drawn where nothing does.",
+        f"Grad-CAM is what speaks for {found.answer}; nothing is drawn where nothing does.",
         "Colours go from the least to the greatest value of each map.",
         f"Circles: the {NUM_SUBHALOES} heaviest subhaloes, by their Einstein radii, at least a pixel; line: the vortex."
         if marked
@@ -190,4 +192,4 @@ def layer_plot(found: Explained, strip: Sequence[Map]) -> Plot:
         f"Attention layer by layer for the first image ({found.titles[0]}), from {strip[0].name} to {strip[-1].name}; "
         "above each its number, and the places that it tells apart"
     )
-    return Plot("layers", told, draw, size=(9.0, 0.3 + 1.3 * (len(strip) // COLUMNS + 1)), wide=True)
+    return Plot("layers", told, draw, size=(9.0, 0.1 + 1.3 * (len(strip) // COLUMNS + 1)), wide=True)

@@ -98,23 +98,27 @@ def explained(
     titles: Sequence[str],
     marks: Sequence[Marks | None],
 ) -> None:
-    """Two images (N, C, S, S) a row, each with its marks and a title, and beside it its maps (N, S, S) drawn over
-    it."""
-    size, num_columns, per_row = images.shape[-1], 1 + len(maps), 2
+    """Images (N, C, S, S) with their marks and a title, and beside each its maps (N, S, S) drawn over it."""
+    size, num_columns = images.shape[-1], 1 + len(maps)
+    per_row = images_per_row(len(maps))
+    width = (num_columns * GAP + 0.2) * size
     for k, title in enumerate(titles):
-        x, y = k % per_row * (num_columns * GAP + 0.2) * size, k // per_row * LINE * size
+        x, y = k % per_row * width, k // per_row * LINE * size
         picture(axes, images[k, 0], (x, y), title=title)
         draw_marks(axes, marks[k], (x, y), size)
-        for column, values in enumerate(maps.values(), start=1):
+        for column, (name, values) in enumerate(maps.items(), start=1):
             overlay(axes, images[k, 0], values[k], (x + column * GAP * size, y))
             if k < per_row:
-                axes.text(x + column * GAP * size, y - 0.03 * size, list(maps)[column - 1], fontsize=6, va="bottom")
-    frame(axes, (per_row * (num_columns * GAP + 0.2) - 0.2) * size, -(-len(titles) // per_row) * LINE * size, size)
+                axes.text(x + column * GAP * size, y - 0.18 * size, name, fontsize=6, va="bottom")
+    frame(axes, min(per_row, len(titles)) * width, -(-len(titles) // per_row) * LINE * size, size)
 
 
-def layers(
-    axes: Axes, image: np.ndarray, maps: Mapping[str, np.ndarray], *, marks: Marks | None, columns: int = 8
-) -> None:
+def images_per_row(num_maps: int) -> int:
+    """How many images with so many maps each stand beside each other."""
+    return max(6 // (1 + num_maps), 1)
+
+
+def layers(axes: Axes, image: np.ndarray, maps: Mapping[str, np.ndarray], *, marks: Marks | None, columns: int) -> None:
     """One image (C, S, S) with its marks, and the map (S, S) of each layer drawn over it, in their order."""
     size = image.shape[-1]
     picture(axes, image[0], (0, 0), title="image")
@@ -142,25 +146,24 @@ def overlay(axes: Axes, image: np.ndarray, values: np.ndarray, corner: tuple[flo
     picture(axes, image, corner)
     spread = float(np.ptp(values))
     level = (values - values.min()) / spread if spread > 1e-4 * np.abs(values).max() else np.zeros_like(values)
-    axes.imshow(level, cmap="inferno", alpha=0.75 * level, extent=(x, x + size, y + size, y), vmin=0, vmax=1)
+    axes.imshow(level, cmap="inferno", alpha=0.6 * level, extent=(x, x + size, y + size, y), vmin=0, vmax=1)
 
 
 def draw_marks(axes: Axes, marks: Marks | None, corner: tuple[float, float], size: int) -> None:
     """The marks of an image whose upper left corner is here; what lies beyond the image is cut off."""
     if marks is None:
         return
-    colour, (x, y) = COLOURS[5], corner
     edge = axes.add_patch(Rectangle(corner, size, size, fill=False, linewidth=0))
-    drawn = [Circle((x + at_x, y + at_y), radius, fill=False) for at_x, at_y, radius in marks.circles]
-    drawn += [Polygon(line.reshape(2, 2) + corner, closed=False, fill=False) for line in marks.lines]
+    style = {"fill": False, "color": COLOURS[5], "linewidth": 0.8, "capstyle": "round"}
+    drawn = [Circle((corner[0] + x, corner[1] + y), radius, **style) for x, y, radius in marks.circles]
+    drawn += [Polygon(line.reshape(2, 2) + corner, closed=False, **style) for line in marks.lines]
     for mark in drawn:
-        mark.set(color=colour, linewidth=0.7)
         axes.add_patch(mark).set_clip_path(edge)
 
 
 def frame(axes: Axes, width: float, height: float, size: int) -> None:
     """Limits of a figure made of pictures, without axes."""
-    axes.set(xlim=(0, width), ylim=(height - (LINE - 1) * size, -0.2 * size))
+    axes.set(xlim=(0, width), ylim=(height - (LINE - 1) * size, -0.32 * size))
     axes.axis("off")
 
 

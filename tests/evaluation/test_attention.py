@@ -97,6 +97,21 @@ def test_the_weights_are_those_that_timm_extracts_and_their_rows_sum_to_one() ->
         torch.testing.assert_close(call.weights.sum(dim=-1), torch.ones(2, 3, 17))
 
 
+def test_weights_are_taken_as_they_are_used_or_before_heads_are_mixed() -> None:
+    """ConViT adds two kinds of attention; CaiT mixes heads after the softmax, so that rows no longer sum to one."""
+    images = noise(2, 1, 64, 64)
+    network = of_timm("convit_tiny", 64)
+    for call, weights in zip(record(network, images), extracted(network, images), strict=True):
+        torch.testing.assert_close(call.weights, weights)
+    network = of_timm("cait_xxs24_224", 64)
+    embolden(network)
+    calls = record(network, images)
+    assert (extracted(network, images)[0].sum(dim=-1) - 1).abs().max() > 0.1
+    for call in calls:
+        assert call.weights is not None
+        torch.testing.assert_close(call.weights.sum(dim=-1), torch.ones(call.weights.shape[:-1]))
+
+
 @pytest.mark.parametrize(("pool", "num_prefix"), [("token", 1), ("token", 5), ("avg", 1)])
 def test_a_map_is_the_row_that_the_network_reads(pool: str, num_prefix: int) -> None:
     network, images = tiny_vit(pool=pool, num_registers=num_prefix - 1), noise(2, 1, 32, 32)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Rectangle
 
 from deeplense.evaluation import plots
 from deeplense.evaluation.metrics import classification_report
@@ -173,3 +174,36 @@ def test_the_roc_curve_has_a_line_for_each_class_that_is_there_and_one_for_chanc
     axes = Figure().add_subplot()
     class_figures(3, np.arange(60) % 2)["roc"](axes)
     assert [str(curve.get_label()) for curve in axes.get_lines()] == ["class 0", "class 1", "chance"]
+
+
+@pytest.fixture
+def axes() -> Axes:
+    """An empty figure."""
+    return Figure().add_subplot()
+
+
+def test_marks_are_drawn_on_their_own_image_and_end_at_its_border(axes: Axes) -> None:
+    images, maps = np.random.default_rng(0).random((3, 1, 10, 10)), {"a": np.random.default_rng(1).random((3, 10, 10))}
+    marks = [None, None, plots.Marks(np.array([[2.0, 3.0, 1.5]]), np.array([[0.0, 0.0, 99.0, 99.0]]))]
+    plots.explained(axes, images, maps, titles=["x"] * 3, marks=marks)
+    left, right, bottom, top = axes.images[6].get_extent()
+    (circle,) = [patch for patch in axes.patches if isinstance(patch, Circle)]
+    assert circle.get_center() == pytest.approx((left + 2, top + 3))
+    assert circle.get_radius() == 1.5
+    for patch in axes.patches:
+        if not isinstance(patch, Rectangle):
+            box = patch.get_clip_box()
+            assert box is not None
+            within = axes.transData.inverted().transform_bbox(box)
+            assert np.sort(within.get_points(), axis=0) == pytest.approx(np.array([[left, top], [right, bottom]]))
+
+
+def test_a_map_is_drawn_where_it_is_high_and_a_flat_one_hides_nothing(axes: Axes) -> None:
+    image, values = np.ones((10, 10)), np.zeros((10, 10))
+    values[2, 7] = 5.0
+    plots.overlay(axes, image, values, (0, 0))
+    plots.overlay(axes, image, np.full((10, 10), 0.1) + 1e-9 * values, (10, 0))
+    opacity, flat = (np.asarray(axes.images[k].get_alpha()) for k in (1, 3))
+    assert opacity[2, 7] > 0.5
+    assert opacity.sum() == opacity[2, 7]
+    assert not flat.any()

@@ -76,10 +76,14 @@ def test_the_report_agrees_with_scikit_learn(dataset: Path, trained: Path, start
 def test_the_number_of_processes_changes_no_number(trained: Path, tmp_path: Path, start: Start) -> None:
     assert start("evaluate", f"--run={trained}", "--device=cpu", f"--output={tmp_path / 'one'}").wait() == 0
     ranks = [
-        start("evaluate", f"--run={trained}", "--device=cpu", f"--output={tmp_path / 'many'}", environment=variables)
+        start(
+            *("evaluate", f"--run={trained}", "--device=cpu", f"--output={tmp_path / 'many'}", "--explain=2"),
+            environment=variables,
+        )
         for variables in rank_variables(4)
     ]
     assert [rank.wait() for rank in ranks] == [0] * 4, ranks[0].log.read_text()
+    assert (tmp_path / "many" / "explanations.png").exists()
     one, many = numbers(tmp_path / "one"), numbers(tmp_path / "many")
     assert one["confusion"] == many["confusion"]
     assert sum(map(sum, many["confusion"])) == 45
@@ -156,7 +160,8 @@ def test_a_number_is_learnt_and_told_against_chance(dataset: Path, tmp_path: Pat
     settings = ("--target=column", "--epochs=12", "--lr=3e-3", "--flips=0", *SMALL[:3], "--device=cpu")
     command = start("train", f"--dataset={dataset}", f"--run={run}", *settings)
     assert command.wait() == 0, command.log.read_text()
-    assert start("evaluate", f"--run={run}").wait() == 0
+    assert start("evaluate", f"--run={run}", "--explain=2").wait() == 0
+    assert "what speaks for a larger number" in (run / "report" / "index.html").read_text()
     metrics = {name: value["value"] for name, value in numbers(run / "report")["metrics"].items()}
     truth = Split(dataset / "test").column("target/column")
     known = truth[np.isfinite(truth)]
@@ -164,3 +169,16 @@ def test_a_number_is_learnt_and_told_against_chance(dataset: Path, tmp_path: Pat
     guess = np.full(len(known), np.median(learnt[np.isfinite(learnt)]))
     assert metrics["mae_chance"] == pytest.approx(mean_absolute_error(known, guess), abs=0.2)
     assert metrics["mae"] < 0.6 * metrics["mae_chance"]
+
+
+def test_explanations_are_the_same_each_time_and_change_no_number(trained: Path, tmp_path: Path, start: Start) -> None:
+    def report(name: str, *settings: str) -> dict[str, bytes]:
+        command = start("evaluate", f"--run={trained}", "--device=cpu", f"--output={tmp_path / name}", *settings)
+        assert command.wait() == 0, command.log.read_text()
+        return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+
+    plain, explained, again = report("plain"), report("a", "--explain=4"), report("b", "--explain=4")
+    assert explained["explanations.png"] == again["explanations.png"]
+    assert "explanations.png" not in plain
+    assert plain["report.json"] == explained["report.json"]
+    assert b"Where the substructure is, this data set does not say" in explained["index.html"]
