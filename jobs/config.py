@@ -72,11 +72,12 @@ def with_nearest(message: str, names: Sequence[str]) -> str:
 def named(command: Sequence[str]) -> list[str]:
     """A command line with the name of its job as one word, where that is two. Raises ValueError where the second of two
     is misspelt."""
-    two = " ".join(command[:2])
+    if len(command) < 2:
+        return list(command)
+    two, second = " ".join(command[:2]), [job.partition(" ")[2] for job in JOBS if job.startswith(f"{command[0]} ")]
     if two in JOBS:
         return [two, *command[2:]]
-    second = [words[1] for job in JOBS if len(words := job.split()) == 2 and words[0] == command[0]]
-    near = difflib.get_close_matches(command[1], second, n=1) if len(command) > 1 else []
+    near = difflib.get_close_matches(command[1], second, n=1)
     require(not near, f"there is no job {two!r}. Did you mean {command[0]} {''.join(near)}?")
     return list(command)
 

@@ -28,10 +28,11 @@ METHOD = (
 COSTS = (
     "Parameters and operations (2 for a product and its sum; convolutions, matrix products and attention) of one image "
     "are counted. Speed and memory are of updates on one batch in memory, without reading, evaluation and saving, in a "
-    "process of their own before the training, with nothing of this command beside it; the column says on what. The "
+    "process of their own before the training, with nothing of this command beside it. The "
     "seconds are those of the whole training as it ran, perhaps beside others; blank where an attempt was killed."
 )
-COSTS_COLUMNS = ("parameters", "flops", "images_per_s", "peak_memory_mb", "memory", "device", "precision", "batch_size")
+COSTS_COLUMNS = ("parameters", "flops", "images_per_s", "peak_memory_mb", "memory", "device", "precision")
+COSTS_COLUMNS += ("batch_size", "load_average")
 PUBLISHED_COLUMNS = ("auc_macro", "accuracy", "mae", "source", "caveat")
 LABELS = {"auc_macro": "mean AUC", "mae": "MAE"}
 
@@ -93,23 +94,22 @@ def section_of(rows: Sequence[Row]) -> Section:
     done = [row for row in rows if row.metrics]
     classes = [name for name in (done[0].metrics if done else ()) if name not in (first.main, "gain")]
     headings = ["model", f"{LABELS[first.main]}, 95 % interval", "difference to the best", *classes]
-    headings += [
-        "clearly above chance",
-        "seeds",
-        "parameters",
-        "operations",
-        "training speed",
-        "peak memory",
-        "training",
-    ]
-    lead = f"{max(row.num_images for row in rows):,} held-out images" + (f" of {first.kind}" if first.kind else "")
+    headings += ["clearly above chance", "seeds", "parameters", "operations", "speed", "peak memory", "training time"]
+    images = f"{max(row.num_images for row in rows):,} held-out images" + (f" of {first.kind}" if first.kind else "")
+    places = sorted({measured_on(row) for row in rows if row.costs})
+    where = f". Speed and memory were measured on {'; '.join(places)}." if len(places) == 1 else ""
     return Section(
         title=f"{first.dataset}: {first.target}",
-        lead=lead,
-        headings=[*headings, "published"],
-        rows=[cells_of(row, classes) for row in rows],
+        lead=images + where,
+        headings=[*headings, "published", "what is wrong with it"],
+        rows=[cells_of(row, classes, say_where=len(places) > 1) for row in rows],
         plot=plot_of(done),
     )
+
+
+def measured_on(row: Row) -> str:
+    """On what speed and memory were measured, and which memory that is."""
+    return f"{row.costs['device']}, {row.costs['precision']} (memory: {row.costs['memory']})"
 
 
 def plot_of(rows: Sequence[Row]) -> Plot | None:
@@ -124,38 +124,32 @@ def plot_of(rows: Sequence[Row]) -> Plot | None:
     return Plot(f"models-{rows[0].dataset}", caption, draw, size=(7.0, 0.9 + 0.26 * len(rows)), wide=True)
 
 
-def cells_of(row: Row, classes: Sequence[str]) -> list[str]:
+def cells_of(row: Row, classes: Sequence[str], *, say_where: bool) -> list[str]:
     """The texts of one row; what stands after a line break is small."""
-    metrics = [row.metrics.get(name) for name in classes]
-    seeds = f"{len(row.seeds)} of {row.num_seeds}" + (
-        "\nthe interval covers the images alone" if len(row.seeds) == 1 else ""
-    )
-    above = {None: "", True: "yes", False: "no"}[row.above_chance]
-    numbers = [shown(row.metrics.get(row.main)), "best" if row.best else shown(row.difference, signed=True)]
+    alone = "\nthe interval covers the images alone" if len(row.seeds) == 1 else ""
     return [
         row.model + (f"\n{row.problem}" if row.problem else ""),
-        *numbers,
-        *map(shown, metrics),
-        above,
-        seeds,
-        *costs_of(row),
-        "\n".join(published_text(one) for one in row.published_here),
+        shown(row.metrics.get(row.main)),
+        "best" if row.best else shown(row.difference, signed=True),
+        *(shown(row.metrics.get(name)) for name in classes),
+        {None: "", True: "yes", False: "no"}[row.above_chance],
+        f"{len(row.seeds)} of {row.num_seeds}{alone}",
+        *(costs_of(row, say_where=say_where) if row.costs else [""] * 4),
+        f"{row.train_seconds:,.0f}\u00a0s" if row.train_seconds is not None else "",
+        ", ".join(filter(None, map(published_number, row.published_here))),
+        "\n".join(["", *(f"{one['variant']}: {one['caveat']}" for one in row.published_here if one["caveat"])]),
     ]
 
 
-def costs_of(row: Row) -> list[str]:
-    """Parameters, operations, speed, memory and seconds of training."""
-    costs, seconds = row.costs, row.train_seconds
-    spent = f"{seconds:,.0f} s" if seconds is not None else ""
-    if not costs:
-        return ["", "", "", "", spent]
+def costs_of(row: Row, *, say_where: bool) -> list[str]:
+    """Parameters, operations, speed and memory."""
+    costs = row.costs
+    where = f"\n{measured_on(row)}" if say_where else ""
     return [
-        f"{costs['parameters'] / 1e6:.2f} M",
+        f"{costs['parameters'] / 1e6:.2f}\u00a0M",
         f"{costs['flops'] / 1e9:.3g}\u00a0GFLOP",
-        f"{costs['images_per_s']:,.0f} images/s\n{costs['device']}, {costs['precision']}, "
-        f"batch {costs['batch_size']}, load {costs['load_average']:.1f} before",
-        f"{costs['peak_memory_mb']:,.0f} MB\n{costs['memory']}",
-        spent,
+        f"{costs['images_per_s']:,.0f}\u00a0images/s\nbatch {costs['batch_size']}{where}",
+        f"{costs['peak_memory_mb']:,.0f}\u00a0MB",
     ]
 
 
@@ -167,11 +161,9 @@ def shown(estimate: Estimate | None, *, signed: bool = False) -> str:
     return f"{estimate.value:{sign}.4f}\n[{estimate.low:{sign}.4f},\u00a0{estimate.high:{sign}.4f}]"
 
 
-def published_text(one: Mapping[str, str]) -> str:
-    """The numbers of one publication, what was measured, and what is wrong with it."""
-    named = {"AUC": one["auc_macro"], "accuracy": one["accuracy"], "MAE": one["mae"]}
-    numbers = ", ".join(f"{name} {value}" for name, value in named.items() if value)
-    return f"{numbers} ({one['variant']}" + (f": {one['caveat']})" if one["caveat"] else ")")
+def published_number(one: Mapping[str, str]) -> str:
+    """The number of a publication that stands beside ours."""
+    return one["auc_macro"] or one["mae"] or f"accuracy {one['accuracy']}"
 
 
 def published_section(known: Sequence[Mapping[str, str]]) -> list[Section]:

@@ -34,7 +34,7 @@ def do_all(settings: Settings) -> int:
     trials = make_plan(settings)
     asked = chosen(trials, settings.only)
     left = [each for each in asked if is_left(*each, alone=bool(settings.only))]
-    say(f"{len(left)} of {sum(len(trial.trainings) for trial in trials)} runs are left to do in {settings.output}")
+    say(f"{len(left)} of {len(asked)} runs are left to do in {settings.output}")
     with StopFlag() as stop:
         Queue([{}], stop).run(measuring(settings, left))
         works = [steps(settings, trials, trial, training, stop) for trial, training in left]

@@ -148,7 +148,7 @@ def test_a_model_does_not_differ_from_itself() -> None:
 
 def test_two_models_of_the_same_skill_seldom_differ_and_two_of_different_skill_do() -> None:
     def differ(skill: float, number: int) -> bool:
-        ours, other = ({0: scores_of(skill=s, seed=2 * number + k)} for k, s in enumerate((0.5, skill)))
+        ours, other = ({0: scores_of(skill=s, seed=2 * number + k, num_images=90)} for k, s in enumerate((0.5, skill)))
         found = difference(ours, other, "accuracy")
         assert found is not None
         return not found.low <= 0 <= found.high

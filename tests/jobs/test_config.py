@@ -23,6 +23,7 @@ LEAST = {
     "export": ["runs/a", "--output", "lens.safetensors"],
     "models": ["resnet18"],
     "benchmark": ["train"],
+    "benchmark models": ["--models", "resnet18", "--datasets", "Model_III", "--output", "table"],
 }
 EARLIER = {
     "dataset": "Model_II",
@@ -93,6 +94,8 @@ MISSPELT = pytest.mark.parametrize(
         ("train", "optimiser", "optimizer"),
         ("simulate", "num_per_clas_", "num_per_class"),
         ("evaluate", "wieghts", "weights"),
+        ("benchmark models", "modles", "models"),
+        ("benchmark models", "batchsize", "batch_size"),
     ],
 )
 
@@ -208,7 +211,10 @@ def test_help_lists_every_setting_with_its_meaning_and_default(job: str, capsys:
         config.parse(job, ["--help"])
     assert exit.value.code == 0
     entries = [" ".join(entry.split()) for entry in re.split(r"^  (?=\S)", capsys.readouterr().out, flags=re.M)]
-    for field in dataclasses.fields(config.load_job(job).Settings):
+    kind = config.load_job(job).Settings
+    for field in dataclasses.fields(kind):
+        if field.name in config.borrowed_settings(kind):
+            continue
         if config.POSITIONAL.get(job) == field.name:
             assert any(field.metadata["help"] in entry for entry in entries)
             continue
@@ -236,3 +242,27 @@ def test_an_unknown_job_is_refused_with_the_nearest() -> None:
         config.load_job("evalute")
     with pytest.raises(ValueError, match="There are: simulate"):
         config.load_job("xyzzy")
+
+
+def test_a_job_of_two_words_is_known_by_both() -> None:
+    for words in (["benchmark", "models", "--at_once", "2"], ["benchmark models", "--at_once", "2"]):
+        assert config.named(words) == ["benchmark models", "--at_once", "2"]
+    for words in (["benchmark", "data"], ["train", "models"], ["benchmark"], []):
+        assert config.named(words) == words
+    with pytest.raises(ValueError, match=r"no job 'benchmark modles'\. Did you mean benchmark models"):
+        config.named(["benchmark", "modles"])
+
+
+def test_settings_of_another_job_are_those_that_were_given(recipe: Path) -> None:
+    settings = config.parse("benchmark models", [*LEAST["benchmark models"], "--config", str(recipe), "--lr=0.5"])
+    assert settings.training == {"batch_size": 32, "lr": 0.5}
+    assert config.parse("benchmark models", LEAST["benchmark models"]).training == {}
+
+
+def test_help_lists_the_settings_of_the_other_job(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        config.parse("benchmark models", ["--help"])
+    shown = capsys.readouterr().out
+    names = {field.name for field in dataclasses.fields(Settings)} - {"run", "dataset", "model_name", "seed", "fold"}
+    assert [name for name in names if f"\n  --{name} " not in shown] == []
+    assert "\n  --fold " not in shown

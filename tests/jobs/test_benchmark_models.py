@@ -1,0 +1,457 @@
+"""Many models in one table: made from what is finished, continued after every stop, and the same each time."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from conftest import CONTEXT, run_command
+
+from deeplense.data.dataset import Split
+from jobs import children, config, model_page, model_plan
+from jobs.attempts import EXIT_STOPPED, FOLDER, NUMBER, open_attempt, read_attempts
+from jobs.children import Command
+from launch.__main__ import main
+
+Hook = Callable[[], None]
+MODELS = ("simple_cnn", "test_resnet")
+LEARNING = ("--batch_size=16", "--epochs=1", "--device=cpu", "--log_interval=1")
+
+
+class Forked:
+    """What `children.start` gives, from a process that has loaded torch already."""
+
+    started: ClassVar[list[str]] = []
+    """What was started, by the names of jobs and runs."""
+
+    def __init__(self, command: Command, environment: dict[str, str], hook: Hook | None = None) -> None:
+        words, log = list(command.words), command.log or Path(os.devnull)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        target, given = (measure, words[1:]) if words[0] != "launch" else (run_command, words[1:])
+        self.started.append(" ".join([words[0], *words[1:2]]) if words[0] == "launch" else "measure")
+        variables = {**environment, **command.environment}
+        self.process: BaseProcess = CONTEXT.Process(target=target, args=(given, log, variables, hook))
+        self.process.start()
+
+    def poll(self) -> int | None:
+        """The exit code, once there is one."""
+        return self.process.exitcode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self.process.pid
+        os.kill(self.process.pid, number)
+
+
+def measure(words: list[str], log: Path, environment: dict[str, str], hook: Hook | None) -> None:
+    """Measure a model in a process of its own."""
+    import torch
+
+    from jobs.measuring import models
+
+    torch.set_num_threads(1)
+    models.MOST_UPDATES = 2
+    models.main(words)
+
+
+@pytest.fixture(autouse=True)
+def forked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Commands come from the fork server; the list of what was started."""
+    monkeypatch.setattr(children, "start", Forked)
+    monkeypatch.setattr(Forked, "started", [])
+    return Forked.started
+
+
+def words(
+    output: Path, *datasets: Path, models: str = ",".join(MODELS), seeds: str = "0:2", more: tuple[str, ...] = ()
+) -> list[str]:
+    """The command line of a table."""
+    given = [
+        f"--models={models}",
+        f"--datasets={','.join(map(str, datasets))}",
+        f"--seeds={seeds}",
+        f"--output={output}",
+    ]
+    return ["benchmark", "models", *given, *LEARNING, *more]
+
+
+@pytest.fixture(scope="module")
+def made(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of two models with two seeds."""
+    output = tmp_path_factory.mktemp("table") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(children, "start", Forked)
+        assert main(words(output, dataset)) == 0
+    return output
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(made, tmp_path / "out"))
+
+
+def table(output: Path) -> list[dict[str, Any]]:
+    """The rows, without how long the trainings took."""
+    rows = json.loads((output / "table.json").read_text())["rows"]
+    return [row | {"train_seconds": row["train_seconds"] is not None} for row in rows]
+
+
+def report(output: Path, name: str) -> dict[str, float]:
+    """What the evaluation of a run says."""
+    metrics = json.loads((output / "runs" / name / "report" / "report.json").read_text())["metrics"]
+    return {key: value["value"] for key, value in metrics.items()}
+
+
+def test_each_number_is_the_mean_of_the_evaluations_of_all_seeds(made: Path, dataset: Path) -> None:
+    rows = table(made)
+    assert {row["model"] for row in rows} == set(MODELS)
+    for row in rows:
+        evaluated = [report(made, f"{row['model']}-{dataset.name}-{seed}") for seed in (0, 1)]
+        for name in ("auc_left", "auc_right", "auc_middle", "auc_macro", "accuracy"):
+            found = row["metrics"][name]
+            assert found["value"] == pytest.approx(np.mean([each[name] for each in evaluated]))
+            assert 0 <= found["low"] <= found["value"] <= found["high"] <= 1
+        assert row["seeds"] == [0, 1]
+        assert row["num_images"] == 45
+        assert row["above_chance"] == (row["metrics"]["auc_macro"]["low"] > 0.5)
+        assert row["problem"] == ""
+        assert row["train_seconds"]
+
+
+def test_the_best_comes_first_and_the_others_tell_how_far_they_are_from_it(made: Path) -> None:
+    best, other = table(made)
+    assert (best["best"], other["best"]) == (True, False)
+    assert best["difference"] is None
+    first, second = (row["metrics"]["auc_macro"]["value"] for row in (best, other))
+    assert other["difference"]["value"] == pytest.approx(second - first)
+    assert other["difference"]["value"] <= 0
+
+
+def test_what_a_model_costs_is_in_its_row(made: Path) -> None:
+    import timm
+
+    (row,) = [row for row in table(made) if row["model"] == "test_resnet"]
+    bare = timm.create_model("test_resnet", in_chans=1, num_classes=3)
+    assert row["costs"]["parameters"] == sum(parameter.numel() for parameter in bare.parameters())
+    assert row["costs"]["images_per_s"] > 0
+    assert row["costs"]["peak_memory_mb"] > 100
+    assert row["costs"]["device"].endswith("1 threads")
+    assert {path.name for path in (made / "costs").iterdir()} == {
+        f"{row['model']}-{row['dataset']}.json" for row in table(made)
+    }
+
+
+def test_the_table_is_the_same_in_all_its_forms(made: Path, capsys: pytest.CaptureFixture[str], dataset: Path) -> None:
+    lines = list(csv.DictReader((made / "table.csv").read_text().splitlines()))
+    page = (made / "index.html").read_text()
+    assert main(words(made, dataset)) == 0
+    said = capsys.readouterr().out
+    for line, row in zip(lines, table(made), strict=True):
+        assert line["model"] == row["model"]
+        for name, found in row["metrics"].items():
+            ends = [found[key] for key in ("value", "low", "high")]
+            assert [float(line[f"{name}{end}"]) for end in ("", "_low", "_high")] == pytest.approx(ends)
+            assert f"{found['value']:.4f}" in page
+        assert f"{row['model']}" in said
+        assert f"{row['metrics']['auc_macro']['value']:.4f} [" in said
+    assert page.count("data:image/png;base64,") == 1
+    assert "http" not in page
+
+
+def test_a_second_time_nothing_is_done_and_the_table_is_the_same(copy: Path, dataset: Path, forked: list[str]) -> None:
+    before = (copy / "table.json").read_bytes(), (copy / "table.csv").read_bytes(), (copy / "index.html").read_bytes()
+    for name in ("table.json", "table.csv", "index.html"):
+        (copy / name).unlink()
+    assert main(words(copy, dataset)) == 0
+    assert forked == []
+    assert before == (
+        (copy / "table.json").read_bytes(),
+        (copy / "table.csv").read_bytes(),
+        (copy / "index.html").read_bytes(),
+    )
+
+
+def test_only_what_is_missing_is_done(copy: Path, dataset: Path, forked: list[str]) -> None:
+    before = table(copy)
+    shutil.rmtree(copy / "runs" / f"simple_cnn-{dataset.name}-1")
+    shutil.rmtree(copy / "runs" / f"test_resnet-{dataset.name}-0" / "report")
+    assert main(words(copy, dataset)) == 0
+    assert forked == ["launch train", "launch evaluate", "launch evaluate"]
+    assert table(copy) == before
+
+
+class StopAtStepTwo:
+    """In a training: have the queue told to stop in the middle, and wait for what it passes on."""
+
+    def __init__(self, queue: int) -> None:
+        self.queue = queue
+
+    def __call__(self) -> None:
+        from jobs import training_run
+
+        log = training_run.log_update
+
+        def log_and_stop(training: Any, lr: float, metrics: Any) -> float:
+            if training.progress.step == 2:
+                os.kill(self.queue, signal.SIGTERM)
+                time.sleep(2)
+            return log(training, lr, metrics)
+
+        training_run.log_update = log_and_stop
+
+
+def test_a_signal_saves_the_training_and_the_same_command_continues_to_the_same_table(
+    copy: Path, dataset: Path, forked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, run = table(copy), copy / "runs" / f"simple_cnn-{dataset.name}-0"
+    shutil.rmtree(run)
+    shutil.rmtree(copy / "runs" / f"test_resnet-{dataset.name}-0")
+    hook = StopAtStepTwo(os.getpid())
+    with monkeypatch.context() as patch:
+        patch.setattr(children, "start", lambda command, environment: Forked(command, environment, hook))
+        assert main(words(copy, dataset)) == EXIT_STOPPED
+    assert forked == ["launch train"]
+    (attempt,) = read_attempts(run)
+    assert (attempt["ended"], attempt["last_step"]) == ("stopped by SIGTERM", 2)
+    assert {row["problem"] for row in table(copy)} == {"seed 0: stopped by SIGTERM", "seed 0: not begun"}
+    assert main(words(copy, dataset)) == 0
+    assert forked[1:] == ["launch train", "launch evaluate"] * 2
+    assert [(each["first_step"], each["ended"]) for each in read_attempts(run)] == [
+        (0, "stopped by SIGTERM"),
+        (2, "finished"),
+    ]
+    assert table(copy) == before
+
+
+def test_a_training_that_fails_is_a_row_with_its_reason_and_the_others_go_on(
+    copy: Path, dataset: Path, tmp_path: Path, forked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, recipe = table(copy), tmp_path / "recipe.yaml"
+    recipe.write_text("lr: 1.0e+30\n")
+    shutil.rmtree(copy / "runs" / f"test_resnet-{dataset.name}-1")
+    with monkeypatch.context() as patch:
+        patch.setattr(model_plan, "recipe_of", lambda model: recipe if model == "test_efficientnet" else None)
+        given = words(copy, dataset, models="test_efficientnet,simple_cnn,test_resnet")
+        assert main(given) == 1
+        assert table(copy)[:2] == before
+        failed = table(copy)[2]
+        assert failed["metrics"] == {}
+        assert failed["problem"].startswith("seed 0: error: ValueError: the loss is nan at step")
+        assert "seed 1: error: ValueError: the loss is" in failed["problem"]
+        assert "the loss is nan" in (copy / "index.html").read_text()
+        assert main(given) == 1
+    assert forked.count("launch train") == 2 + 1 + 2
+
+
+def test_a_training_that_is_refused_tells_what_it_said(copy: Path, dataset: Path, forked: list[str]) -> None:
+    shutil.rmtree(copy / "runs")
+    assert main(words(copy, dataset, models="simple_cnn", seeds="0", more=("--batch_size=512",))) == 1
+    (row,) = table(copy)
+    assert row["problem"].startswith("seed 0: error: exit code 2: batch_size=512 is more than the")
+    assert row["metrics"] == {}
+
+
+def test_an_evaluation_that_fails_is_told_and_made_again(
+    copy: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, run = table(copy), copy / "runs" / f"simple_cnn-{dataset.name}-1"
+    shutil.rmtree(run / "report")
+    (best,) = (run / "checkpoints").glob("best_*")
+    shutil.move(best, copy / "aside")
+    assert main(words(copy, dataset)) == 1
+    (row,) = [row for row in table(copy) if row["model"] == "simple_cnn"]
+    assert row["problem"].startswith("seed 1: error: evaluate: exit code 2:")
+    assert "has no good checkpoint of its best weights" in row["problem"]
+    assert row["seeds"] == [0]
+    shutil.move(copy / "aside", best)
+    assert main(words(copy, dataset)) == 0
+    assert table(copy) == before
+
+
+def test_predictions_of_other_images_are_not_taken_for_those_of_the_test_set(
+    copy: Path, dataset: Path, forked: list[str]
+) -> None:
+    before, path = table(copy), copy / "runs" / f"simple_cnn-{dataset.name}-0" / "report" / "predictions.npz"
+    stored: dict[str, Any] = dict(np.load(path)) | {"dataset_id": np.array("another")}
+    np.savez(path, **stored)
+    assert main(words(copy, dataset)) == 0
+    assert forked == ["launch evaluate"]
+    assert table(copy) == before
+
+
+def test_the_folds_of_a_seed_are_evaluated_together(dataset: Path, tmp_path: Path, forked: list[str]) -> None:
+    more = ("--num_folds=2",)
+    assert main(words(tmp_path / "out", dataset, models="simple_cnn", seeds="3", more=more)) == 0
+    assert forked == ["measure", "launch train", "launch train", "launch evaluate"]
+    (row,) = table(tmp_path / "out")
+    assert (row["seeds"], row["num_images"]) == ([3], len(Split(dataset / "train")))
+    with np.load(
+        tmp_path / "out" / "runs" / f"simple_cnn-{dataset.name}-3-fold0" / "report" / "predictions.npz"
+    ) as stored:
+        assert sorted(stored["indices"]) == list(range(96))
+    assert "covers the images alone" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_a_data_set_without_a_test_split_is_cross_validated(dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(dataset / "train", tmp_path / "data" / "train")
+    plan = make_plan(words(tmp_path / "out", tmp_path / "data", models="simple_cnn", seeds="0"))
+    assert [one.settings.fold for trial in plan for one in trial.trainings] == [0, 1, 2, 3, 4]
+    assert {one.settings.num_folds for trial in plan for one in trial.trainings} == {5}
+
+
+def test_a_number_is_learnt_and_held_against_guessing(dataset: Path, tmp_path: Path) -> None:
+    more = ("--target=column",)
+    assert main(words(tmp_path / "out", dataset, models="simple_cnn", seeds="0", more=more)) == 0
+    (row,) = table(tmp_path / "out")
+    told = {name: row["metrics"][name]["value"] for name in ("mae", "mae_chance", "gain")}
+    assert told["mae"] == pytest.approx(report(tmp_path / "out", f"simple_cnn-{dataset.name}-0")["mae"])
+    assert told["gain"] == pytest.approx(told["mae_chance"] - told["mae"])
+    assert row["above_chance"] == (row["metrics"]["gain"]["low"] > 0)
+    assert row["num_images"] == 30, "those of which the number is known"
+
+
+def make_plan(line: list[str]) -> list[model_plan.Trial]:
+    """The plan of a command line."""
+    return model_plan.make_plan(config.parse("benchmark models", line[2:]))
+
+
+def test_the_recipe_of_a_model_is_used_and_what_is_given_goes_over_it(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("lr: 0.5\nepochs: 77\n")
+    monkeypatch.setattr(model_plan, "recipe_of", lambda model: recipe if model == "simple_cnn" else None)
+    plan = make_plan(words(tmp_path, dataset, seeds="0"))
+    found = {trial.model: trial.trainings[0].settings for trial in plan}
+    assert (found["simple_cnn"].lr, found["test_resnet"].lr) == (0.5, 3e-4)
+    assert {settings.epochs for settings in found.values()} == {1}
+    assert {settings.batch_size for settings in found.values()} == {16}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"models": "resnet81"}, "there is no model 'resnet81'. Nearest: resnet18"),
+        ({"models": "simple_cn"}, "there is no model 'simple_cn'. Nearest: simple_cnn"),
+        ({"models": ","}, "models names none"),
+        ({"models": "resnet18,resnet18"}, "has resnet18 twice"),
+        ({"seeds": ""}, "seeds='' holds none"),
+        ({"seeds": "3:3"}, "seeds='3:3' holds none"),
+        ({"seeds": "a"}, "'a' is neither a number"),
+        ({"datasets": "nowhere"}, "there is no data set 'nowhere'"),
+        ({"at_once": "0"}, "at_once=0 must be above 0"),
+        ({"only": "simple_cnn-blobs-7"}, "is none of the 2 runs. Did you mean simple_cnn-"),
+        ({"target": "mass"}, "has no target 'mass'; it has ['column']"),
+        ({"lr": "-1"}, "lr=-1.0 must be above 0"),
+        ({"epohs": "1"}, "there is no setting 'epohs'. Did you mean epochs"),
+        ({"fold": "1"}, "there is no setting 'fold'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_trained(
+    given: dict[str, str],
+    said: str,
+    dataset: Path,
+    tmp_path: Path,
+    forked: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    values = {"models": "simple_cnn", "datasets": str(dataset), "output": str(tmp_path / "out"), "seeds": "0:2"} | given
+    try:
+        code = main(["benchmark", "models", *(f"--{name}={value}" for name, value in values.items())])
+    except SystemExit as exit:
+        code = exit.code
+    assert code == 2
+    assert said in capsys.readouterr().err
+    assert forked == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_data_sets_of_the_same_name_are_refused(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(dataset, tmp_path / "there" / dataset.name)
+    assert main(words(tmp_path / "out", dataset, tmp_path / "there" / dataset.name)) == 2
+    assert "have the same name; rename a folder" in capsys.readouterr().err
+
+
+def test_other_settings_than_those_of_runs_that_were_begun_are_refused(
+    copy: Path, dataset: Path, forked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(copy, dataset, more=("--lr=0.1",))) == 2
+    assert "is a run of other settings: lr=0.1" in capsys.readouterr().err
+    assert forked == []
+
+
+def test_the_seeds_are_numbers_and_ranges_each_once() -> None:
+    line = ["--models=a", "--datasets=b", "--output=c", "--seeds"]
+    assert config.parse("benchmark models", [*line, "0:3"]).all_seeds == [0, 1, 2]
+    assert config.parse("benchmark models", [*line, "7, 1:3,2"]).all_seeds == [7, 1, 2]
+
+
+def test_an_element_of_an_array_does_its_run_as_its_own_attempt(
+    copy: Path, dataset: Path, forked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, run = table(copy), copy / "runs" / f"simple_cnn-{dataset.name}-1"
+    shutil.rmtree(run)
+    monkeypatch.setenv(FOLDER, str(run))
+    monkeypatch.setenv(NUMBER, str(open_attempt(run)))
+    assert main(words(copy, dataset, more=(f"--only={run.name}",))) == 0
+    assert forked == ["launch train", "launch evaluate"]
+    (attempt,) = read_attempts(run)
+    assert (attempt["attempt"], attempt["ended"], attempt["first_step"]) == (1, "finished", 0)
+    assert table(copy) == before
+
+
+def test_an_element_that_was_killed_in_its_evaluation_is_not_at_an_end(
+    copy: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copy / "runs" / f"simple_cnn-{dataset.name}-1"
+    shutil.rmtree(run)
+    seen = []
+
+    def start(command: Command, environment: dict[str, str]) -> Forked:
+        if "evaluate" in command.words:
+            seen.append(read_attempts(run)[-1]["ended"])
+        return Forked(command, environment)
+
+    monkeypatch.setattr(children, "start", start)
+    assert main(words(copy, dataset, more=(f"--only={run.name}",))) == 0
+    assert seen == [None]
+
+
+def test_the_exit_code_of_an_element_is_that_of_its_training(copy: Path, dataset: Path) -> None:
+    name = f"simple_cnn-{dataset.name}-1"
+    shutil.rmtree(copy / "runs" / name)
+    assert main(words(copy, dataset, more=(f"--only={name}", "--batch_size=16"))) == 0
+    shutil.rmtree(copy / "runs")
+    assert main(words(copy, dataset, more=(f"--only={name}", "--batch_size=512"))) == 2
+    (failed,) = [row for row in table(copy) if row["model"] == "simple_cnn"]
+    assert failed["problem"] == "seed 0: not begun; seed 1: error: exit code 2"
+
+
+def test_a_run_that_another_element_finishes_meanwhile_is_in_the_table_of_the_last_to_write(
+    copy: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, report = make_plan(words(copy, dataset)), copy / "runs" / f"simple_cnn-{dataset.name}-1" / "report"
+    before, aside = table(copy), copy / "aside"
+    shutil.move(report, aside)
+    make_rows = model_page.make_rows
+
+    def rows_before_the_other_ends(output: Path, trials: list[model_plan.Trial]) -> list[Any]:
+        rows = make_rows(output, trials)
+        if aside.exists():
+            shutil.move(aside, report)
+        return rows
+
+    monkeypatch.setattr(model_page, "make_rows", rows_before_the_other_ends)
+    model_page.update_table(copy, plan)
+    assert table(copy) == before
