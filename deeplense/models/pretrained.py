@@ -73,7 +73,7 @@ def fit_positions(given: dict[str, Tensor], expected: dict[str, Tensor]) -> dict
         elif value.ndim == 3:
             prefix = next(k for k in range(3) if is_square(value.shape[1] - k) and is_square(shape[1] - k))
             side = isqrt(shape[1] - prefix)
-            fitted[key] = resample_abs_pos_embed(value, (side, side), num_prefix_tokens=prefix)
+            fitted[key] = resample_abs_pos_embed(value, [side, side], num_prefix_tokens=prefix)  # type: ignore[operator]
     return fitted
 
 
