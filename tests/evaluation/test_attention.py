@@ -12,6 +12,7 @@ from timm.models.twins import LocallyGroupedAttn
 from timm.models.vision_transformer import VisionTransformer
 from timm.utils.attention_extract import AttentionExtract
 from torch import Tensor, nn
+from torch.nn import functional
 from vit_pytorch import ViT
 
 from deeplense.evaluation.attention import (
@@ -69,7 +70,7 @@ SMALLER: dict[str, dict[str, Any]] = {
     "vit_tiny_patch16_224": {"depth": 1},
     "coat_lite_tiny": {"serial_depths": (1, 1, 1, 1)},
     "pit_ti_224": {"depth": (1, 1, 1)},
-    "xcit_nano_12_p16_224": {"depth": 2},
+    "xcit_nano_12_p16_224": {"depth": 2, "embed_dim": 256},  # as many channels a head as tokens at 128 pixels
 }
 
 
@@ -259,14 +260,18 @@ def test_attention_over_channels_or_in_an_order_that_is_not_known_is_left_out(na
 def test_windows_are_put_back_where_swin_took_them_from(
     block_of: type[SwinTransformerBlock | SwinTransformerV2Block], shift: int
 ) -> None:
-    block = block_of(8, input_resolution=(10, 10), num_heads=1, window_size=4, shift_size=shift)
-    seen: list[Tensor] = []
-    block.get_submodule("attn").register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    torch.manual_seed(0)
+    block = block_of(8, input_resolution=(10, 10), num_heads=2, window_size=4, shift_size=shift)
     tokens = noise(2, 10, 10, 8)
-    given = block.norm1(tokens) if isinstance(block, SwinTransformerBlock) else tokens
-    block(tokens)
-    back = from_windows(seen[0][..., 0], (4, 4), (10, 10)).roll((shift, shift), dims=(1, 2))
-    torch.testing.assert_close(back, given[..., 0])
+    (call, *_), (layer,) = record(block, tokens), attention_maps(block, tokens)
+    assert call.weights is not None
+    received = call.weights.mean(dim=(1, 2)).reshape(2, -1)
+    places = functional.pad(torch.arange(100).reshape(1, 10, 10).roll((-shift, -shift), (1, 2)), (0, 2, 0, 2), value=-1)
+    order = window_partition(places[..., None], (4, 4)).flatten()
+    for k in range(2):
+        expected = torch.zeros(100)
+        expected[order[order >= 0]] = received[k][order >= 0]
+        torch.testing.assert_close(layer.values[k].flatten(), expected)
 
 
 def test_windows_are_put_back_where_twins_took_them_from() -> None:

@@ -80,13 +80,14 @@ def test_maps_are_of_the_pixels_that_were_given(way: str) -> None:
     torch.testing.assert_close(found.values * size**2, smooth[:, 0], rtol=0, atol=1e-5 if way != "resize" else 0.1)
 
 
-def test_a_feature_map_of_one_branch_is_not_taken_where_the_whole_is_there() -> None:
-    network = build("resnet50", image_size=64, in_chans=1, num_outputs=2).eval()
+@pytest.mark.parametrize(("name", "taken"), [("resnet50", "layer3"), ("efficientnet_b0", "blocks.4")])
+def test_a_feature_map_of_one_branch_is_not_taken_where_the_whole_is_there(name: str, taken: str) -> None:
+    network = build(name, image_size=64, in_chans=1, num_outputs=2).eval()
     outputs: dict[int, str] = {}
-    for name, module in network.named_modules():
-        module.register_forward_hook(lambda _, args, output, name=name: outputs.update({id(output): name}))
+    for place, module in network.named_modules():
+        module.register_forward_hook(lambda _, args, output, place=place: outputs.update({id(output): place}))
     features = feature_maps(network, noise(1, 1, 64, 64).requires_grad_())[1]
-    assert outputs[id(features[0])] == "backbone.layer3"
+    assert outputs[id(features[0])] == f"backbone.{taken}"
     assert features[0].shape[-1] == 4
 
 
