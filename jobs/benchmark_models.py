@@ -68,6 +68,7 @@ def run(settings: Settings) -> int:
 
 def runs_left(settings: Settings) -> dict[str, Path]:
     """Names and folders of the runs that are not trained yet."""
-    from jobs.model_plan import make_plan
+    from jobs.model_plan import chosen, make_plan
 
-    return {each.name: each.run for trial in make_plan(settings) for each in trial.trainings if not each.is_done}
+    asked = chosen(make_plan(settings), settings.only)
+    return {training.name: training.run for _, training in asked if not training.is_done}

@@ -112,20 +112,11 @@ def make_plan(settings: Settings) -> list[Trial]:
         Trial(model, data, seed, tuple(trainings_of(settings, model, data, seed)))
         for model, data, seed in itertools.product(models, all_data, settings.all_seeds)
     ]
-    for training in all_trainings(trials):
-        refuse_target(training.settings, all_data)
+    for trial, training in chosen(trials, ""):
+        refuse_target(training.settings, trial.data)
         if has_begun(training.run) and (training.run / CONFIG).exists():
             refuse_differences(training.run, stored_config(training.run), training.settings)
     return trials
-
-
-def all_trainings(trials: Sequence[Trial]) -> Iterator[Training]:
-    """All runs of some trials. Raises ValueError where two have the same name."""
-    seen: set[str] = set()
-    for training in (training for trial in trials for training in trial.trainings):
-        require(training.name not in seen, f"two runs would be called {training.name}; rename a data set's folder.")
-        seen.add(training.name)
-        yield training
 
 
 def recipe_of(model: str) -> Path | None:
@@ -143,7 +134,7 @@ def refuse_unknown(model: str) -> None:
 
 def find_data(given: str, settings: Settings) -> Data:
     """A data set by its folder, or its name below data_root. Raises ValueError where there is none to learn from."""
-    data_root = settings.training.get("data_root", TrainSettings.__dataclass_fields__["data_root"].default)
+    data_root = settings.training.get("data_root", TrainSettings.data_root)
     folder = find_dataset(given, data_root)
     splits = splits_of(folder)
     require("train" in splits, f"{folder} has no split 'train'; it has {', '.join(splits)}.")
@@ -166,16 +157,19 @@ def trainings_of(settings: Settings, model: str, data: Data, seed: int) -> Itera
         yield Training(name, run, tuple(words), config.parse("train", words))
 
 
-def refuse_target(settings: TrainSettings, all_data: Sequence[Data]) -> None:
+def refuse_target(settings: TrainSettings, data: Data) -> None:
     """Raise ValueError where a data set does not know what is to be learnt."""
-    for data in all_data if settings.regression else ():
-        known = sorted(data.held_out.schema.targets)
-        require(settings.target in known, f"{data.given} has no target {settings.target!r}; it has {known}.")
+    known = sorted(data.held_out.schema.targets)
+    right = not settings.regression or settings.target in known
+    require(right, f"{data.given} has no target {settings.target!r}; it has {known}.")
 
 
 def chosen(trials: Sequence[Trial], only: str) -> list[tuple[Trial, Training]]:
-    """The run of this name, or all where there is no name. Raises ValueError, naming the nearest, for another name."""
-    found = {training.name: (trial, training) for trial in trials for training in trial.trainings}
+    """The run of this name, or all where there is no name. Raises ValueError, naming the nearest, for another name, and
+    where two runs have the same."""
+    pairs = [(trial, training) for trial in trials for training in trial.trainings]
+    found = {training.name: (trial, training) for trial, training in pairs}
+    require(len(found) == len(pairs), "two runs would have the same name; rename the folder of a data set.")
     near = difflib.get_close_matches(only, found, n=1, cutoff=0)
     require(not only or only in found, f"only={only} is none of the {len(found)} runs. Did you mean {''.join(near)}?")
     return [found[only]] if only else list(found.values())

@@ -108,11 +108,9 @@ def train_and_evaluate(
     if trial.is_trained and not trial.is_evaluated:
         add_to_attempt(run, number, {"ended": None})
         say(f"evaluating {trial.name}")
-        log, words = (
-            own_log(settings, run, "evaluate"),
-            (f"--run={trial.pattern}", f"--device={training.settings.device}"),
-        )
-        code = yield Command(("launch", "evaluate", *words), environment, log)
+        words = ("launch", "evaluate", f"--run={trial.pattern}", f"--device={training.settings.device}")
+        log = own_log(settings, run, "evaluate")
+        code = yield Command(words, environment, log)
         return f"evaluate: exit code {code}{last_line(log)}" if code else ""
     return ""
 
@@ -132,8 +130,11 @@ def last_line(log: Path | None) -> str:
 def conclude(run: Path, number: int, problem: str | None, stop: StopFlag) -> None:
     """Write why an attempt ended, unless the training did; `problem` is empty where all is well, and None where the
     work was given up."""
-    if not read_attempts(run)[number - 1]["ended"]:
-        stopped = problem != "" and stop.signal_name
-        end_attempt(
-            run, number, reason=f"stopped by {stopped}" if stopped else (problem and f"error: {problem}") or "finished"
-        )
+    if read_attempts(run)[number - 1]["ended"]:
+        return
+    if problem == "":
+        end_attempt(run, number, reason="finished")
+    elif stop.signal_name:
+        end_attempt(run, number, reason=f"stopped by {stop.signal_name}")
+    else:
+        end_attempt(run, number, reason=f"error: {problem}")

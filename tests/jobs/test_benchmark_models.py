@@ -16,7 +16,7 @@ import pytest
 from conftest import CONTEXT, run_command
 
 from deeplense.data.dataset import Split
-from jobs import children, config, model_page, model_plan
+from jobs import children, config, model_page, model_plan, model_queue
 from jobs.attempts import EXIT_STOPPED, FOLDER, NUMBER, open_attempt, read_attempts
 from jobs.children import Command
 from launch.__main__ import main
@@ -455,3 +455,27 @@ def test_a_run_that_another_element_finishes_meanwhile_is_in_the_table_of_the_la
     monkeypatch.setattr(model_page, "make_rows", rows_before_the_other_ends)
     model_page.update_table(copy, plan)
     assert table(copy) == before
+
+
+@pytest.mark.parametrize(
+    ("visible", "found", "expected"),
+    [("2,5", 8, ["2", "5", "2"]), ("", 2, ["0", "1", "0"]), ("", 0, [None] * 3), ("7", 8, ["7"] * 3)],
+)
+def test_trainings_side_by_side_share_the_cores_and_take_the_gpus_in_turn(
+    visible: str, found: int, expected: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(model_queue.torch.cuda, "device_count", lambda: found)
+    monkeypatch.setattr(model_queue, "num_cores", lambda: 16)
+    assert [slot.get("CUDA_VISIBLE_DEVICES") for slot in model_queue.slots(3)] == expected
+    assert {slot["OMP_NUM_THREADS"] for slot in model_queue.slots(3)} == {"5"}
+    assert model_queue.slots(1) == [{}]
+
+
+def test_trainings_side_by_side_give_the_same_table(copy: Path, dataset: Path) -> None:
+    before = table(copy)
+    shutil.rmtree(copy / "runs")
+    assert main(words(copy, dataset, more=("--at_once=2",))) == 0
+    for row, other in zip(before, table(copy), strict=True):
+        assert row["metrics"] == other["metrics"]

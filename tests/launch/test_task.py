@@ -149,7 +149,7 @@ with StopFlag() as flag:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])
-@pytest.mark.parametrize(("job", "waits"), [("train", True), ("simulate", False)])
+@pytest.mark.parametrize(("job", "waits"), [("train", True), ("benchmark models", True), ("simulate", False)])
 def test_a_signal_that_comes_too_early_waits_or_ends_a_job_that_saves_nothing(job: str, waits: bool, name: str) -> None:
     done = subprocess.run([sys.executable, "-c", SIGNALLED, job, name], capture_output=True, text=True)
     expected = (f"{name}\n", 0) if waits else ("", -getattr(signal, name))
