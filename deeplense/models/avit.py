@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from deeplense.models.patches import patches_along
 
-MULTIPLE = 8
 EPSILON = 0.01
 """A token stops when the sum of its scores is this close to 1."""
 LEAST_SHARE = 1e-6

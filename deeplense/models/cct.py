@@ -9,7 +9,6 @@ from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-MULTIPLE = 1
 MOST_TOKENS_ALONG = 20
 """With more tokens along a side, another convolution halves the image."""
 

@@ -6,8 +6,6 @@ from torch import Tensor, nn
 
 from deeplense.models.patches import patches_along
 
-MULTIPLE = 8
-
 
 class CPVT(VisionTransformer):
     """Conditional positional encodings and the mean of all patches (Chu et al. 2021, arXiv:2102.10882).

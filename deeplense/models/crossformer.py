@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from deeplense.models.transformer import SelfAttention, drop_path_rates, stack, to_tokens
 
-MULTIPLE = 32
-
 
 class CrossFormer(nn.Module):
     """Four stages whose tokens are made of patches of several sizes, and attend by turns to their neighbours and to

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from deeplense.models.patches import patches_along
 
-MULTIPLE = 8
-
 
 class CrossViT(CrossVit):
     """timm's CrossViT at the size of the images, which timm's own models resize (Chen et al. 2021, arXiv:2103.14899).

@@ -17,8 +17,6 @@ from deeplense.models.transformer import (
     to_tokens,
 )
 
-MULTIPLE = 32
-
 
 class CSWin(nn.Module):
     """Four stages in which half of the heads attend along columns and half along rows, both in stripes; the last stage

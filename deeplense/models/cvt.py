@@ -17,8 +17,6 @@ from deeplense.models.transformer import (
     to_tokens,
 )
 
-MULTIPLE = 1
-
 
 class CvT(nn.Module):
     """Three stages of overlapping patches and attention whose queries, keys and values are convolved; positions are not

@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from deeplense.models.source_plane import pixel_grid, sis_deflection, source_image, trace_back
 
-MULTIPLE = 8
 UNIT = 0.31
 """Published Einstein radii are 0.8 to 1.2 arcsec on images whose half is 32 pixels of 0.101 arcsec, or 3.232 arcsec."""
 

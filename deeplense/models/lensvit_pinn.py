@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from deeplense.models.source_plane import pixel_grid, sis_deflection, source_image, trace_back
 
-MULTIPLE = 16
 PENALTY_WEIGHT = 0.01
 
 

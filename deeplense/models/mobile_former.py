@@ -17,7 +17,6 @@ from deeplense.models.transformer import (
     to_tokens,
 )
 
-MULTIPLE = 1
 NUM_HEADS = 2
 """Of the bridges."""
 BLOCKS_96M = (

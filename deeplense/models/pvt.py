@@ -16,8 +16,6 @@ from deeplense.models.transformer import (
     to_map,
 )
 
-MULTIPLE = 32
-
 
 class PVT(nn.Module):
     """Four stages of attention in which keys and values come from a smaller map.

@@ -13,8 +13,6 @@ from torch.nn import functional
 from deeplense.models.crossformer import nearest_divisor
 from deeplense.models.transformer import SelfAttention, drop_path_rates, to_map, to_tokens
 
-MULTIPLE = 32
-
 
 class RegionViT(nn.Module):
     """Four stages in which tokens of regions attend to one another, and then each with the local tokens of its region.

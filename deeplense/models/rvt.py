@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from deeplense.models.patches import patches_along
 
-MULTIPLE = 8
-
 
 class RVT(nn.Module):
     """Robust vision transformer (Mao et al. 2022, arXiv:2105.07926).

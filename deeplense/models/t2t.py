@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from deeplense.models.patches import patches_along
 
-MULTIPLE = 8
 FLOOR = 1e-6
 
 

@@ -9,24 +9,25 @@ from scipy import stats
 from torch import Tensor, nn
 
 from deeplense.models.avit import EPSILON, AViT
-from tests.models.contract import (
-    SIZES_AND_BANDS,
-    attention_weights,
-    check_backbone,
-    check_drop_path,
-    noise,
-    parameters_with_classes,
-    seeded,
-)
+from tests.models import backbone_laws
+from tests.models.backbone_laws import SHAPES, noise, seeded, seen_attention
 
 IMAGES = noise(2, 1, 32, 32)
 
 
-def small(image_size: int = 32, in_chans: int = 1, gate_scale: float = 5.0, gate_center: float = 10.0) -> AViT:
+def small(
+    *,
+    image_size: int = 32,
+    in_chans: int = 1,
+    drop_path: float = 0.0,
+    gate_scale: float = 5.0,
+    gate_center: float = 10.0,
+) -> AViT:
     """Four layers."""
     return AViT(
         in_chans=in_chans,
         image_size=image_size,
+        drop_path=drop_path,
         embed_dim=24,
         depth=4,
         num_heads=3,
@@ -44,18 +45,18 @@ def restless() -> AViT:
     return backbone
 
 
-@pytest.mark.parametrize(("image_size", "in_chans"), SIZES_AND_BANDS)
-def test_it_keeps_the_contract(image_size: int, in_chans: int) -> None:
-    check_backbone(partial(small, image_size, in_chans), noise(2, in_chans, image_size, image_size))
+@pytest.mark.parametrize(("image_size", "in_chans"), SHAPES)
+def test_it_keeps_the_laws_of_backbones(image_size: int, in_chans: int) -> None:
+    backbone_laws.check_backbone(small, image_size=image_size, in_chans=in_chans)
 
 
 def test_paths_are_dropped_in_training_alone() -> None:
-    check_drop_path(AViT)
+    backbone_laws.check_drop_path(small)
 
 
 def test_it_has_the_parameters_of_deit_tiny() -> None:
     backbone = AViT(in_chans=3, image_size=224, patch_size=16)
-    assert parameters_with_classes(backbone, 1000) == 5.717416
+    assert backbone_laws.count_parameters(backbone) == 5_717_416
     backbone.load_state_dict(timm.create_model("deit_tiny_patch16_224", num_classes=0).state_dict())
 
 
@@ -97,7 +98,7 @@ def test_where_all_stop_at_once_the_first_layer_is_all() -> None:
 def test_nobody_looks_at_a_token_that_stopped() -> None:
     backbone = restless()
     active = backbone.run(IMAGES)[1].active
-    for layer, weights in enumerate(attention_weights(backbone, IMAGES)):
+    for layer, weights in enumerate(seen_attention(backbone, IMAGES)):
         seen = weights.amax(dim=(1, 2)) > 0
         assert seen.equal(active[:, layer])
 

@@ -7,43 +7,38 @@ import torch
 from torch import nn
 
 from deeplense.models.cct import CCT
-from tests.models.contract import (
-    SIZES_AND_BANDS,
-    attention_weights,
-    check_backbone,
-    check_drop_path,
-    noise,
-    parameters_with_classes,
-    seeded,
-)
+from tests.models import backbone_laws
+from tests.models.backbone_laws import SHAPES, noise, seeded, seen_attention
 
 
-def small(image_size: int = 32, in_chans: int = 1, num_convs: int | None = None) -> CCT:
+def small(*, image_size: int = 32, in_chans: int = 1, drop_path: float = 0.0, num_convs: int | None = None) -> CCT:
     """Two blocks."""
-    return CCT(in_chans=in_chans, image_size=image_size, num_convs=num_convs, embed_dim=24, depth=2)
+    return CCT(
+        in_chans=in_chans, image_size=image_size, drop_path=drop_path, num_convs=num_convs, embed_dim=24, depth=2
+    )
 
 
-@pytest.mark.parametrize(("image_size", "in_chans"), [*SIZES_AND_BANDS, (150, 1), (45, 1)])
-def test_it_keeps_the_contract(image_size: int, in_chans: int) -> None:
-    check_backbone(partial(small, image_size, in_chans), noise(2, in_chans, image_size, image_size))
+@pytest.mark.parametrize(("image_size", "in_chans"), [*SHAPES, (90, 1), (45, 1)])
+def test_it_keeps_the_laws_of_backbones(image_size: int, in_chans: int) -> None:
+    backbone_laws.check_backbone(small, image_size=image_size, in_chans=in_chans)
 
 
 def test_paths_are_dropped_in_training_alone() -> None:
-    check_drop_path(CCT)
+    backbone_laws.check_drop_path(small)
 
 
 @pytest.mark.parametrize(
     ("image_size", "along"), [(16, 8), (32, 16), (40, 20), (41, 11), (64, 16), (150, 19), (160, 20)]
 )
 def test_there_are_20_tokens_along_a_side_at_most(image_size: int, along: int) -> None:
-    (weights, *_) = attention_weights(seeded(partial(small, image_size)), noise(1, 1, image_size, image_size))
+    (weights, *_) = seen_attention(seeded(partial(small, image_size=image_size)), noise(1, 1, image_size, image_size))
     assert weights.shape == (1, 4, along**2, along**2)
 
 
 @pytest.mark.parametrize(("num_convs", "millions"), [(1, 3.76), (2, 3.85)])
 def test_it_has_the_parameters_of_the_paper(num_convs: int, millions: float) -> None:
     backbone = CCT(in_chans=3, image_size=32, num_convs=num_convs)
-    assert parameters_with_classes(backbone, 10) == pytest.approx(millions, rel=0.03)
+    assert backbone_laws.count_parameters(backbone, 10) == pytest.approx(1e6 * millions, rel=0.03)
 
 
 def test_without_positions_and_borders_only_the_set_of_tokens_counts() -> None:

@@ -1,26 +1,17 @@
 """CPVT-GAP: where a patch is comes from its neighbours and the border alone."""
 
-from functools import partial
-
 import pytest
 import torch
 from torch import nn
 
 from deeplense.models.cpvt import CPVT, PositionalEncoding
-from tests.models.contract import (
-    SIZES_AND_BANDS,
-    attention_weights,
-    check_backbone,
-    check_drop_path,
-    noise,
-    parameters_with_classes,
-    seeded,
-)
+from tests.models import backbone_laws
+from tests.models.backbone_laws import SHAPES, noise, seeded, seen_attention
 
 
-def small(image_size: int = 32, in_chans: int = 1) -> CPVT:
+def small(*, image_size: int = 32, in_chans: int = 1, drop_path: float = 0.0) -> CPVT:
     """Three blocks."""
-    return CPVT(in_chans=in_chans, image_size=image_size, embed_dim=24, depth=3, num_heads=3)
+    return CPVT(in_chans=in_chans, image_size=image_size, drop_path=drop_path, embed_dim=24, depth=3, num_heads=3)
 
 
 def encoding_of(backbone: CPVT) -> PositionalEncoding:
@@ -29,17 +20,17 @@ def encoding_of(backbone: CPVT) -> PositionalEncoding:
     return encoding
 
 
-@pytest.mark.parametrize(("image_size", "in_chans"), SIZES_AND_BANDS)
-def test_it_keeps_the_contract(image_size: int, in_chans: int) -> None:
-    check_backbone(partial(small, image_size, in_chans), noise(2, in_chans, image_size, image_size))
+@pytest.mark.parametrize(("image_size", "in_chans"), SHAPES)
+def test_it_keeps_the_laws_of_backbones(image_size: int, in_chans: int) -> None:
+    backbone_laws.check_backbone(small, image_size=image_size, in_chans=in_chans)
 
 
 def test_paths_are_dropped_in_training_alone() -> None:
-    check_drop_path(CPVT)
+    backbone_laws.check_drop_path(small)
 
 
 def test_attention_is_the_same_fused_or_not() -> None:
-    weights = attention_weights(seeded(small), noise(2, 1, 32, 32))
+    weights = seen_attention(seeded(small), noise(2, 1, 32, 32))
     assert [tuple(weight.shape) for weight in weights] == [(2, 3, 16, 16)] * 3
 
 
@@ -47,8 +38,8 @@ def test_it_has_the_parameters_of_deit_tiny_with_a_convolution_for_positions_and
     backbone = CPVT(in_chans=3, image_size=224, patch_size=16)
     deit_tiny, positions, class_token, convolution = 5_717_416, 197 * 192, 192, 10 * 192
     expected = deit_tiny - positions - class_token + convolution
-    assert parameters_with_classes(backbone, 1000) == expected / 1e6
-    assert 5.5 < expected / 1e6 < 6.5, "the paper says 6 million"
+    assert backbone_laws.count_parameters(backbone) == expected
+    assert 5.5e6 < expected < 6.5e6, "the paper says 6 million"
 
 
 def test_on_an_image_without_border_a_shift_by_whole_patches_changes_nothing() -> None:

@@ -1,7 +1,5 @@
 """CrossViT: timm's numbers at any size, nothing resized, and each branch hears of the other."""
 
-from functools import partial
-
 import pytest
 import timm
 import torch
@@ -9,24 +7,17 @@ from timm.models.crossvit import CrossVit
 from torch import nn
 
 from deeplense.models.crossvit import CrossViT
-from tests.models.contract import (
-    SIZES_AND_BANDS,
-    attention_weights,
-    check_backbone,
-    check_drop_path,
-    noise,
-    parameters_with_classes,
-    seeded,
-)
+from tests.models import backbone_laws
+from tests.models.backbone_laws import SHAPES, noise, seeded, seen_attention
 
 TIMM_SIZE = 48
 """timm's number of patches is wrong unless they cover the image: 12 and 16 do."""
 
 
-def small(image_size: int = 32, in_chans: int = 1) -> CrossViT:
+def small(*, image_size: int = 32, in_chans: int = 1, drop_path: float = 0.0) -> CrossViT:
     """Two stages of few features."""
     depths = ((1, 2, 0),) * 2
-    return CrossViT(in_chans=in_chans, image_size=image_size, embed_dims=(12, 24), depths=depths)
+    return CrossViT(in_chans=in_chans, image_size=image_size, drop_path=drop_path, embed_dims=(12, 24), depths=depths)
 
 
 def of_timm(in_chans: int = 3) -> CrossVit:
@@ -43,17 +34,17 @@ def of_timm(in_chans: int = 3) -> CrossVit:
     )
 
 
-@pytest.mark.parametrize(("image_size", "in_chans"), SIZES_AND_BANDS)
-def test_it_keeps_the_contract(image_size: int, in_chans: int) -> None:
-    check_backbone(partial(small, image_size, in_chans), noise(2, in_chans, image_size, image_size))
+@pytest.mark.parametrize(("image_size", "in_chans"), SHAPES)
+def test_it_keeps_the_laws_of_backbones(image_size: int, in_chans: int) -> None:
+    backbone_laws.check_backbone(small, image_size=image_size, in_chans=in_chans)
 
 
 def test_paths_are_dropped_in_training_alone() -> None:
-    check_drop_path(CrossViT)
+    backbone_laws.check_drop_path(small)
 
 
 def test_the_weights_of_attention_are_those_of_patches_of_two_sizes_and_of_class_tokens() -> None:
-    shapes = [tuple(weight.shape[2:]) for weight in attention_weights(seeded(small), noise(2, 1, 32, 32))]
+    shapes = [tuple(weight.shape[2:]) for weight in seen_attention(seeded(small), noise(2, 1, 32, 32))]
     in_a_stage = [(65, 65), (17, 17), (17, 17), (1, 17), (1, 65)]
     assert shapes == 2 * in_a_stage
 
@@ -63,8 +54,8 @@ def test_it_has_the_parameters_of_the_paper_and_of_timm() -> None:
     theirs = timm.create_model("crossvit_tiny_240", num_classes=0)
     more_positions = (15 * 15 - 14 * 14) * 192  # timm makes the image of the second branch 224 pixels large
     assert sum(map(torch.numel, backbone.parameters())) == sum(map(torch.numel, theirs.parameters())) + more_positions
-    with_classes = parameters_with_classes(backbone, 1000)
-    assert with_classes == pytest.approx(6.9, rel=0.03)
+    with_classes = backbone_laws.count_parameters(backbone)
+    assert with_classes == pytest.approx(6.9e6, rel=0.03)
 
 
 def test_with_timms_weights_it_gives_timms_features() -> None:

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -11,18 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deeplense.models.equivariant import MULTIPLE, Equivariant, Group, GroupConv
+from tests.models import backbone_laws
 
 GROUPS = [(4, False), (8, False), (4, True), (8, True)]
 NARROW = (4, 4, 4, 6, 6, 8)
 every_group = pytest.mark.parametrize(("num_rotations", "reflections"), GROUPS)
 
 
-def network(num_rotations: int, reflections: bool, *, in_chans: int = 1) -> Equivariant:
+def network(num_rotations: int, reflections: bool) -> Equivariant:
     """A narrow network, its weights drawn from seed 0."""
     torch.manual_seed(0)
-    return Equivariant(
-        in_chans=in_chans, image_size=64, num_rotations=num_rotations, reflections=reflections, widths=NARROW
-    )
+    return Equivariant(in_chans=1, image_size=64, num_rotations=num_rotations, reflections=reflections, widths=NARROW)
 
 
 def noise(*shape: int, seed: int = 1) -> Tensor:
@@ -216,31 +215,11 @@ def test_it_learns_32_images_by_heart(num_rotations: int, reflections: bool) -> 
     assert (model.eval()(images).argmax(dim=1) == labels).all()
 
 
-@pytest.mark.parametrize(("size", "in_chans"), [(32, 5), (64, 3), (160, 1)])
+@pytest.mark.parametrize(("image_size", "in_chans"), [(32, 5), (64, 3), (160, 1)])
 @every_group
-def test_every_border_of_the_image_and_every_weight_takes_part(
-    num_rotations: int, reflections: bool, size: int, in_chans: int
-) -> None:
-    model = network(num_rotations, reflections, in_chans=in_chans)
-    images = noise(2, in_chans, size, size).requires_grad_()
-    features = model(images)
-    assert features.shape == (2, model.num_features)
-    (features * noise(*features.shape, seed=2)).sum().backward()
-    assert images.grad is not None
-    borders = images.grad.abs().sum(dim=(0, 1))
-    assert all(border.gt(0).all() for border in (borders[0], borders[-1], borders[:, 0], borders[:, -1]))
-    for name, weight in model.named_parameters():
-        assert weight.grad is not None, name
-        assert weight.grad.isfinite().all(), name
-        assert weight.grad.any(), name
-
-
-def test_outputs_of_one_image_do_not_depend_on_the_others() -> None:
-    images = noise(3, 1, 32, 32)
-    with torch.no_grad():
-        together = learnt(8, True)(images)
-        alone = torch.cat([learnt(8, True)(image[None]) for image in images])
-    torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-5)
+def test_it_keeps_the_laws_of_backbones(num_rotations: int, reflections: bool, image_size: int, in_chans: int) -> None:
+    make = partial(Equivariant, num_rotations=num_rotations, reflections=reflections, widths=NARROW)
+    backbone_laws.check_backbone(make, image_size=image_size, in_chans=in_chans)
 
 
 def load_others(model: nn.Module) -> None:

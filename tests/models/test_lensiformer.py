@@ -1,23 +1,21 @@
 """Lensiformer: its encoder learns, its lens is a lens, and its attention is the paper's."""
 
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from deeplense.models import lensiformer
-from deeplense.models.lensiformer import MULTIPLE, Lensiformer, LocalityAttention, ShiftedPatches
+from deeplense.models.lensiformer import Lensiformer, LocalityAttention, ShiftedPatches
 from deeplense.models.source_plane import Positions, source_image, splat
+from tests.models import backbone_laws
+from tests.models.backbone_laws import SHAPES, noise, seeded, seen_attention
 
 
-def noise(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
-
-
-def small(size: int = 32, in_chans: int = 1, **changes: Any) -> Lensiformer:
-    torch.manual_seed(0)
-    return Lensiformer(in_chans=in_chans, image_size=size, **({"dim": 32, "num_heads": 2} | changes))
+def small(*, image_size: int = 32, in_chans: int = 1, drop_path: float = 0.0, depth: int = 1) -> Lensiformer:
+    """Narrow, with few blocks."""
+    return Lensiformer(in_chans=in_chans, image_size=image_size, drop_path=drop_path, depth=depth, dim=32, num_heads=2)
 
 
 def share_without_gradient(model: nn.Module, images: Tensor) -> float:
@@ -28,15 +26,13 @@ def share_without_gradient(model: nn.Module, images: Tensor) -> float:
     return sum(p.numel() for p in unreached) / sum(p.numel() for p in parameters)
 
 
-@pytest.mark.parametrize(("size", "in_chans"), [(32, 1), (32, 5), (64, 3), (160, 1)])
-def test_every_parameter_learns_and_no_border_is_lost(size: int, in_chans: int) -> None:
-    assert size % MULTIPLE == 0
-    model, images = small(size, in_chans, depth=2), noise(2, in_chans, size, size).requires_grad_()
-    assert share_without_gradient(model, images) == 0
-    assert model(images).shape == (2, model.num_features)
-    assert images.grad is not None
-    depends = images.grad.abs().sum((0, 1)) > 0
-    assert all(border.any() for border in (depends[0], depends[-1], depends[:, 0], depends[:, -1]))
+@pytest.mark.parametrize(("image_size", "in_chans"), SHAPES)
+def test_it_keeps_the_laws_of_backbones(image_size: int, in_chans: int) -> None:
+    backbone_laws.check_backbone(partial(small, depth=2), image_size=image_size, in_chans=in_chans)
+
+
+def test_paths_are_dropped_in_training_alone() -> None:
+    backbone_laws.check_drop_path(small)
 
 
 def test_with_rounded_positions_as_published_the_encoder_learns_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +40,7 @@ def test_with_rounded_positions_as_published_the_encoder_learns_nothing(monkeypa
         return source_image(images, (positions[0].round(), positions[1].round()))
 
     monkeypatch.setattr(lensiformer, "source_image", rounded)
-    model = small()
+    model = seeded(small)
     encoder = [model.lensed, model.encoder, model.norm_radius, model.to_radius]
     share = sum(p.numel() for part in encoder for p in part.parameters()) / sum(p.numel() for p in model.parameters())
     assert share_without_gradient(model, noise(2, 1, 32, 32)) == pytest.approx(share)
@@ -53,7 +49,7 @@ def test_with_rounded_positions_as_published_the_encoder_learns_nothing(monkeypa
 
 @pytest.mark.parametrize("size", [32, 64])
 def test_einstein_radii_stay_within_the_published_bounds_and_pixels_differ(size: int) -> None:
-    model = small(size)
+    model = seeded(partial(small, image_size=size))
     with torch.no_grad():
         model.to_radius.fc2.weight.mul_(1e4)
         radius = model.einstein_radius(noise(2, 1, size, size)) / (size / 2)
@@ -63,7 +59,7 @@ def test_einstein_radii_stay_within_the_published_bounds_and_pixels_differ(size:
 
 
 def test_radii_of_a_patch_belong_to_its_own_pixels() -> None:
-    model, seen = small(16), []
+    model, seen = seeded(partial(small, image_size=16)), []
     model.norm_radius.register_forward_hook(lambda _, given, result: seen.append(result.requires_grad_()))
     radius = model.einstein_radius(noise(1, 1, 16, 16))
     (gradient,) = torch.autograd.grad(radius[0, :8, 8:].sum(), seen[0])
@@ -77,7 +73,7 @@ def test_a_ring_at_the_einstein_radius_that_it_starts_from_is_a_point_in_its_sou
     monkeypatch.setattr(
         lensiformer, "source_image", lambda *given: seen.append(splat(*given)[0]) or source_image(*given)
     )
-    model = small(64)
+    model = seeded(partial(small, image_size=64))
     along = torch.arange(64) - 31.5
     radius = torch.hypot(along[None, :], along[:, None])
     truth = lensiformer.UNIT * 32
@@ -126,24 +122,14 @@ def test_attention_is_torchs_with_that_mask_at_the_temperature_it_starts_from() 
         assert not torch.allclose(module(tokens, values), expected, atol=1e-3)
 
 
-def test_fused_attention_changes_nothing_images_do_not_meet_and_a_state_dict_makes_the_model_again() -> None:
-    first, images = small(in_chans=2, drop_path=0.5).eval(), noise(3, 2, 32, 32)
-    second = Lensiformer(in_chans=2, image_size=32, dim=32, num_heads=2).eval()
-    with torch.no_grad():
-        features = first(images)
-        assert not torch.allclose(second(images), features, atol=1e-3)
-        second.load_state_dict(first.state_dict())
-        torch.testing.assert_close(second(images), features, rtol=0, atol=0)
-        for block in (*second.encoder, *second.decoder):
-            block.attn.fused_attn = False  # type: ignore[union-attr]
-        torch.testing.assert_close(second(images), features, rtol=1e-5, atol=1e-5)
-        alone = torch.cat([first(image[None]) for image in images])
-    torch.testing.assert_close(alone, features, rtol=1e-5, atol=1e-5)
+def test_the_weights_of_the_encoder_and_the_decoder_are_seen() -> None:
+    weights = seen_attention(seeded(partial(small, in_chans=2)), noise(3, 2, 32, 32))
+    assert [tuple(layer.shape) for layer in weights] == [(3, 2, 16, 16)] * 2
 
 
 def test_an_image_of_one_patch_is_refused() -> None:
     with pytest.raises(ValueError, match="8 pixels hold less at patch_size=8; use images of 16"):
-        small(8)
+        small(image_size=8)
 
 
 def test_it_is_smaller_than_the_published_one_whose_radii_come_from_all_tokens_at_once() -> None:

@@ -1,6 +1,7 @@
 """LensViT-PINN: every part learns, from the classes too; its lens is the one it was told; its edges stand noise."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deeplense.models.lensvit_pinn import MULTIPLE, PENALTY_WEIGHT, LensViTPINN, edges
+from deeplense.models.lensvit_pinn import PENALTY_WEIGHT, LensViTPINN, edges
 from deeplense.models.source_plane import pixel_grid, sis_deflection, source_image, trace_back
+from tests.models import backbone_laws
+from tests.models.backbone_laws import noise, seeded, seen_attention
 
 
-def noise(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
-
-
-def small(size: int = 32, in_chans: int = 1, **changes: Any) -> LensViTPINN:
+def small(*, image_size: int = 32, in_chans: int = 1, drop_path: float = 0.0, **changes: Any) -> LensViTPINN:
     """With the tiny encoder of one block."""
-    torch.manual_seed(0)
     settings = {"encoder": "vit_tiny_patch16_224", "depth": 1, "patch_size": 8} | changes
-    return LensViTPINN(in_chans=in_chans, image_size=size, **settings)
+    return LensViTPINN(in_chans=in_chans, image_size=image_size, drop_path=drop_path, **settings)
 
 
 def set_sphere(model: LensViTPINN, size: int, theta_E: float) -> None:
@@ -38,27 +36,18 @@ def without_gradient(model: nn.Module) -> list[str]:
     return [k for k, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()]
 
 
-@pytest.mark.parametrize(
-    ("size", "in_chans", "gradient"), [(32, 1, False), (32, 5, True), (64, 3, False), (160, 1, False)]
-)
-def test_the_classes_alone_teach_every_parameter_and_no_border_is_lost(
-    size: int, in_chans: int, gradient: bool
-) -> None:
-    assert size % MULTIPLE == 0
-    model = small(size, in_chans, gradient=gradient, patch_size=16 if size == 160 else 8)
-    images = noise(2, in_chans, size, size).requires_grad_()
-    features, penalty = model(images)
-    assert features.shape == (2, model.num_features)
-    assert penalty.shape == (2,)
-    features.square().sum().backward()
-    assert without_gradient(model) == []
-    assert images.grad is not None
-    depends = images.grad.abs().sum((0, 1)) > 0
-    assert all(border.any() for border in (depends[0], depends[-1], depends[:, 0], depends[:, -1]))
+@pytest.mark.parametrize(("image_size", "in_chans", "gradient"), [(32, 5, True), (64, 3, False), (160, 1, False)])
+def test_it_keeps_the_laws_of_backbones(image_size: int, in_chans: int, gradient: bool) -> None:
+    make = partial(small, gradient=gradient, patch_size=16 if image_size == 160 else 8)
+    backbone_laws.check_backbone(make, image_size=image_size, in_chans=in_chans)
+
+
+def test_paths_are_dropped_in_training_alone() -> None:
+    backbone_laws.check_drop_path(partial(small, depth=2))
 
 
 def test_the_penalty_alone_teaches_the_encoder_but_not_the_classifier() -> None:
-    model = small()
+    model = seeded(small).train()
     model(noise(2, 1, 32, 32))[1].sum().backward()
     unreached = without_gradient(model)
     assert unreached == [name for name, _ in model.named_parameters() if name.startswith("classifier.")]
@@ -66,7 +55,7 @@ def test_the_penalty_alone_teaches_the_encoder_but_not_the_classifier() -> None:
 
 @pytest.mark.parametrize("size", [32, 64])
 def test_it_starts_at_an_einstein_radius_of_a_quarter_of_half_the_image(size: int) -> None:
-    model, images = small(size), noise(4, 1, size, size)
+    model, images = seeded(partial(small, image_size=size)).train(), noise(4, 1, size, size)
     alpha, penalty = model.estimate_deflection(images), model(images)[1]
     theta_E = torch.linalg.vector_norm(alpha, dim=1).mean((1, 2))
     assert theta_E.tolist() == pytest.approx([size / 8] * 4, rel=0.01)
@@ -76,7 +65,7 @@ def test_it_starts_at_an_einstein_radius_of_a_quarter_of_half_the_image(size: in
 
 
 def test_the_classifier_sees_the_source_behind_the_sphere_that_the_encoder_gives() -> None:
-    model, images = small(in_chans=2).eval(), noise(2, 2, 32, 32)
+    model, images = seeded(partial(small, in_chans=2)), noise(2, 2, 32, 32)
     set_sphere(model, 32, 5.5)
     seen: list[Tensor] = []
     model.classifier.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
@@ -87,7 +76,7 @@ def test_the_classifier_sees_the_source_behind_the_sphere_that_the_encoder_gives
 
 
 def test_the_penalty_is_nothing_for_a_sphere_and_the_mean_square_of_what_breaks_the_lens_equation() -> None:
-    model, images = small(), noise(3, 1, 32, 32)
+    model, images = seeded(small).train(), noise(3, 1, 32, 32)
     set_sphere(model, 32, 5.5)
     assert model(images)[1].max() < 1e-9
     with torch.no_grad():
@@ -99,26 +88,9 @@ def test_the_penalty_is_nothing_for_a_sphere_and_the_mean_square_of_what_breaks_
     torch.testing.assert_close(model(images)[1], expected.expand(3))
 
 
-def test_in_evaluation_there_are_features_alone_and_images_do_not_meet() -> None:
-    model, images = small(in_chans=3).eval(), noise(3, 3, 32, 32)
-    with torch.no_grad():
-        features = model(images)
-        alone = torch.cat([model(image[None]) for image in images])
-    torch.testing.assert_close(alone, features, rtol=1e-4, atol=1e-5)
-
-
-def test_a_state_dict_makes_the_model_again_and_fused_attention_changes_nothing() -> None:
-    first, second, images = small(depth=2).eval(), small(depth=2).eval(), noise(2, 1, 32, 32)
-    with torch.no_grad():
-        first.deflection.weight.mul_(2)
-        assert not torch.equal(first(images), second(images))
-        second.load_state_dict(first.state_dict())
-        torch.testing.assert_close(second(images), first(images), rtol=0, atol=0)
-        attention = [module for module in second.modules() if hasattr(module, "fused_attn")]
-        for module in attention:
-            module.fused_attn = not module.fused_attn  # type: ignore[assignment]
-        assert len(attention) == 2
-        torch.testing.assert_close(second(images), first(images), rtol=1e-5, atol=1e-5)
+def test_the_weights_of_the_encoder_are_seen() -> None:
+    weights = seen_attention(seeded(partial(small, depth=2)), noise(2, 1, 32, 32))
+    assert [tuple(layer.shape) for layer in weights] == [(2, 3, 17, 17)] * 2
 
 
 def test_it_is_as_large_as_its_published_parts() -> None:
@@ -135,7 +107,7 @@ def test_published_weights_come_from_a_file_and_are_fitted_to_one_band(tmp_path:
     published = timm.create_model("vit_tiny_patch16_224", depth=1)
     save_file(published.state_dict(), tmp_path / "vit.safetensors")
     options = {"patch_size": 16, "pretrained": True, "pretrained_file": tmp_path / "vit.safetensors"}
-    ours = small(64, **options).encoder.state_dict()
+    ours = small(image_size=64, **options).encoder.state_dict()
     theirs = published.state_dict()
     assert torch.equal(ours["blocks.0.attn.qkv.weight"], theirs["blocks.0.attn.qkv.weight"])
     summed = theirs["patch_embed.proj.weight"].sum(1, keepdim=True)
@@ -143,7 +115,7 @@ def test_published_weights_come_from_a_file_and_are_fitted_to_one_band(tmp_path:
 
 
 def test_deflections_keep_their_precision_where_the_rest_is_in_bfloat16() -> None:
-    model, images = small(64).eval(), noise(2, 1, 64, 64)
+    model, images = seeded(partial(small, image_size=64)), noise(2, 1, 64, 64)
     set_sphere(model, 64, 9.03)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         alpha = model.estimate_deflection(images)

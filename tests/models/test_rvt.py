@@ -8,22 +8,16 @@ from torch import nn
 from torch.nn import functional
 
 from deeplense.models.rvt import RVT, PositionAwareAttention, conv_feed_forward
-from tests.models.contract import (
-    SIZES_AND_BANDS,
-    attention_weights,
-    check_backbone,
-    check_drop_path,
-    noise,
-    parameters_with_classes,
-    seeded,
-)
+from tests.models import backbone_laws
+from tests.models.backbone_laws import SHAPES, noise, seeded, seen_attention
 
 
-def small(image_size: int = 32, in_chans: int = 1, patch_size: int = 8) -> RVT:
+def small(*, image_size: int = 32, in_chans: int = 1, drop_path: float = 0.0, patch_size: int = 8) -> RVT:
     """One block and one block."""
     return RVT(
         in_chans=in_chans,
         image_size=image_size,
+        drop_path=drop_path,
         patch_size=patch_size,
         embed_dims=(24, 48),
         depths=(1, 1),
@@ -31,27 +25,27 @@ def small(image_size: int = 32, in_chans: int = 1, patch_size: int = 8) -> RVT:
     )
 
 
-@pytest.mark.parametrize(("image_size", "in_chans"), [*SIZES_AND_BANDS, (40, 1)])
-def test_it_keeps_the_contract(image_size: int, in_chans: int) -> None:
-    check_backbone(partial(small, image_size, in_chans), noise(2, in_chans, image_size, image_size))
+@pytest.mark.parametrize(("image_size", "in_chans"), [*SHAPES, (40, 1)])
+def test_it_keeps_the_laws_of_backbones(image_size: int, in_chans: int) -> None:
+    backbone_laws.check_backbone(small, image_size=image_size, in_chans=in_chans)
 
 
 def test_paths_are_dropped_in_training_alone() -> None:
-    check_drop_path(RVT)
+    backbone_laws.check_drop_path(small)
 
 
 @pytest.mark.parametrize(("patch_size", "tokens"), [(4, (256, 64)), (8, (64, 16)), (16, (16, 4))])
 def test_an_image_of_64_pixels_has_these_tokens_in_the_two_stages(patch_size: int, tokens: tuple[int, int]) -> None:
-    first, last = attention_weights(seeded(partial(small, 64, 1, patch_size)), noise(2, 1, 64, 64))
+    first, last = seen_attention(seeded(partial(small, image_size=64, patch_size=patch_size)), noise(2, 1, 64, 64))
     assert (first.shape[2:], last.shape[2:]) == ((tokens[0],) * 2, (tokens[1],) * 2)
 
 
 def test_it_has_the_parameters_of_the_paper() -> None:
     backbone = RVT(in_chans=3, image_size=224, patch_size=16)
     scales = sum(module.scales.numel() for module in backbone.modules() if isinstance(module, PositionAwareAttention))
-    with_classes = parameters_with_classes(backbone, 1000)
-    assert with_classes == pytest.approx(10.9, rel=0.03)
-    assert with_classes - scales / 1e6 == pytest.approx(8.6, rel=0.03), "RVT-Ti, without position-aware scaling"
+    with_classes = backbone_laws.count_parameters(backbone)
+    assert with_classes == pytest.approx(10.9e6, rel=0.03)
+    assert with_classes - scales == pytest.approx(8.6e6, rel=0.03), "RVT-Ti, without position-aware scaling"
 
 
 def attention() -> PositionAwareAttention:

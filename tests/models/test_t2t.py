@@ -8,42 +8,42 @@ from torch import nn
 from torch.nn import functional
 
 from deeplense.models.t2t import T2TViT, TokenPerformer, linear_attention, orthogonal_directions, sinusoids
-from tests.models.contract import (
-    SIZES_AND_BANDS,
-    attention_weights,
-    check_backbone,
-    check_drop_path,
-    noise,
-    parameters_with_classes,
-    seeded,
-)
+from tests.models import backbone_laws
+from tests.models.backbone_laws import SHAPES, noise, seeded, seen_attention
 
 
-def small(image_size: int = 32, in_chans: int = 1, patch_size: int = 8) -> T2TViT:
+def small(*, image_size: int = 32, in_chans: int = 1, drop_path: float = 0.0, patch_size: int = 8) -> T2TViT:
     """Two blocks."""
     return T2TViT(
-        in_chans=in_chans, image_size=image_size, patch_size=patch_size, token_dim=8, embed_dim=24, depth=2, num_heads=3
+        in_chans=in_chans,
+        image_size=image_size,
+        drop_path=drop_path,
+        patch_size=patch_size,
+        token_dim=8,
+        embed_dim=24,
+        depth=2,
+        num_heads=3,
     )
 
 
-@pytest.mark.parametrize(("image_size", "in_chans"), SIZES_AND_BANDS)
-def test_it_keeps_the_contract(image_size: int, in_chans: int) -> None:
-    check_backbone(partial(small, image_size, in_chans), noise(2, in_chans, image_size, image_size))
+@pytest.mark.parametrize(("image_size", "in_chans"), SHAPES)
+def test_it_keeps_the_laws_of_backbones(image_size: int, in_chans: int) -> None:
+    backbone_laws.check_backbone(small, image_size=image_size, in_chans=in_chans)
 
 
 def test_paths_are_dropped_in_training_alone() -> None:
-    check_drop_path(T2TViT)
+    backbone_laws.check_drop_path(small)
 
 
 @pytest.mark.parametrize(("patch_size", "num_tokens"), [(4, 256), (8, 64), (16, 16)])
 def test_there_is_a_token_for_each_patch_and_one_for_the_class(patch_size: int, num_tokens: int) -> None:
-    weights = attention_weights(seeded(partial(small, 64, 1, patch_size)), noise(2, 1, 64, 64))
+    weights = seen_attention(seeded(partial(small, image_size=64, patch_size=patch_size)), noise(2, 1, 64, 64))
     assert [tuple(weight.shape) for weight in weights] == [(2, 3, num_tokens + 1, num_tokens + 1)] * 2
 
 
 def test_it_has_the_parameters_of_the_paper() -> None:
     backbone = T2TViT(in_chans=3, image_size=224, patch_size=16)
-    assert parameters_with_classes(backbone, 1000) == pytest.approx(4.3, rel=0.03)
+    assert backbone_laws.count_parameters(backbone) == pytest.approx(4.3e6, rel=0.03)
 
 
 def test_more_directions_come_closer_to_exact_attention() -> None:
