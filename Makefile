@@ -8,7 +8,7 @@ LENSTRONOMY := lenstronomy==1.14.2
 # A real Slurm with four hosts on this machine, to rehearse on (as root on Debian, with the packages that .ci/run names).
 REHEARSAL := /tmp/deeplense-rehearsal
 
-.PHONY: install demo test check cluster cluster-stop image clean
+.PHONY: install demo test test-slow check cluster cluster-stop image clean
 
 install: $(VENV)/.installed
 
@@ -25,7 +25,11 @@ demo: install
 	$(BIN)/deeplense demo --output demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not slow'
+
+# What takes a quarter of an hour more: every architecture at 150 pixels.
+test-slow: install
+	$(BIN)/python -m pytest -m slow
 
 cluster: install
 	$(BIN)/python -m tests.cluster.private_slurm start $(REHEARSAL)

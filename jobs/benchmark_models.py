@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deeplense.models.zoo import ARCHITECTURES
 from jobs.config import BUT, OF, require
+
+ALL = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +20,7 @@ class Settings:
     """Which models, on which data. The settings of `deeplense train` that are given go over each model's recipe."""
 
     models: str
-    """names of models, with commas between"""
+    """names of models, with commas between, or all for those that `deeplense models` lists"""
     datasets: str
     """data sets, with commas between: folders, or names below data_root; each is a column of trainings of its own"""
     output: Path
@@ -42,7 +45,9 @@ class Settings:
         require(bool(self.all_seeds), f"seeds={self.seeds!r} holds none; give 0:3 for three, or a list such as 0,1,5.")
 
     def names(self, name: str) -> list[str]:
-        """What stands between the commas of a setting."""
+        """What stands between the commas of a setting; `all` models are those of the zoo."""
+        if name == "models" and self.models == ALL:
+            return list(ARCHITECTURES)
         return [word.strip() for word in getattr(self, name).split(",") if word.strip()]
 
     @property

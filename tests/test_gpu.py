@@ -1,6 +1,7 @@
 """What only a GPU can show, run wherever there is one. For the speed: `deeplense benchmark train --device cuda`."""
 
 import json
+import math
 import os
 import signal
 import time
@@ -11,7 +12,9 @@ import pytest
 import torch
 from conftest import Command
 
+from deeplense.models.zoo import ARCHITECTURES
 from deeplense.training.checkpoint import load, snapshot, write
+from jobs import train
 from jobs.attempts import EXIT_STOPPED, read_attempts
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU on this machine")
@@ -65,3 +68,20 @@ def test_a_snapshot_of_a_gpu_is_taken_before_the_training_goes_on(tmp_path: Path
         weights.fill_(-1.0)
         write(tmp_path / f"step_{value:.0f}", taken)
         assert (load(tmp_path / f"step_{value:.0f}")["model"]["weights"] == value).all()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_each_architecture_learns_in_bf16_on_a_gpu(name: str, dataset: Path, tmp_path: Path) -> None:
+    settings = train.Settings(
+        run=tmp_path / "run",
+        dataset=str(dataset),
+        model_name=name,
+        batch_size=16,
+        epochs=2,
+        precision="bf16",
+        device="cuda",
+        log_interval=1,
+    )
+    assert train.run(settings) == 0
+    lines = [json.loads(line) for line in (settings.run / "metrics.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(line["train/loss"]) for line in lines if "train/loss" in line)
