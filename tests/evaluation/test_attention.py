@@ -13,7 +13,6 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.utils.attention_extract import AttentionExtract
 from torch import Tensor, nn
 from torch.nn import functional
-from vit_pytorch import ViT
 
 from deeplense.evaluation.attention import (
     attention_maps,
@@ -191,19 +190,33 @@ def test_rollout_is_refused_where_layers_have_other_tokens() -> None:
     assert attention_rollout(network, noise(1, 1, 64, 64)) is None
 
 
-def test_weights_of_vit_pytorch_are_found_too() -> None:
+class PlainAttention(nn.Module):
+    """Tokens that attend to one another through a module of softmax, as many packages have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(8, 16)
+        self.softmax = nn.Softmax(dim=-1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        queries, keys = self.project(tokens)[:, None].chunk(2, dim=-1)
+        return (self.softmax(4 * queries @ keys.mT) @ tokens[:, None])[:, 0]
+
+
+class Patches(nn.Conv2d):
+    """Tokens (B, N, D) of images."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).flatten(2).mT
+
+
+def test_weights_out_of_a_module_of_softmax_are_found_too() -> None:
     torch.manual_seed(0)
-    network = ViT(image_size=32, patch_size=8, num_classes=3, dim=24, depth=2, heads=3, mlp_dim=32, channels=1)
-    maps = attention_maps(network, noise(2, 1, 32, 32))
-    assert [layer.values.shape for layer in maps] == [(2, 4, 4), (2, 4, 4)]
+    attention, images = PlainAttention(), noise(2, 1, 32, 32)
     found: list[Tensor] = []
-    for module in network.modules():
-        if isinstance(module, nn.Softmax):
-            module.register_forward_hook(lambda _, args, output: found.append(torch.as_tensor(output)))
-    with torch.no_grad():
-        network.eval()(noise(2, 1, 32, 32))
-    for layer, weights in zip(maps, found, strict=True):
-        torch.testing.assert_close(layer.values, weights.mean(dim=1)[:, 0, 1:].reshape(2, 4, 4))
+    attention.softmax.register_forward_hook(lambda _, args, output: found.append(torch.as_tensor(output)))
+    (layer,) = attention_maps(nn.Sequential(Patches(1, 8, 8, stride=8), attention), images)
+    torch.testing.assert_close(layer.values, found[0].mean(dim=(1, 2)).reshape(2, 4, 4))
 
 
 NUM_LAYERS = {
