@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from deeplense.data.conditions import parse_condition, split_classes
 from jobs.config import FREE, require
 from jobs.parts import make_part, read_part
 
@@ -52,9 +53,10 @@ class Settings:
     catalog: Path | None = None
     """npz: CSV file with a line for each image"""
     classes: str = ""
-    """npz: labels in the order of their numbers, with commas between; by default all, sorted"""
+    """npz: labels in the order of their numbers, with commas between; by default all, sorted. Or by conditions on the
+    catalogue, such as lens:grade>=2,other:grade<1"""
     where: str = ""
-    """npz: COLUMN=VALUE and COLUMN!=VALUE conditions on the catalogue, with commas between"""
+    """npz: conditions on the catalogue, COLUMN=VALUE or with !=, <, <=, >, >=, with commas between"""
     bands: str = ""
     """npz: names of the bands, with commas between"""
 
@@ -66,7 +68,8 @@ class Settings:
         )
         require(self.crop is None or self.crop > 0, f"crop={self.crop} must be above 0.")
         for condition in listed(self.where):
-            require("=" in condition, f"where={condition!r} must be COLUMN=VALUE or COLUMN!=VALUE.")
+            parse_condition(condition)
+        split_classes(listed(self.classes))
         if self.part is not None:
             read_part(self.part)
 
@@ -176,7 +179,8 @@ def schema_of(settings: Settings, layout: "Layout", split: str, records: Sequenc
     dtype = stored_type(settings.dtype, first.dtype)
     told = f"scale and zero are for images stored as integers; these are stored as {dtype}"
     require((settings.scale, settings.zero) == (1, 0) or not dtype.startswith("float"), f"{told}; leave them out.")
-    made_of = ("layout", "seed", "val_fraction", "test_fraction", "crop", "fill_nan", "where", "image_key", "label_key")
+    made_of = ("layout", "seed", "val_fraction", "test_fraction", "crop", "fill_nan")
+    made_of += ("where", "classes", "image_key", "label_key")
     return Schema(
         split=split,
         num_samples=len(records),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deeplense.data.conditions import holds, parse_condition, split_classes
 from deeplense.data.foreign import read_npy, read_pickle
 
 SYNONYMS = {
@@ -190,8 +191,9 @@ def npz(
         image_key: name of the images in it.
         label_key: name of the labels in it, or of their column in the catalogue.
         catalog: a CSV file with one line for each image, or None.
-        classes: the labels, in the order of their numbers; empty for all there are, sorted.
-        where: only samples for which these hold: COLUMN=VALUE or COLUMN!=VALUE, on the catalogue.
+        classes: the labels, in the order of their numbers; empty for all there are, sorted. Or NAME:CONDITION each, on
+            the catalogue, for which no labels are needed; images that are of no class are left out.
+        where: only samples for which these conditions on the catalogue hold.
         bands: names of the bands; numbered if empty.
     """
     arrays = read_npz(source)
@@ -201,14 +203,21 @@ def npz(
         if catalog
         else {name: array.astype(str) for name, array in arrays.items() if array.ndim == 1}
     )
-    labels = pick(catalog or source, columns, label_key)
+    by_condition = split_classes(list(classes))
+
+    def rows_where(condition: str) -> np.ndarray:
+        return holds(condition, pick(catalog or source, columns, parse_condition(condition)[0]))
+
+    if by_condition:
+        labels = labels_by(source, {name: rows_where(condition) for name, condition in by_condition.items()})
+        classes = list(by_condition)
+    else:
+        labels = pick(catalog or source, columns, label_key)
     if len(labels) != len(images):
         raise ValueError(f"{catalog or source}: has {len(labels)} labels for {len(images)} images.")
-    kept = np.ones(len(images), dtype=bool)
+    kept = labels != "" if by_condition else np.ones(len(images), dtype=bool)
     for condition in where:
-        name, value = condition.split("=", 1)
-        equal = pick(catalog or source, columns, name.removesuffix("!")) == value
-        kept &= ~equal if name.endswith("!") else equal
+        kept &= rows_where(condition)
     chosen = tuple(classes) or tuple(sorted(set(labels[kept])))
     records = [
         Record(source, f"{source.stem}-{row:06d}", class_number(source, row, labels[row], chosen), "", row)
@@ -220,6 +229,17 @@ def npz(
     if len(names) != images.shape[1]:
         raise ValueError(f"{source}: has {images.shape[1]} bands; --bands names {list(names)}.")
     return Layout(records, lambda record: (images[record.row], {}), chosen, names, unit="")
+
+
+def labels_by(source: Path, masks: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The class of each image (N,) as text, "" where it is of none. Raises ValueError, naming the first, where one is
+    of two classes."""
+    several = np.sum(list(masks.values()), axis=0) > 1
+    if several.any():
+        row = int(np.argmax(several))
+        of = [name for name, mask in masks.items() if mask[row]]
+        raise ValueError(f"{source}: image {row} is of the classes {of}; give conditions that exclude one another.")
+    return np.select(list(masks.values()), list(masks), default="")
 
 
 def class_number(source: Path, row: int, label: str, classes: Sequence[str]) -> int:
