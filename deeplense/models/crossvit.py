@@ -19,6 +19,7 @@ class CrossViT(CrossVit):
     """
 
     num_features: int
+    published = "crossvit_tiny_240"
 
     def __init__(
         self,
@@ -45,7 +46,7 @@ class CrossViT(CrossVit):
         )
 
     def fitted(self, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of timm's crossvit_tiny_240, for patches, images and bands of the sizes of this one."""
+        """Weights of timm's model, for patches, images and bands of the sizes of this one."""
         weights = {name: weight for name, weight in published.items() if not name.startswith("head.")}
         for branch, (side, patch_size) in enumerate(self.grids):
             positions, patches = f"pos_embed_{branch}", f"patch_embed.{branch}.proj.weight"

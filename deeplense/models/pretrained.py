@@ -1,9 +1,10 @@
 """Weights to start from: timm's published ones, or a file of timm's or of `deeplense export`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import timm
 import torch
@@ -23,6 +24,18 @@ class Weights:
     wanted: bool = False
     file: Path | None = None
     load: bool = True
+
+
+@runtime_checkable
+class FromTimm(Protocol):
+    """A backbone of ours that can start from timm's weights."""
+
+    published: str
+    """the model of timm that they are of"""
+
+    def fitted(self, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those weights, for the sizes and bands of this backbone."""
+        ...
 
 
 def create(name: str, options: dict[str, Any], weights: Weights) -> nn.Module:
@@ -115,28 +128,41 @@ def refuse_untouched(name: str, model: nn.Module, options: dict[str, Any], gener
 
 
 def load_own(backbone: nn.Module, name: str, weights: Weights) -> None:
-    """Take the backbone's weights out of a file of `deeplense export`; bands are summed where it had more. Raises
-    ValueError where it is not of this network."""
+    """Take the weights of a backbone that is not timm's. Raises ValueError where they cannot be had or are of another
+    network."""
     if not (weights.wanted and weights.load):
         return
-    if weights.file is None:
-        raise ValueError(
-            f"{name} has no published weights; give --pretrained_file FILE, which `deeplense export` writes, or leave "
-            "out --pretrained 1."
-        )
     refuse_missing(weights)
     try:
-        given = load_file(weights.file)
-    except SafetensorError as error:
-        raise ValueError(f"{weights.file} is no file of weights ({error}); `deeplense export` writes one.") from error
-    own = {key.removeprefix("backbone."): value for key, value in given.items() if key.startswith("backbone.")}
-    try:
-        backbone.load_state_dict(fit_bands(own, backbone.state_dict()))
+        backbone.load_state_dict(own_weights(backbone, name, weights))
     except RuntimeError as error:
         why = " ".join(str(error).split())[:300]
         raise ValueError(
             f"{weights.file} does not hold the weights of {name} for images of this size: {why}"
         ) from error
+
+
+def own_weights(backbone: nn.Module, name: str, weights: Weights) -> dict[str, Tensor]:
+    """Those of a file of `deeplense export`, where bands are summed if it had more; else timm's, if they fit."""
+    exported = weights_of_backbone(weights.file) if weights.file else {}
+    if isinstance(backbone, FromTimm) and not exported:
+        return backbone.fitted(create(backbone.published, {"num_classes": 0}, weights).state_dict())
+    if weights.file is None:
+        raise ValueError(
+            f"{name} has no published weights; give --pretrained_file FILE, which `deeplense export` writes, or leave "
+            "out --pretrained 1."
+        )
+    return fit_bands(exported, backbone.state_dict())
+
+
+def weights_of_backbone(file: Path) -> dict[str, Tensor]:
+    """Those in a file of `deeplense export`; none where all are named otherwise. Raises ValueError where it is no file
+    of weights."""
+    try:
+        given = load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is no file of weights ({error}); `deeplense export` writes one.") from error
+    return {key.removeprefix("backbone."): value for key, value in given.items() if key.startswith("backbone.")}
 
 
 def fit_bands(given: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:

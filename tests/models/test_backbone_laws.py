@@ -95,7 +95,7 @@ class FaultyPenalty(Faulty):
 
 def check(make: type[Faulty], fault: str) -> None:
     """All laws that need no attention."""
-    backbone_laws.check_backbone(partial(make, fault), image_size=64, in_chans=2)
+    backbone_laws.check_backbone(partial(make, fault), image_size=16, in_chans=2)
     if make is Faulty:
         backbone_laws.check_drop_path(partial(make, fault))
 

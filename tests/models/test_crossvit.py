@@ -1,12 +1,16 @@
 """CrossViT: timm's numbers at any size, nothing resized, and each branch hears of the other."""
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.models.crossvit import CrossVit
 from torch import nn
 
 from deeplense.models.crossvit import CrossViT
+from deeplense.models.registry import Network, build
 from tests.models import backbone_laws
 from tests.models.backbone_laws import SHAPES, noise, seeded, seen_attention
 
@@ -73,6 +77,40 @@ def test_timms_weights_fit_images_of_other_sizes_and_bands() -> None:
         ours.load_state_dict(ours.fitted(theirs.state_dict()))
     images = noise(2, 1, 64, 64)
     torch.testing.assert_close(gray(images), colour(images.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
+
+
+def pretrained(file: Path | None) -> Network:
+    """crossvit_tiny as users get it."""
+    return build("crossvit_tiny", image_size=64, in_chans=1, num_outputs=2, pretrained=True, pretrained_file=file)
+
+
+def test_a_file_of_timms_weights_or_of_ours_can_be_started_from(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    theirs, file = timm.create_model("crossvit_tiny_240").state_dict(), tmp_path / "model.safetensors"
+    save_file(theirs, file)
+    network = pretrained(file)
+    expected = CrossViT(in_chans=1, image_size=64).fitted(theirs)
+    torch.testing.assert_close(network.backbone.state_dict(), expected, rtol=0, atol=0)
+    save_file({key: value + 1 for key, value in network.state_dict().items()}, file)
+    ours = {key: value + 1 for key, value in expected.items()}
+    torch.testing.assert_close(pretrained(file).backbone.state_dict(), ours, rtol=0, atol=0)
+
+
+def test_where_no_file_is_given_weights_are_timms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match=r"of timm/crossvit_tiny_240\.in1k .*--pretrained_file FILE"):
+        pretrained(None)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("crossvit_9_240", "does not hold the weights of crossvit_tiny "), ("resnet18", "parts of crossvit_tiny_240")],
+)
+def test_weights_of_another_model_are_refused(name: str, why: str, tmp_path: Path) -> None:
+    save_file(timm.create_model(name).state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=why):
+        pretrained(tmp_path / "model.safetensors")
 
 
 @torch.no_grad()

@@ -42,10 +42,6 @@ def test_it_keeps_the_laws_of_backbones(image_size: int, in_chans: int, gradient
     backbone_laws.check_backbone(make, image_size=image_size, in_chans=in_chans)
 
 
-def test_paths_are_dropped_in_training_alone() -> None:
-    backbone_laws.check_drop_path(partial(small, depth=2))
-
-
 def test_the_penalty_alone_teaches_the_encoder_but_not_the_classifier() -> None:
     model = seeded(small).train()
     model(noise(2, 1, 32, 32))[1].sum().backward()
