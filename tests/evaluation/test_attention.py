@@ -284,6 +284,41 @@ def test_windows_are_put_back_where_twins_took_them_from() -> None:
     torch.testing.assert_close(back, tokens[..., 0].reshape(2, 10, 10))
 
 
+class Exchange(nn.Module):
+    """Four learnt tokens attend to a map, and to one another, as in Mobile-Former; a map of weights is no attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(noise(1, 4, 8))
+        self.from_map, self.among = CrossAttention(8), Attention(8, num_heads=2)
+        self.mix = nn.Conv2d(8, 8, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.mix(images.softmax(dim=-1))
+        tokens = self.from_map(maps, self.tokens.expand(len(images), -1, -1))
+        return self.among(tokens)
+
+
+class CrossAttention(nn.Module):
+    """Tokens (B, N, D) attend to a map (B, D, S, S)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(dim, dim)
+
+    def forward(self, maps: Tensor, tokens: Tensor) -> Tensor:
+        places = maps.flatten(2).mT
+        return self.project((tokens @ places.mT)[:, None].softmax(dim=-1)[:, 0] @ places)
+
+
+def test_learnt_tokens_and_other_uses_of_softmax_are_not_taken_for_the_image() -> None:
+    network, images = Exchange(), noise(2, 8, 6, 6)
+    assert [call.name for call in record(network, images)] == ["from_map", "among"]
+    maps = attention_maps(network, images)
+    assert [(layer.name, layer.values.shape) for layer in maps] == [("from_map", (2, 6, 6))]
+    assert attention_rollout(network, images) is None
+
+
 class Stripes(nn.Module):
     """Attention within stripes of a map (B, S, S, D), as our CSWin has it."""
 
