@@ -170,9 +170,15 @@ def record(network: nn.Module, images: Tensor) -> list[Call]:
 def on_image(calls: Sequence[Call]) -> list[Call]:
     """The calls whose keys may lie on the image: not the tokens that a module is given beside a map, as the learnt
     ones of Mobile-Former."""
-    with_map = [call.shapes for call in calls if any(len(shape) == 4 for shape in call.shapes)]
-    beside = {shape[1:] for shapes in with_map for shape in shapes if len(shape) == 3 and shape[1] != shape[2]}
+    with_map = [call.shapes for call in calls if mixes_map(call)]
+    beside = {shape[1:] for shapes in with_map for shape in shapes if len(shape) == 3}
     return [call for call in calls if not any(is_of(call, tokens) for tokens in beside)]
+
+
+def mixes_map(call: Call) -> bool:
+    """Whether the queries or keys of a call are the places of a map that it was given."""
+    assert call.weights is not None
+    return any(len(shape) == 4 and shape[2] * shape[3] in call.weights.shape[-2:] for shape in call.shapes)
 
 
 def is_of(call: Call, tokens: Sequence[int]) -> bool:

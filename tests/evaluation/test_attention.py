@@ -13,7 +13,6 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.utils.attention_extract import AttentionExtract
 from torch import Tensor, nn
 from torch.nn import functional
-from vit_pytorch import ViT
 
 from deeplense.evaluation.attention import (
     attention_maps,
@@ -191,19 +190,43 @@ def test_rollout_is_refused_where_layers_have_other_tokens() -> None:
     assert attention_rollout(network, noise(1, 1, 64, 64)) is None
 
 
-def test_weights_of_vit_pytorch_are_found_too() -> None:
+class Masked(nn.Module):
+    """Attention that calls a module for its softmax, as vit-pytorch does, and is given which tokens count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.like = nn.Linear(8, 8)
+        self.attend = nn.Softmax(dim=-1)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        return (self.attend((self.like(tokens) @ tokens.mT)[:, None] + mask) @ tokens[:, None])[:, 0]
+
+
+class Pairs(nn.Module):
+    """Two layers of it over the places of an image (B, D, S, S)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Masked(), Masked()])
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = images.flatten(2).mT
+        for layer in self.layers:
+            tokens = layer(tokens, torch.zeros(len(tokens), 1, 1, tokens.shape[1]))
+        return tokens
+
+
+def test_weights_of_a_softmax_are_found_without_timm_s_names() -> None:
     torch.manual_seed(0)
-    network = ViT(image_size=32, patch_size=8, num_classes=3, dim=24, depth=2, heads=3, mlp_dim=32, channels=1)
-    maps = attention_maps(network, noise(2, 1, 32, 32))
-    assert [layer.values.shape for layer in maps] == [(2, 4, 4), (2, 4, 4)]
-    found: list[Tensor] = []
-    for module in network.modules():
-        if isinstance(module, nn.Softmax):
-            module.register_forward_hook(lambda _, args, output: found.append(torch.as_tensor(output)))
-    with torch.no_grad():
-        network.eval()(noise(2, 1, 32, 32))
-    for layer, weights in zip(maps, found, strict=True):
-        torch.testing.assert_close(layer.values, weights.mean(dim=1)[:, 0, 1:].reshape(2, 4, 4))
+    network, images, found = Pairs(), noise(2, 8, 4, 4), []
+    for layer in network.layers:
+        layer.get_submodule("attend").register_forward_hook(lambda _, args, output: found.append(output))
+    maps, rolled = attention_maps(network, images), attention_rollout(network, images)
+    for layer, weights in zip(maps, found[:2], strict=True):
+        torch.testing.assert_close(layer.values, weights.mean(dim=(1, 2)).reshape(2, 4, 4))
+    first, second = (weights[:, 0] + torch.eye(16) for weights in found[:2])
+    assert rolled is not None
+    torch.testing.assert_close(rolled, (second @ first).mean(dim=1).reshape(2, 4, 4) / 4)
 
 
 NUM_LAYERS = {
