@@ -57,10 +57,18 @@ class Call:
     parent: "Call | None"
     weights: Tensor | None = None
 
+    @property
+    def tokens(self) -> set[int]:
+        """How many tokens it may have been given: (B, N, D), (B, D, h, w) or (B, h, w, D)."""
+        maps = [shape for shape in self.shapes if len(shape) == 4]
+        first = {shape[2] * shape[3] for shape in maps if shape[2] == shape[3]}
+        last = {shape[1] * shape[2] for shape in maps if shape[1] == shape[2]}
+        return {shape[1] for shape in self.shapes if len(shape) == 3} | first | last
+
 
 class Recorder(TorchFunctionMode):
     """Keeps the attention weights of a network that runs within it, in the order of its layers: what goes through
-    modules called `attn_drop`, else the last softmax over keys within the module that has the projections."""
+    modules called `attn_drop`, else the last softmax over tokens within the module that has the projections."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -86,7 +94,7 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in SOFTMAX:
-            self.note(result)
+            self.note(result, surely=False)
         return result
 
     def begin(self, name: str, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -98,15 +106,18 @@ class Recorder(TorchFunctionMode):
         """A module is done."""
         call = self.running.pop()
         if call.name.endswith("attn_drop") and isinstance(output, Tensor):
-            self.note(output)
+            self.note(output, surely=True)
         if call.weights is not None:
             self.done.append(call)
 
-    def note(self, weights: Tensor) -> None:
-        """Keep weights for the innermost module at work that has parameters, if they are attention: rows of sum 1."""
+    def note(self, weights: Tensor, *, surely: bool) -> None:
+        """Keep weights for the innermost module at work that has parameters, if they are attention: rows of sum 1, and
+        where it is not sure, as many as the tokens that the module was given."""
         holders = [call for call in self.running if next(call.module.parameters(), None) is not None]
         weights = weights.detach().float()
-        if holders and weights.ndim > 2 and are_shares(weights):
+        if not holders or weights.ndim < 3 or not are_shares(weights):
+            return
+        if surely or holders[-1].tokens & set(weights.shape[-2:]):
             holders[-1].weights = weights.clone()
 
 
@@ -156,6 +167,26 @@ def record(network: nn.Module, images: Tensor) -> list[Call]:
     return recorder.done
 
 
+def on_image(calls: Sequence[Call]) -> list[Call]:
+    """The calls whose keys may lie on the image: not the tokens that a module is given beside a map, as the learnt
+    ones of Mobile-Former."""
+    with_map = [call.shapes for call in calls if mixes_map(call)]
+    beside = {shape[1:] for shapes in with_map for shape in shapes if len(shape) == 3}
+    return [call for call in calls if not any(is_of(call, tokens) for tokens in beside)]
+
+
+def mixes_map(call: Call) -> bool:
+    """Whether the queries or keys of a call are the places of a map that it was given."""
+    assert call.weights is not None
+    return any(len(shape) == 4 and shape[2] * shape[3] in call.weights.shape[-2:] for shape in call.shapes)
+
+
+def is_of(call: Call, tokens: Sequence[int]) -> bool:
+    """Whether the keys of a call are tokens (N, D) that it was given."""
+    assert call.weights is not None
+    return call.weights.shape[-1] == tokens[0] and any(shape[1:] == tokens for shape in call.shapes)
+
+
 def attention_maps(network: nn.Module, images: Tensor) -> list[LayerMap]:
     """One map for each layer of attention whose keys are known to lie on a grid of more than one place.
 
@@ -168,7 +199,7 @@ def attention_maps(network: nn.Module, images: Tensor) -> list[LayerMap]:
         images: (B, C, S, S) as the network takes them.
     """
     maps = []
-    for call in record(network, images):
+    for call in on_image(record(network, images)):
         values = map_of(call, len(images), network)
         if values is not None and values.shape[-1] > 1:
             maps.append(LayerMap(call.name, values.cpu()))
@@ -191,9 +222,8 @@ def global_layer(call: Call, num_images: int, network: nn.Module) -> Layer | Non
     num_prefix = prefix_of(num_keys, network)
     if num_prefix is None or not is_of_whole_images(call, num_images):
         return None
-    tokens = {number for shape in call.shapes for number in possible_tokens(shape)}
-    whole = num_keys in tokens or num_keys - num_prefix in tokens
-    if not whole and not (num_queries in tokens and is_coarser(call.module)):
+    whole = num_keys in call.tokens or num_keys - num_prefix in call.tokens
+    if not whole and not (num_queries in call.tokens and is_coarser(call.module)):
         return None
     weights = call.weights.reshape(num_images, -1, num_queries, num_keys).mean(dim=1)
     return Layer(call.name, weights, num_prefix)
@@ -204,17 +234,10 @@ def is_of_whole_images(call: Call, num_images: int) -> bool:
     assert call.weights is not None
     leading = call.weights.shape[:-2]
     per_image = leading[0] == num_images if len(leading) == 2 else len(leading) == 1 and leading[0] % num_images == 0
-    around = [number for shape in call.parent.shapes for number in possible_tokens(shape)] if call.parent else []
+    around = call.parent.tokens if call.parent else set()
     padded_window = hasattr(call.module, "window_size") and call.weights.shape[-1] not in around
     given = call.shapes[0][0] if call.shapes else 0
     return per_image and given == num_images and not padded_window and not isinstance(call.module, OVER_CHANNELS)
-
-
-def possible_tokens(shape: torch.Size) -> list[int]:
-    """How many tokens a tensor may hold: (B, N, D), (B, D, h, w) or (B, h, w, D)."""
-    if len(shape) == 3:
-        return [shape[1]]
-    return [shape[2] * shape[3], shape[1] * shape[2]] if len(shape) == 4 else []
 
 
 def is_coarser(module: nn.Module) -> bool:
@@ -311,7 +334,7 @@ def attention_rollout(network: nn.Module, images: Tensor) -> Tensor | None:
 
 def mixes_itself(call: Call) -> bool:
     """Whether a module mixes the tokens that its weights come from: it was given no others."""
-    return sum(len(shape) == 3 and shape[0] == call.shapes[0][0] for shape in call.shapes) < 2
+    return sum(len(shape) == 3 and shape[:2] == call.shapes[0][:2] for shape in call.shapes) < 2
 
 
 def widen(weights: Tensor, num_tokens: int, num_prefix: int) -> Tensor | None:

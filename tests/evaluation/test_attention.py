@@ -190,33 +190,43 @@ def test_rollout_is_refused_where_layers_have_other_tokens() -> None:
     assert attention_rollout(network, noise(1, 1, 64, 64)) is None
 
 
-class PlainAttention(nn.Module):
-    """Tokens that attend to one another through a module of softmax, as many packages have it."""
+class Masked(nn.Module):
+    """Attention that calls a module for its softmax, as vit-pytorch does, and is given which tokens count."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.project = nn.Linear(8, 16)
-        self.softmax = nn.Softmax(dim=-1)
+        self.like = nn.Linear(8, 8)
+        self.attend = nn.Softmax(dim=-1)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        queries, keys = self.project(tokens)[:, None].chunk(2, dim=-1)
-        return (self.softmax(4 * queries @ keys.mT) @ tokens[:, None])[:, 0]
-
-
-class Patches(nn.Conv2d):
-    """Tokens (B, N, D) of images."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input).flatten(2).mT
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        return (self.attend((self.like(tokens) @ tokens.mT)[:, None] + mask) @ tokens[:, None])[:, 0]
 
 
-def test_weights_out_of_a_module_of_softmax_are_found_too() -> None:
+class Pairs(nn.Module):
+    """Two layers of it over the places of an image (B, D, S, S)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Masked(), Masked()])
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = images.flatten(2).mT
+        for layer in self.layers:
+            tokens = layer(tokens, torch.zeros(len(tokens), 1, 1, tokens.shape[1]))
+        return tokens
+
+
+def test_weights_of_a_softmax_are_found_without_timm_s_names() -> None:
     torch.manual_seed(0)
-    attention, images = PlainAttention(), noise(2, 1, 32, 32)
-    found: list[Tensor] = []
-    attention.softmax.register_forward_hook(lambda _, args, output: found.append(torch.as_tensor(output)))
-    (layer,) = attention_maps(nn.Sequential(Patches(1, 8, 8, stride=8), attention), images)
-    torch.testing.assert_close(layer.values, found[0].mean(dim=(1, 2)).reshape(2, 4, 4))
+    network, images, found = Pairs(), noise(2, 8, 4, 4), []
+    for layer in network.layers:
+        layer.get_submodule("attend").register_forward_hook(lambda _, args, output: found.append(output))
+    maps, rolled = attention_maps(network, images), attention_rollout(network, images)
+    for layer, weights in zip(maps, found[:2], strict=True):
+        torch.testing.assert_close(layer.values, weights.mean(dim=(1, 2)).reshape(2, 4, 4))
+    first, second = (weights[:, 0] + torch.eye(16) for weights in found[:2])
+    assert rolled is not None
+    torch.testing.assert_close(rolled, (second @ first).mean(dim=1).reshape(2, 4, 4) / 4)
 
 
 NUM_LAYERS = {
@@ -295,6 +305,41 @@ def test_windows_are_put_back_where_twins_took_them_from() -> None:
     attention(tokens, (10, 10))
     back = from_windows(seen[0].reshape(-1, 16, 8)[..., 0], (4, 4), (10, 10))
     torch.testing.assert_close(back, tokens[..., 0].reshape(2, 10, 10))
+
+
+class Exchange(nn.Module):
+    """Four learnt tokens attend to a map, and to one another, as in Mobile-Former; a map of weights is no attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(noise(1, 4, 8))
+        self.from_map, self.among = CrossAttention(8), Attention(8, num_heads=2)
+        self.mix = nn.Conv2d(8, 8, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.mix(images.softmax(dim=-1))
+        tokens = self.from_map(maps, self.tokens.expand(len(images), -1, -1))
+        return self.among(tokens)
+
+
+class CrossAttention(nn.Module):
+    """Tokens (B, N, D) attend to a map (B, D, S, S)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(dim, dim)
+
+    def forward(self, maps: Tensor, tokens: Tensor) -> Tensor:
+        places = maps.flatten(2).mT
+        return self.project((tokens @ places.mT)[:, None].softmax(dim=-1)[:, 0] @ places)
+
+
+def test_learnt_tokens_and_other_uses_of_softmax_are_not_taken_for_the_image() -> None:
+    network, images = Exchange(), noise(2, 8, 6, 6)
+    assert [call.name for call in record(network, images)] == ["from_map", "among"]
+    maps = attention_maps(network, images)
+    assert [(layer.name, layer.values.shape) for layer in maps] == [("from_map", (2, 6, 6))]
+    assert attention_rollout(network, images) is None
 
 
 class Stripes(nn.Module):
