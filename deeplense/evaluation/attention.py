@@ -176,9 +176,10 @@ def on_image(calls: Sequence[Call]) -> list[Call]:
 
 
 def mixes_map(call: Call) -> bool:
-    """Whether the queries or keys of a call are the places of a map that it was given."""
+    """Whether the queries or keys of a call are the places of a square map (B, D, S, S) that it was given."""
     assert call.weights is not None
-    return any(len(shape) == 4 and shape[2] * shape[3] in call.weights.shape[-2:] for shape in call.shapes)
+    maps = [shape for shape in call.shapes if len(shape) == 4 and shape[2] == shape[3]]
+    return any(shape[2] * shape[3] in call.weights.shape[-2:] for shape in maps)
 
 
 def is_of(call: Call, tokens: Sequence[int]) -> bool:

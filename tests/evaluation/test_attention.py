@@ -190,43 +190,33 @@ def test_rollout_is_refused_where_layers_have_other_tokens() -> None:
     assert attention_rollout(network, noise(1, 1, 64, 64)) is None
 
 
-class Masked(nn.Module):
-    """Attention that calls a module for its softmax, as vit-pytorch does, and is given which tokens count."""
+class PlainAttention(nn.Module):
+    """Tokens that attend to one another through a module of softmax, as many packages have it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.like = nn.Linear(8, 8)
-        self.attend = nn.Softmax(dim=-1)
+        self.project = nn.Linear(8, 16)
+        self.softmax = nn.Softmax(dim=-1)
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        return (self.attend((self.like(tokens) @ tokens.mT)[:, None] + mask) @ tokens[:, None])[:, 0]
-
-
-class Pairs(nn.Module):
-    """Two layers of it over the places of an image (B, D, S, S)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList([Masked(), Masked()])
-
-    def forward(self, images: Tensor) -> Tensor:
-        tokens = images.flatten(2).mT
-        for layer in self.layers:
-            tokens = layer(tokens, torch.zeros(len(tokens), 1, 1, tokens.shape[1]))
-        return tokens
+    def forward(self, tokens: Tensor) -> Tensor:
+        queries, keys = self.project(tokens)[:, None].chunk(2, dim=-1)
+        return (self.softmax(4 * queries @ keys.mT) @ tokens[:, None])[:, 0]
 
 
-def test_weights_of_a_softmax_are_found_without_timm_s_names() -> None:
+class Patches(nn.Conv2d):
+    """Tokens (B, N, D) of images."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).flatten(2).mT
+
+
+def test_weights_out_of_a_module_of_softmax_are_found_too() -> None:
     torch.manual_seed(0)
-    network, images, found = Pairs(), noise(2, 8, 4, 4), []
-    for layer in network.layers:
-        layer.get_submodule("attend").register_forward_hook(lambda _, args, output: found.append(output))
-    maps, rolled = attention_maps(network, images), attention_rollout(network, images)
-    for layer, weights in zip(maps, found[:2], strict=True):
-        torch.testing.assert_close(layer.values, weights.mean(dim=(1, 2)).reshape(2, 4, 4))
-    first, second = (weights[:, 0] + torch.eye(16) for weights in found[:2])
-    assert rolled is not None
-    torch.testing.assert_close(rolled, (second @ first).mean(dim=1).reshape(2, 4, 4) / 4)
+    attention, images = PlainAttention(), noise(2, 1, 32, 32)
+    found: list[Tensor] = []
+    attention.softmax.register_forward_hook(lambda _, args, output: found.append(torch.as_tensor(output)))
+    (layer,) = attention_maps(nn.Sequential(Patches(1, 8, 8, stride=8), attention), images)
+    torch.testing.assert_close(layer.values, found[0].mean(dim=(1, 2)).reshape(2, 4, 4))
 
 
 NUM_LAYERS = {
@@ -340,6 +330,47 @@ def test_learnt_tokens_and_other_uses_of_softmax_are_not_taken_for_the_image() -
     maps = attention_maps(network, images)
     assert [(layer.name, layer.values.shape) for layer in maps] == [("from_map", (2, 6, 6))]
     assert attention_rollout(network, images) is None
+
+
+class Masked(nn.Module):
+    """Attention that is given which tokens count, as our A-ViT has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.like = nn.Linear(8, 8)
+        self.attend = nn.Softmax(dim=-1)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        return (self.attend((self.like(tokens) @ tokens.mT)[:, None] + mask) @ tokens[:, None])[:, 0]
+
+
+class Pairs(nn.Module):
+    """Two layers of it over the places of an image (B, D, S, S)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Masked(), Masked()])
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = images.flatten(2).mT
+        for layer in self.layers:
+            tokens = layer(tokens, torch.zeros(len(tokens), 1, 1, tokens.shape[1]))
+        return tokens
+
+
+def test_a_mask_of_tokens_is_not_taken_for_a_map() -> None:
+    torch.manual_seed(0)
+    network, images = Pairs(), noise(2, 8, 4, 4)
+    found: list[Tensor] = []
+    for layer in network.layers:
+        softmax = layer.get_submodule("attend")
+        softmax.register_forward_hook(lambda _, args, output: found.append(torch.as_tensor(output)))
+    maps, rolled = attention_maps(network, images), attention_rollout(network, images)
+    for layer, weights in zip(maps, found[:2], strict=True):
+        torch.testing.assert_close(layer.values, weights.mean(dim=(1, 2)).reshape(2, 4, 4))
+    first, second = (weights[:, 0] + torch.eye(16) for weights in found[:2])
+    assert rolled is not None
+    torch.testing.assert_close(rolled, (second @ first).mean(dim=1).reshape(2, 4, 4) / 4)
 
 
 class Stripes(nn.Module):
