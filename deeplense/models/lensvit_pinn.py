@@ -1,10 +1,12 @@
 """The physics-informed LensViT-PINN. B batch, C bands, S pixels a side."""
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import timm
 import torch
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from deeplense.models.source_plane import pixel_grid, sis_deflection, source_image, trace_back
@@ -25,6 +27,7 @@ class LensViTPINN(nn.Module):
     """
 
     has_penalty = True
+    published = "vit_small_patch16_224.dino"
     num_features = 512
 
     def __init__(
@@ -36,26 +39,19 @@ class LensViTPINN(nn.Module):
         encoder: str = "vit_small_patch16_224",
         patch_size: int = 16,
         depth: int = 12,
-        pretrained: bool = False,
-        pretrained_file: Path | None = None,
         gradient: bool = False,
     ) -> None:
         """Args beyond those of all backbones:
 
-        encoder: what timm calls the vision transformer; `vit_small_patch16_224.dino` has the published weights.
+        encoder: what timm calls the vision transformer.
         patch_size: of the encoder; 8 suits images of 64 pixels.
         depth: blocks of the encoder.
-        pretrained: start the encoder from timm's weights, from `pretrained_file` rather than from the hub if given.
         gradient: the encoder sees `edges` of the image instead of the image.
         """
         super().__init__()
-        options: dict[str, Any] = {"patch_size": patch_size, "depth": depth, "drop_path_rate": drop_path}
-        if pretrained_file:
-            options["pretrained_cfg_overlay"] = {"file": str(pretrained_file)}
-        self.encoder = timm.create_model(
-            encoder, pretrained, in_chans=in_chans, img_size=image_size, num_classes=0, **options
-        )
-        self.deflection = nn.Linear(int(self.encoder.num_features), 2 * image_size**2)  # type: ignore[arg-type]
+        options = {"patch_size": patch_size, "depth": depth, "drop_path_rate": drop_path}
+        self.encoder: Any = timm.create_model(encoder, in_chans=in_chans, img_size=image_size, num_classes=0, **options)
+        self.deflection = nn.Linear(self.encoder.num_features, 2 * image_size**2)
         self.classifier = timm.create_model("resnet18", in_chans=2 * in_chans, num_classes=0, zero_init_last=False)
         self.gradient = gradient
         self.init_deflection(image_size)
@@ -66,6 +62,14 @@ class LensViTPINN(nn.Module):
         sphere = sis_deflection(*pixel_grid(torch.empty(image_size, image_size)), theta_E=torch.tensor(image_size / 8))
         self.deflection.bias.copy_(torch.stack(sphere).flatten())
         nn.init.trunc_normal_(self.deflection.weight, std=0.02)
+
+    def fitted(self, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The published weights of the encoder, for patches, images and bands of this one; the rest as it is."""
+        weights, embed = dict(published), self.encoder.patch_embed
+        weights["pos_embed"] = resample_abs_pos_embed(weights["pos_embed"], list(embed.grid_size))  # type: ignore[operator]
+        patches = resample_patch_embed(weights["patch_embed.proj.weight"], list(embed.patch_size))
+        weights["patch_embed.proj.weight"] = adapt_input_conv(embed.proj.in_channels, patches)
+        return self.state_dict() | {f"encoder.{name}": weight for name, weight in weights.items()}
 
     def estimate_deflection(self, images: Tensor) -> Tensor:
         """Deflections (B, 2, S, S), x and y, in pixels; in float32, for bfloat16 would round them to sixteenths."""

@@ -2,13 +2,11 @@
 
 import math
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deeplense.models.lensvit_pinn import PENALTY_WEIGHT, LensViTPINN, edges
@@ -99,15 +97,23 @@ def test_it_is_as_large_as_its_published_parts() -> None:
     assert counts["deflection"] == pytest.approx(385 * 2 * 224**2 / 1e6)
 
 
-def test_published_weights_come_from_a_file_and_are_fitted_to_one_band(tmp_path: Path) -> None:
-    published = timm.create_model("vit_tiny_patch16_224", depth=1)
-    save_file(published.state_dict(), tmp_path / "vit.safetensors")
-    options = {"patch_size": 16, "pretrained": True, "pretrained_file": tmp_path / "vit.safetensors"}
-    ours = small(image_size=64, **options).encoder.state_dict()
-    theirs = published.state_dict()
+@pytest.mark.parametrize("patch_size", [8, 16])
+def test_the_encoder_s_published_weights_are_fitted_to_patches_images_and_bands(patch_size: int) -> None:
+    published = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=0)
+    model, theirs = small(image_size=64, patch_size=patch_size), published.state_dict()
+    rest = {name: value.clone() for name, value in model.state_dict().items() if not name.startswith("encoder.")}
+    model.load_state_dict(model.fitted(theirs))
+    ours = model.encoder.state_dict()
     assert torch.equal(ours["blocks.0.attn.qkv.weight"], theirs["blocks.0.attn.qkv.weight"])
-    summed = theirs["patch_embed.proj.weight"].sum(1, keepdim=True)
-    torch.testing.assert_close(ours["patch_embed.proj.weight"], summed)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in rest.items())
+    if patch_size == 16:
+        summed = theirs["patch_embed.proj.weight"].sum(1, keepdim=True)
+        torch.testing.assert_close(ours["patch_embed.proj.weight"], summed)
+        images = noise(2, 3, 224, 224)
+        whole = small(image_size=224, in_chans=3, patch_size=16)
+        whole.load_state_dict(whole.fitted(theirs))
+        with torch.no_grad():
+            torch.testing.assert_close(whole.encoder.eval()(images), published.eval()(images))
 
 
 def test_deflections_keep_their_precision_where_the_rest_is_in_bfloat16() -> None:
