@@ -66,14 +66,14 @@ def read_seeds(word: str) -> range:
 
 def run(settings: Settings) -> int:
     """Do what is left, and print the table; returns 0, 1 where a training failed, or 85 when told to stop."""
-    from jobs.model_queue import do_all
+    from jobs.comparing.queue import do_all
 
     return do_all(settings)
 
 
 def runs_left(settings: Settings) -> dict[str, Path]:
     """Names and folders of the runs that are not trained yet."""
-    from jobs.model_plan import chosen, make_plan
+    from jobs.comparing.plan import chosen, make_plan
 
     asked = chosen(make_plan(settings), settings.only)
     return {training.name: training.run for _, training in asked if not training.is_done}

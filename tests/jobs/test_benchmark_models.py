@@ -16,9 +16,11 @@ import pytest
 from conftest import CONTEXT, run_command
 
 from deeplense.data.dataset import Split
-from jobs import children, config, model_page, model_plan, model_queue
+from jobs import children, config
 from jobs.attempts import EXIT_STOPPED, FOLDER, NUMBER, open_attempt, read_attempts
 from jobs.children import Command
+from jobs.comparing import page, queue
+from jobs.comparing import plan as plans
 from launch.__main__ import main
 
 Hook = Callable[[], None]
@@ -239,8 +241,8 @@ def test_a_training_that_fails_is_a_row_with_its_reason_and_the_others_go_on(
     recipe.write_text("lr: 1.0e+30\n")
     shutil.rmtree(copy / "runs" / f"test_resnet-{dataset.name}-1")
     with monkeypatch.context() as patch:
-        own, of_others = {"test_efficientnet": recipe}, model_plan.recipe_of
-        patch.setattr(model_plan, "recipe_of", lambda model: own.get(model) or of_others(model))
+        own, of_others = {"test_efficientnet": recipe}, plans.recipe_of
+        patch.setattr(plans, "recipe_of", lambda model: own.get(model) or of_others(model))
         given = words(copy, dataset, models="test_efficientnet,simple_cnn,test_resnet")
         assert main(given) == 1
         assert table(copy)[:2] == before
@@ -320,9 +322,9 @@ def test_a_number_is_learnt_and_held_against_guessing(dataset: Path, tmp_path: P
     assert row["num_images"] == 30, "those of which the number is known"
 
 
-def make_plan(line: list[str]) -> list[model_plan.Trial]:
+def make_plan(line: list[str]) -> list[plans.Trial]:
     """The plan of a command line."""
-    return model_plan.make_plan(config.parse("benchmark models", line[2:]))
+    return plans.make_plan(config.parse("benchmark models", line[2:]))
 
 
 def test_the_recipe_of_a_model_is_used_and_what_is_given_goes_over_it(
@@ -330,7 +332,7 @@ def test_the_recipe_of_a_model_is_used_and_what_is_given_goes_over_it(
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("lr: 0.5\nepochs: 77\n")
-    monkeypatch.setattr(model_plan, "recipe_of", lambda model: recipe if model == "simple_cnn" else None)
+    monkeypatch.setattr(plans, "recipe_of", lambda model: recipe if model == "simple_cnn" else None)
     plan = make_plan(words(tmp_path, dataset, seeds="0"))
     found = {trial.model: trial.trainings[0].settings for trial in plan}
     assert (found["simple_cnn"].lr, found["test_resnet"].lr) == (0.5, 3e-4)
@@ -445,16 +447,16 @@ def test_a_run_that_another_element_finishes_meanwhile_is_in_the_table_of_the_la
     plan, report = make_plan(words(copy, dataset)), copy / "runs" / f"simple_cnn-{dataset.name}-1" / "report"
     before, aside = table(copy), copy / "aside"
     shutil.move(report, aside)
-    make_rows = model_page.make_rows
+    make_rows = page.make_rows
 
-    def rows_before_the_other_ends(output: Path, trials: list[model_plan.Trial]) -> list[Any]:
+    def rows_before_the_other_ends(output: Path, trials: list[plans.Trial]) -> list[Any]:
         rows = make_rows(output, trials)
         if aside.exists():
             shutil.move(aside, report)
         return rows
 
-    monkeypatch.setattr(model_page, "make_rows", rows_before_the_other_ends)
-    model_page.update_table(copy, plan)
+    monkeypatch.setattr(page, "make_rows", rows_before_the_other_ends)
+    page.update_table(copy, plan)
     assert table(copy) == before
 
 
@@ -467,11 +469,11 @@ def test_trainings_side_by_side_share_the_cores_and_take_the_gpus_in_turn(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(model_queue.torch.cuda, "device_count", lambda: found)
-    monkeypatch.setattr(model_queue, "num_cores", lambda: 16)
-    assert [slot.get("CUDA_VISIBLE_DEVICES") for slot in model_queue.slots(3)] == expected
-    assert {slot["OMP_NUM_THREADS"] for slot in model_queue.slots(3)} == {"5"}
-    assert model_queue.slots(1) == [{}]
+    monkeypatch.setattr(queue.torch.cuda, "device_count", lambda: found)
+    monkeypatch.setattr(queue, "num_cores", lambda: 16)
+    assert [slot.get("CUDA_VISIBLE_DEVICES") for slot in queue.slots(3)] == expected
+    assert {slot["OMP_NUM_THREADS"] for slot in queue.slots(3)} == {"5"}
+    assert queue.slots(1) == [{}]
 
 
 def test_trainings_side_by_side_give_the_same_table(copy: Path, dataset: Path) -> None:

@@ -7,7 +7,7 @@ from importlib import resources
 import pytest
 
 NUMBERS = ("auc_no_sub", "auc_cdm", "auc_axion", "auc_macro", "accuracy")
-ROWS = list(csv.DictReader(resources.files("jobs").joinpath("published/models.csv").read_text().splitlines()))
+ROWS = list(csv.DictReader(resources.files("jobs.comparing").joinpath("published.csv").read_text().splitlines()))
 
 
 def find(model: str, kind: str, variant: str) -> dict[str, str]:

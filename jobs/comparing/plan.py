@@ -22,7 +22,7 @@ from jobs.experiment import find_dataset
 from jobs.runs import CONFIG, FINISHED, refuse_differences, stored_config
 from jobs.train import Settings as TrainSettings
 
-RECIPES = Path(__file__).parent / "recipes" / "models"
+RECIPES = Path(__file__).parents[1] / "recipes" / "models"
 FOLDS = 5
 """Into how many a data set is divided that has no split test."""
 

@@ -20,10 +20,10 @@ from jobs.attempts import (
 )
 from jobs.benchmark_models import Settings
 from jobs.children import Command, Queue, Steps
+from jobs.comparing.page import lines_of, update_table
+from jobs.comparing.plan import Training, Trial, chosen, make_plan
+from jobs.comparing.table import costs_file, problems_of
 from jobs.config import require
-from jobs.model_page import lines_of, update_table
-from jobs.model_plan import Training, Trial, chosen, make_plan
-from jobs.model_table import costs_file, problems_of
 from jobs.progress import say
 from jobs.runs import LOGS, num_cores
 

@@ -16,7 +16,7 @@ from deeplense.evaluation.metrics import Estimate, softmax
 from deeplense.evaluation.report import PREDICTIONS
 from deeplense.files import read_json, replacing
 from jobs.attempts import ATTEMPTS, read_attempts
-from jobs.model_plan import Trial
+from jobs.comparing.plan import Trial
 
 DRAWS = "draws.npz"
 KINDS = ("values", "draws", "trials")
@@ -168,5 +168,5 @@ def costs_file(output: Path, trial: Trial) -> Path:
 
 def published(model: str, target: str) -> list[dict[str, str]]:
     """What others have published of a model, on whatever images."""
-    text = resources.files("jobs").joinpath("published/models.csv").read_text()
+    text = resources.files("jobs.comparing").joinpath("published.csv").read_text()
     return [row for row in csv.DictReader(io.StringIO(text)) if row["model"] == model and row["target"] == target]

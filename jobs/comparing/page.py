@@ -13,8 +13,8 @@ from deeplense.evaluation.metrics import Estimate
 from deeplense.evaluation.page import Section, write_page
 from deeplense.evaluation.report import Plot
 from deeplense.files import finite, replacing, write_json
-from jobs.model_plan import Trial
-from jobs.model_table import Row, make_rows, state_of
+from jobs.comparing.plan import Trial
+from jobs.comparing.table import Row, make_rows, state_of
 
 METHOD = (
     "Each model is trained by its recipe once for each seed; the weights that count are the best on validation images, "
