@@ -142,7 +142,7 @@ def whole(network: Network, file: str) -> Form:
     """All in timm's model: the last linear layer under the names of its classifiers, of which it has several where it
     takes their mean."""
     last = network.head[-1]
-    arguments = {**network.timm_options, "num_classes": last.out_features}
+    arguments = {"num_classes": last.out_features} | told(network)
     expected = timm.create_model(network.timm_name, **arguments)
     names: str | tuple[str, ...] = expected.pretrained_cfg["classifier"]  # type: ignore[index]
     shapes, weights = expected.state_dict(), dict(network.backbone.state_dict())
@@ -159,7 +159,12 @@ def apart(network: Network, file: str) -> Form:
         file: network.backbone.state_dict(),
         str(Path(file).with_suffix(".head.safetensors")): network.head.state_dict(),
     }
-    return Form(network.timm_name, network.timm_options, files, head=network.head)
+    return Form(network.timm_name, {"num_classes": 0} | told(network), files, head=network.head)
+
+
+def told(network: Network) -> dict[str, Any]:
+    """What timm was told to make the backbone, but for the classes."""
+    return {name: value for name, value in network.timm_options.items() if name != "num_classes"}
 
 
 def of_ours(network: Network, name: str, file: str, *, in_chans: int, image_size: int) -> Form:

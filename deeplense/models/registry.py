@@ -157,7 +157,7 @@ def zoo_trunk(architecture: Architecture, image_size: int, in_chans: int, drop_p
     if architecture.of_timm:
         if architecture.name == WITH_ATTENTION:
             options["global_pool"] = ""
-        options |= {"in_chans": in_chans, "num_classes": 0, **drop_path_option(drop_path)}
+        options = {"in_chans": in_chans, "num_classes": 0, **options, **drop_path_option(drop_path)}
         return Trunk(create(target, options, weights), size, target, options)
     if architecture.drop_path:
         options["drop_path"] = drop_path
