@@ -1,10 +1,10 @@
 """All about one architecture."""
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from deeplense.models.registry import Network, build, depths_of
 from deeplense.models.zoo import ARCHITECTURES
+from jobs.measuring.models import flops_of
 from jobs.models import Settings
 from jobs.progress import say
 
@@ -16,6 +16,7 @@ def describe(settings: Settings) -> int:
     network = build(
         settings.name, image_size=settings.image_size, in_chans=settings.in_chans, num_outputs=NUM_OUTPUTS
     ).eval()
+    image = torch.zeros(1, settings.in_chans, settings.image_size, settings.image_size)
     known = ARCHITECTURES.get(settings.name)
     backbone, head = (sum(p.numel() for p in part.parameters()) for part in (network.backbone, network.head))
     made = f"timm.{network.timm_name} with {dict(network.timm_options)}"
@@ -25,7 +26,7 @@ def describe(settings: Settings) -> int:
         "recipe": f"jobs/recipes/models/{known.recipe}.yaml" if known else "none of its own",
         "images": f"{settings.in_chans} x {settings.image_size} x {settings.image_size} pixels, {fitted(network)}",
         "parameters": f"{backbone:,} in the backbone, {head:,} in the last layers",
-        "operations": f"{flops(network, settings) / 1e9:.3f} GFLOP for one image",
+        "operations": f"{flops_of(network, image) / 1e9:.3f} GFLOP for one image",
         "layers": f"{max(depths_of(network.backbone).values()) + 2} for --layer_decay",
         "drop_path": "yes" if (known.drop_path if known else takes_drop_path(settings)) else "no",
     }
@@ -39,15 +40,6 @@ def fitted(network: Network) -> str:
     """What is done to images before they reach the backbone."""
     size = network.input_size
     return "as they are" if size.way == "native" else f"{size.verb} to {size.size}"
-
-
-@torch.no_grad()
-def flops(network: Network, settings: Settings) -> int:
-    """Additions and multiplications for one image, each counted."""
-    images = torch.zeros(1, settings.in_chans, settings.image_size, settings.image_size)
-    with FlopCounterMode(display=False) as counter:
-        network(images)
-    return counter.get_total_flops()
 
 
 def takes_drop_path(settings: Settings) -> bool:

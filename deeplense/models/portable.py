@@ -142,7 +142,7 @@ def whole(network: Network, file: str) -> Form:
     """All in timm's model: the last linear layer under the names of its classifiers, of which it has several where it
     takes their mean."""
     last = network.head[-1]
-    arguments = {"num_classes": last.out_features} | told(network)
+    arguments: dict[str, Any] = {"num_classes": last.out_features} | told(network)
     expected = timm.create_model(network.timm_name, **arguments)
     names: str | tuple[str, ...] = expected.pretrained_cfg["classifier"]  # type: ignore[index]
     shapes, weights = expected.state_dict(), dict(network.backbone.state_dict())

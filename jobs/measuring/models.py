@@ -2,6 +2,7 @@
 that the memory is its own: `python -m jobs.measuring.models FILE --setting value ...`, the settings being those of
 `deeplense train`."""
 
+import copy
 import itertools
 import os
 import platform
@@ -103,11 +104,11 @@ def cpu_name() -> str:
 def flops_of(network: nn.Module, image: Tensor) -> int:
     """Floating-point operations of convolutions, matrix products and attention for one image (1, C, S, S); a product
     and its sum are two."""
-    training = network.training
-    # The counter does not know the fused attention of CPUs.
+    # The counter stumbles over parameters that are given to a module, as tokens are, and learn.
+    counted = copy.deepcopy(network).eval().requires_grad_(False)
+    # It does not know the fused attention of CPUs.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        network.eval()(image)
-    network.train(training)
+        counted(image)
     return counter.get_total_flops()
 
 
