@@ -18,8 +18,6 @@ from deeplense.models.pretrained import Weights, create, load_own
 from deeplense.models.sizes import BorderCut, InputSize, input_sizes, padded_to, require_borders
 from deeplense.models.zoo import ARCHITECTURES, Architecture, nearest
 
-WITH_ATTENTION = "efficientnet_b2_attention"
-
 
 @dataclass(frozen=True)
 class Trunk:
@@ -135,10 +133,11 @@ def build(
         trunk = any_timm_trunk(name, image_size, {"in_chans": in_chans, **drop_path_option(drop_path)}, weights)
     else:
         trunk = zoo_trunk(architecture, image_size, in_chans, drop_path, weights)
-    num_features = probe(trunk.backbone, in_chans, trunk.input_size.size).shape[1]
-    if name == WITH_ATTENTION:
-        if extra_layers:
-            raise ValueError(f"{name} has layers of its own between features and outputs; leave out --complex 1.")
+    features = probe(trunk.backbone, in_chans, trunk.input_size.size)
+    is_map, num_features = features.ndim == 4, features.shape[1]
+    if is_map and extra_layers:
+        raise ValueError(f"{name} has layers of its own between features and outputs; leave out --complex 1.")
+    if is_map:
         head = attention_layers(num_features, num_outputs, dropout=dropout)
     else:
         head = last_layers(num_features, num_outputs, dropout=dropout, extra_layers=extra_layers)
@@ -155,8 +154,6 @@ def zoo_trunk(architecture: Architecture, image_size: int, in_chans: int, drop_p
     file, target = architecture.target.split(".", 1)
     options: dict[str, Any] = dict(architecture.arguments(size.size))
     if architecture.of_timm:
-        if architecture.name == WITH_ATTENTION:
-            options["global_pool"] = ""
         options = {"in_chans": in_chans, "num_classes": 0, **options, **drop_path_option(drop_path)}
         return Trunk(create(target, options, weights), size, target, options)
     if architecture.drop_path:

@@ -23,7 +23,7 @@ class Architecture:
         multiple: images are padded (mirrored border) until their size is a multiple of it, so that no pixel is cut
             off; 0 for the size of a patch.
         options: what it is made with: `img_size` or `image_size` for the padded size, `patch_size` and `stride` (half a
-            patch) by that size, or `name=number`.
+            patch) by that size, or `name=value`; without pooling (`global_pool=`) the last layers attend to the map.
         drop_path: whether residual branches can be left out at random.
         millions: of parameters, with one band, 64 pixels and three outputs.
         paper: authors, year, where.
@@ -55,11 +55,12 @@ class Architecture:
         step = self.multiple or patch_size(image_size)
         return -(-image_size // step) * step
 
-    def arguments(self, size: int) -> dict[str, int]:
+    def arguments(self, size: int) -> dict[str, int | str]:
         """What it is made with for images of this padded size."""
         known = {"img_size": size, "image_size": size, "patch_size": patch_size(size), "stride": patch_size(size) // 2}
         given = [option.partition("=") for option in self.options]
-        return {name: int(number) if number else known[name] for name, _, number in given}
+        told = {name: int(value) if value.isdigit() else value for name, sign, value in given if sign}
+        return {name: known[name] for name, sign, _ in given if not sign} | told
 
 
 def patch_size(image_size: int) -> int:
