@@ -1,4 +1,4 @@
-"""From the image plane to the source plane and back, differentiable in the deflection and in the brightness.
+"""From the image plane to the source plane, differentiable in the deflection and in the brightness.
 
 B batch, C bands, S pixels a side. Positions and deflections are in pixels from the middle of the image; x grows along
 the columns and y along the rows.
@@ -6,7 +6,6 @@ the columns and y along the rows.
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from deeplense.simulation.lenses import Deflection
 
@@ -82,13 +81,3 @@ def source_image(images: Tensor, positions: Positions) -> Tensor:
     """
     sums, weights = splat(images, positions)
     return sums / weights.clamp(min=MIN_WEIGHT)
-
-
-def sample(images: Tensor, positions: Positions) -> Tensor:
-    """Brightness (B, C, H, W) of images (B, C, S, S) at positions (B, H, W), bilinear, zero outside.
-
-    At the positions of the rays in the source plane, an image of the source becomes its lensed image.
-    """
-    grid = torch.stack(positions, dim=-1) * (2 / (images.shape[-1] - 1))
-    dtype = torch.promote_types(images.dtype, grid.dtype)
-    return functional.grid_sample(images.to(dtype), grid.to(dtype), align_corners=True)
