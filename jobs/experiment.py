@@ -21,6 +21,7 @@ from deeplense.training.loop import gather_lists
 from jobs.config import require
 
 if TYPE_CHECKING:
+    from jobs.learning import LearningSettings
     from jobs.train import Settings
 
 Statistics = Mapping[str, list[float]]
@@ -117,7 +118,7 @@ def held_out_part(settings: "Settings", datasets: Sequence[Path], split_name: st
     return open_part(datasets, split_name, settings)
 
 
-def make_order(settings: "Settings", part: Part) -> Order:
+def make_order(settings: "LearningSettings", part: Part) -> Order:
     """In which order the samples are learnt from: all alike, or classes and data sets by weight."""
     surveys, classes = part.split.sources[part.indices], part.labels
     mix = [float(weight) for weight in settings.mix.split(",")] if settings.mix else []

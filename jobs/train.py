@@ -1,41 +1,19 @@
 """Train a classifier, or a regression, on one data set. The same command continues a run that was stopped or killed."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jobs.attempts import EXIT_STOPPED
-from jobs.config import FREE, require
-
-ABOVE_ZERO = ("batch_size", "epochs", "lr", "period_epochs", "evaluate_epochs", "gradient_accumulation")
-ABOVE_ZERO += ("log_interval", "shuffle_block", "shuffle_window")
-ZERO_OR_MORE = ("lr_min", "weight_decay", "warmup_epochs", "random_rotation", "num_workers", "read_ahead")
-ZERO_OR_MORE += ("checkpoint_minutes", "hang_minutes", "seed")
-ABOVE_ZERO_OR_NONE = ("keep_every_hours", "clip_grad", "patience_epochs")
-BELOW_ONE = ("dropout", "drop_path", "label_smoothing", "val_fraction")
+from jobs.config import require
+from jobs.learning import LearningSettings, learn, refuse_outside
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(LearningSettings):
     """What to train, on what, and how."""
 
-    run: Path
-    """folder of the run; one that exists is continued"""
-    dataset: str
-    """folder of a data set, or its name below data_root (Model_I, Model_II, Model_III); several, with commas between,
-    are learnt from together"""
-    data_root: Path = field(default=Path("datasets"), metadata=FREE)
-    """folder of data sets"""
-    mix: str = ""
-    """weights of several data sets, such as 2,1; by default each sample counts alike"""
-    balance: Literal["none", "class", "survey"] = "none"
-    """class: all classes equally often; survey: all data sets equally often; by default each sample once an epoch"""
     label_fraction: float = 1.0
     """part of each class of the training samples that is learnt from; a smaller part is in a larger one"""
-    shuffle_block: int = 1
-    """samples that lie side by side and are read together; 1 mixes all, 64 suits data on slow disks"""
-    shuffle_window: int = 256
-    """blocks whose samples are mixed"""
     target: str = "class"
     """what is learnt: class, or the name of a number, such as log10_axion_mass (samples without it are left out)"""
     model_name: str = "resnet18"
@@ -50,36 +28,10 @@ class Settings:
     """0: only the last layers learn"""
     layer_decay: float | None = None
     """if given, each layer learns by this factor more slowly than the one behind it; for pretrained weights"""
-    batch_size: int = 64
-    """samples of one update, over all processes"""
-    lr: float = 3e-4
-    """highest learning rate"""
-    lr_min: float = 0.0
-    """lowest learning rate of the cosines"""
     dropout: float = 0.0
     """before the last layer"""
-    drop_path: float = 0.0
-    """share of residual branches that are left out at random, where the network has some"""
-    optimizer: Literal["adamw", "sgd", "adam", "lamb"] = "adamw"
-    """timm's"""
-    weight_decay: float = 0.01
-    """not on biases and norms"""
-    momentum: float = 0.9
-    """of sgd; the first beta of the others"""
-    schedule: Literal["constant", "cosine", "restarts", "step"] = "constant"
-    """of the learning rate, after the warm-up"""
-    decay_lr: Literal[0, 1] = 0
-    """1: cosine with warm restarts, the same as --schedule restarts"""
-    period_epochs: float = 15.0
-    """length of a cosine of restarts, or of a step"""
-    gamma: float = 0.5
-    """factor of each step of the schedule step"""
-    warmup_epochs: float = 0.0
-    """in which the learning rate rises to lr"""
     label_smoothing: float = 0.0
     """0 to 1"""
-    epochs: float = 25.0
-    """passes over the training samples"""
     patience_epochs: float | None = None
     """if given, the training ends when so many have brought no better validation score"""
     flips: Literal[0, 1] = 1
@@ -88,81 +40,25 @@ class Settings:
     """zoom between 1/random_zoom and random_zoom; 1 for none"""
     random_rotation: float = 0.0
     """rotation within so many degrees; 0 for none"""
-    stretch: Literal["linear", "asinh"] = "linear"
-    """of the pixel values, in units of their standard deviation; asinh for images with bright cores"""
-    val_fraction: float = 0.1
-    """part of each class of the split train that chooses the best weights, where there is no split val"""
     num_folds: int = 0
     """cross-validation: 0 for none; else one fold of train is held out for `deeplense evaluate`"""
     fold: int = 0
     """which fold is held out, from 0"""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """of the forward and backward pass"""
-    gradient_accumulation: int = 1
-    """pieces that the batch of a process is worked through in"""
-    clip_grad: float | None = None
-    """largest norm of the gradient"""
     ema_decay: float | None = None
     """if given, a running mean of the weights is evaluated and kept as the best, with this decay"""
-    seed: int = 0
-    """of weights, order, augmentation and dropout"""
-    evaluate_epochs: float = 1.0
-    """epochs between evaluations on the validation samples"""
-    checkpoint_minutes: float = field(default=5.0, metadata=FREE)
-    """between checkpoints; one is also written at the end and when told to stop"""
-    keep_checkpoints: int = field(default=2, metadata=FREE)
-    """how many of the newest are kept, beside the best weights; at least 2, for the newest may be damaged"""
-    keep_every_hours: float | None = field(default=None, metadata=FREE)
-    """if given, checkpoints so far apart are kept for good"""
-    hang_minutes: float = field(default=30.0, metadata=FREE)
-    """without a step for so long the attempt ends, telling what each process was doing; 0 for never"""
-    log_interval: int = field(default=10, metadata=FREE)
-    """steps between lines in metrics.jsonl"""
-    num_workers: int = field(default=0, metadata=FREE)
-    """processes that read ahead, for compressed data; 0 for none"""
-    read_ahead: int = field(default=1, metadata=FREE)
-    """threads that read ahead where there are no such processes; 0 for none"""
-    stage: Literal["auto", "none", "memory", "node_local", "device"] = field(default="auto", metadata=FREE)
-    """read from a copy that the processes of a node share: memory (/dev/shm), node_local (the cluster's node_local),
-    device (held on the GPU by each process), none; auto: node_local where there is one with room, else none"""
-    device: Literal["auto", "cuda", "mps", "cpu"] = field(default="auto", metadata=FREE)
-    """where to compute"""
-    wandb: Literal["off", "offline", "online"] = field(default="off", metadata=FREE)
-    """Weights & Biases; offline needs no login and no network"""
-    wandb_project: str = field(default="deeplense", metadata=FREE)
-    """project at W&B"""
 
     def __post_init__(self) -> None:
-        for name in ABOVE_ZERO:
-            require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be above 0.")
-        for name in ZERO_OR_MORE:
-            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 or more.")
-        for name in BELOW_ONE:
-            require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} must be at least 0 and below 1.")
+        super().__post_init__()
+        refuse_outside(self, ("dropout", "label_smoothing"), lambda value: 0 <= value < 1, "at least 0 and below 1")
+        refuse_outside(self, ("random_rotation",), lambda value: value >= 0, "0 or more")
+        refuse_outside(self, ("patience_epochs",), lambda value: value is None or value > 0, "above 0")
+        refuse_outside(
+            self, ("ema_decay", "layer_decay"), lambda value: value is None or 0 < value < 1, "between 0 and 1"
+        )
         require(0 < self.label_fraction <= 1, f"label_fraction={self.label_fraction} must be above 0, and 1 at most.")
-        require_weights(self.mix, balance=self.balance)
-        require(
-            self.keep_checkpoints >= 2,
-            f"keep_checkpoints={self.keep_checkpoints} must be at least 2: where the newest is damaged, the one before "
-            "is all there is.",
-        )
-        require(
-            self.stage != "device" or self.num_workers == 0,
-            "stage=device holds the images in this process; leave out --num_workers.",
-        )
-        for name in ABOVE_ZERO_OR_NONE:
-            value = getattr(self, name)
-            require(value is None or value > 0, f"{name}={value} must be above 0.")
-        for name in ("ema_decay", "layer_decay"):
-            value = getattr(self, name)
-            require(value is None or 0 < value < 1, f"{name}={value} must be between 0 and 1.")
         require(self.random_zoom >= 1, f"random_zoom={self.random_zoom} must be at least 1, which is no zoom.")
         require(self.num_folds != 1 and self.num_folds >= 0, f"num_folds={self.num_folds} must be 0, or 2 and more.")
         require(0 <= self.fold < max(self.num_folds, 1), f"fold={self.fold} must be below num_folds={self.num_folds}.")
-        require(
-            not self.decay_lr or self.schedule in ("constant", "restarts"),
-            f"decay_lr=1 means schedule=restarts; schedule={self.schedule} says otherwise. Give one of them.",
-        )
         require(
             not self.pretrained_file or bool(self.pretrained),
             "pretrained_file is given, but pretrained=0; add --pretrained 1.",
@@ -174,31 +70,8 @@ class Settings:
         return self.target != "class"
 
 
-def require_weights(mix: str, *, balance: str) -> None:
-    """Raise ValueError unless this is a list of weights, or empty."""
-    weights = [weight.strip() for weight in mix.split(",")] if mix else []
-    good = all(weight.replace(".", "", 1).isdigit() and float(weight) > 0 for weight in weights)
-    require(good, f"mix={mix!r} must be numbers above 0 with commas between, one for each data set.")
-    require(not weights or balance != "survey", "balance=survey means equal weights; leave --mix out, or balance.")
-
-
 def run(settings: Settings) -> int:
     """Train until done or told to stop; returns 0, or 85 when stopped with the state saved (or none made)."""
-    from deeplense.training.stopping import StopFlag
-    from jobs.staged import Copies, ToldToStop
-    from jobs.training_run import train_to_the_end
-    from jobs.training_start import begin
-    from jobs.watchdog import Watchdog
+    from jobs.supervised import Supervised
 
-    with (
-        StopFlag() as stop,
-        Watchdog(settings.run, minutes=settings.hang_minutes) as watchdog,
-        Copies(stop, watchdog) as copies,
-    ):
-        try:
-            training = begin(settings, watchdog, copies)
-        except ToldToStop:
-            return EXIT_STOPPED
-        if training is None:
-            return 0
-        return train_to_the_end(training, stop)
+    return learn(settings, lambda: Supervised(settings))

@@ -7,11 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from deeplense.data.loading import StepBatches, step_loader
 from deeplense.data.order import step_seed
-from deeplense.evaluation.metrics import classification_metrics, regression_metrics, softmax
 from deeplense.files import write_json
 from deeplense.training import checkpoint
 from deeplense.training.checkpoint import Snapshot
@@ -22,22 +19,18 @@ from deeplense.training.loop import (
     fit,
     gather_lists,
     mean_over_ranks,
-    share_buffers,
 )
 from deeplense.training.schedules import learning_rate
 from deeplense.training.stopping import StopFlag
 from deeplense.training.tracking import Tracker
 from jobs.attempts import EXIT_STOPPED, end_attempt, refuse_if_superseded
 from jobs.config import require
-from jobs.experiment import make_order, predict_part
+from jobs.experiment import make_order
 from jobs.progress import Reporter, say
 from jobs.progress_file import ProgressFile
 from jobs.ranks import announce, on_main
 from jobs.runs import FINISHED, STOPPED
-from jobs.train import Settings
 from jobs.training_start import TrainingRun
-
-EVALUATION_BATCH = 256
 
 
 def train_to_the_end(training: TrainingRun, stop: StopFlag) -> int:
@@ -79,22 +72,27 @@ def update_until_done(training: TrainingRun, stop: StopFlag) -> tuple[str, int]:
         for loss in advance(training, stop):
             if file is not None:
                 file.update(progress.step)
-            best = f", best {best_name(settings)} {progress.best:.4f}" if progress.best_step else ""
+            best = best_in_words(training)
             # Until the first line is logged, an attempt knows of no loss.
-            reporter.update(progress.step, "" if math.isnan(loss) else f"loss {loss:.4f}{best}")
+            reporter.update(progress.step, "" if math.isnan(loss) else ", ".join([f"loss {loss:.4f}", *best]))
     if file is not None:
         file.update(progress.step, at_once=True)
     if not done(training):
         return leave(training, stop)
-    ending = {"step": progress.step, "best": progress.best, "best_step": progress.best_step}
-    on_main(accelerator, lambda: write_json(settings.run / FINISHED, ending))
-    best = f"{best_name(settings)} {progress.best:.4f} at step {progress.best_step}"
+    best = {"best": progress.best, "best_step": progress.best_step} if progress.best_step else {}
+    on_main(accelerator, lambda: write_json(settings.run / FINISHED, {"step": progress.step} | best))
     if progress.step < training.num_steps:
-        announce(
-            accelerator, f"{settings.patience_epochs} epochs brought nothing better than at step {progress.best_step}"
-        )
-    announce(accelerator, f"finished after step {progress.step}; best {best}")
+        patience = training.learner.patience_epochs
+        announce(accelerator, f"{patience} epochs brought nothing better than at step {progress.best_step}")
+    told = [f"{words} at step {progress.best_step}" for words in best_in_words(training)]
+    announce(accelerator, "; ".join([f"finished after step {progress.step}", *told]))
     return "finished", 0
+
+
+def best_in_words(training: TrainingRun) -> list[str]:
+    """The best score so far, if there is one."""
+    progress = training.progress
+    return [f"best {training.learner.score_name} {progress.best:.4f}"] if progress.best_step else []
 
 
 def advance(training: TrainingRun, stop: StopFlag) -> Iterator[float]:
@@ -105,6 +103,7 @@ def advance(training: TrainingRun, stop: StopFlag) -> Iterator[float]:
     first, last_save, loss = progress.step + 1, time.monotonic(), math.nan
     for update in updates(training):
         progress.step = update.step
+        training.learner.after_update(update.step, training.accelerator)
         # A write that takes for ever is a hang too.
         if saver.seconds <= 60 * settings.hang_minutes:
             training.watchdog.beat()
@@ -133,7 +132,7 @@ def advance(training: TrainingRun, stop: StopFlag) -> Iterator[float]:
 
 def steps_between(training: TrainingRun) -> int:
     """Updates from one evaluation on the validation samples to the next."""
-    return max(round(training.settings.evaluate_epochs * len(training.train) / training.settings.batch_size), 1)
+    return max(round(training.settings.evaluate_epochs * len(training.learner.train) / training.settings.batch_size), 1)
 
 
 def done(training: TrainingRun) -> bool:
@@ -144,10 +143,11 @@ def done(training: TrainingRun) -> bool:
 def out_of_patience(training: TrainingRun) -> bool:
     """Whether the last evaluations brought nothing better for as long as the settings allow. A function of what a
     checkpoint holds, so that a training that was stopped right after it goes no further either."""
-    settings, progress = training.settings, training.progress
-    if settings.patience_epochs is None or progress.step % steps_between(training):
+    learner, progress = training.learner, training.progress
+    if learner.patience_epochs is None or progress.step % steps_between(training):
         return False
-    return progress.step - progress.best_step >= settings.patience_epochs * len(training.train) / settings.batch_size
+    patience = learner.patience_epochs * len(learner.train) / training.settings.batch_size
+    return progress.step - progress.best_step >= patience
 
 
 def requests(training: TrainingRun, stop: StopFlag, *, due: bool) -> Request:
@@ -162,22 +162,24 @@ def requests(training: TrainingRun, stop: StopFlag, *, due: bool) -> Request:
 
 def updates(training: TrainingRun) -> Iterator[Update]:
     """The remaining updates of a training."""
-    settings, accelerator = training.settings, training.accelerator
+    settings, accelerator, learner = training.settings, training.accelerator, training.learner
     batches = StepBatches(
-        training.train.split,
-        make_order(settings, training.train),
+        learner.train.split,
+        make_order(settings, learner.train),
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
-        target=training.train.target,
+        target=learner.train.target,
+        num_uniforms=learner.num_uniforms,
     )
     steps = range(training.progress.step, training.progress.step if done(training) else training.num_steps)
     return fit(
-        lambda batch: training.objective.step(training.model, batch),
+        lambda batch: learner.step(training.model, batch, training.progress.step),
         step_loader(batches, steps, num_threads=settings.read_ahead, num_workers=settings.num_workers),
         accelerator=accelerator,
         model=training.model,
         optimizer=training.optimizer,
         learning_rate=lambda step: rate_of(training, step),
+        weight_decay=lambda step: learner.weight_decay(step, training.num_steps),
         first_step=steps.start,
         num_steps=steps.stop,
         step_seed=lambda step: step_seed(settings.seed, step, accelerator.process_index),
@@ -190,7 +192,7 @@ def updates(training: TrainingRun) -> Iterator[Update]:
 def rate_of(training: TrainingRun, step: int) -> float:
     """The learning rate of the update after `step` updates."""
     settings = training.settings
-    steps_per_epoch = len(training.train) / settings.batch_size
+    steps_per_epoch = len(training.learner.train) / settings.batch_size
     return learning_rate(
         step,
         schedule="restarts" if settings.decay_lr else settings.schedule,
@@ -209,7 +211,7 @@ def log_update(training: TrainingRun, lr: float, metrics: Any) -> float:
     step, settings = training.progress.step, training.settings
     means = mean_over_ranks(training.accelerator, metrics)
     if training.tracker is not None:
-        epoch = step * settings.batch_size / len(training.train)
+        epoch = step * settings.batch_size / len(training.learner.train)
         training.tracker.log(
             step, {"epoch": epoch, "lr": lr, **{f"train/{name}": value for name, value in means.items()}}
         )
@@ -221,44 +223,16 @@ def log_update(training: TrainingRun, lr: float, metrics: Any) -> float:
     return means["loss"]
 
 
-def best_name(settings: Settings) -> str:
-    """What the best weights are chosen by; larger is better."""
-    return "-MAE" if settings.regression else "AUC"
-
-
 def evaluate(training: TrainingRun) -> bool:
     """Evaluate on the validation samples; returns whether the weights are the best so far."""
-    metrics = validation_metrics(training)
     progress = training.progress
+    found = training.learner.evaluate(training.evaluated, training.accelerator, training.watchdog.beat)
     if training.tracker is not None:
-        training.tracker.log(progress.step, {f"val/{name}": value for name, value in metrics.items()})
-    score = -metrics["mae"] if training.settings.regression else metrics["auc_macro"]
-    better = score > progress.best
+        training.tracker.log(progress.step, {f"val/{name}": value for name, value in found.metrics.items()})
+    better = found.score is not None and found.score > progress.best
     if better:
-        progress.best, progress.best_step = score, progress.step
+        progress.best, progress.best_step = found.score or 0.0, progress.step
     return better
-
-
-def validation_metrics(training: TrainingRun) -> dict[str, float]:
-    """Metrics on the validation samples, each counted once, the same on all ranks."""
-    settings = training.settings
-    share_buffers(training.accelerator, training.evaluated)
-    found = predict_part(
-        training.evaluated,
-        training.objective,
-        training.val,
-        training.accelerator,
-        settings,
-        batch_size=EVALUATION_BATCH,
-        after_batch=training.watchdog.beat,
-    )
-    weights = np.ones((1, len(found.labels)))
-    if settings.regression:
-        center, _ = training.objective.target_scale
-        rows = regression_metrics(found.outputs[:, 0], found.target, center, weights)
-    else:
-        rows = classification_metrics(softmax(found.outputs), found.labels, weights)
-    return {name: float(row[0]) for name, row in rows.items()}
 
 
 def prepare_saving(training: TrainingRun) -> None:

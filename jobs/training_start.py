@@ -1,6 +1,7 @@
 """What an attempt at a training works with, made anew or taken over from the last good checkpoint."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -19,7 +20,6 @@ from deeplense.data.dataset import Split, in_pieces
 from deeplense.data.order import key, num_steps, rank_slice
 from deeplense.data.shards import statistics_of
 from deeplense.files import replacing
-from deeplense.models.registry import Network
 from deeplense.training import checkpoint
 from deeplense.training.loop import (
     from_main,
@@ -31,12 +31,13 @@ from deeplense.training.saving import Saver
 from deeplense.training.tracking import Tracker
 from jobs.attempts import begin_attempt, settle_finished
 from jobs.config import plain, require
-from jobs.experiment import Objective, Part, learning_parts, make_network, make_objective
+from jobs.experiment import Part
+from jobs.learner import Learner
+from jobs.learning import LearningSettings
 from jobs.progress import say
 from jobs.ranks import announce, on_all, on_main
 from jobs.runs import FINISHED, PACKAGES, STOPPED, WANDB_ID, code_version, open_run, version_of
 from jobs.staged import Copies
-from jobs.train import Settings
 from jobs.watchdog import Watchdog
 
 
@@ -63,14 +64,12 @@ class Progress:
 class TrainingRun:
     """What one attempt works with."""
 
-    settings: Settings
+    settings: LearningSettings
     accelerator: Accelerator
-    train: Part
-    val: Part
-    network: Network
+    learner: Learner
+    network: nn.Module
     model: nn.Module
     optimizer: Optimizer
-    objective: Objective
     progress: Progress
     num_steps: int
     tracker: Tracker | None
@@ -110,7 +109,9 @@ class TrainingRun:
         return {"model": "model" if self.ema is None else "ema", "progress": "progress"}
 
 
-def begin(settings: Settings, watchdog: Watchdog, copies: Copies) -> TrainingRun | None:
+def begin(
+    settings: LearningSettings, make_learner: Callable[[], Learner], watchdog: Watchdog, copies: Copies
+) -> TrainingRun | None:
     """Make or continue a run; None where it is finished."""
     accelerator = make_accelerator(device=settings.device, precision=settings.precision)
     on_main(accelerator, lambda: open_run(settings.run, settings))
@@ -118,21 +119,22 @@ def begin(settings: Settings, watchdog: Watchdog, copies: Copies) -> TrainingRun
         on_main(accelerator, lambda: settle_finished(settings.run))
         announce(accelerator, f"{settings.run} is finished; evaluate it, or give another --run.")
         return None
-    train, val = learning_parts(settings)
-    check_batch(settings, train, accelerator.num_processes)
+    learner = make_learner()
+    check_batch(settings, learner.train, accelerator.num_processes)
     saved = resume_from(settings.run / "checkpoints", accelerator)
     if saved is not None:
-        refuse_other_data(saved, train.split)
-    where = prepare_reading(train, val, settings.stage, accelerator, copies)
+        refuse_other_data(saved, learner.train.split)
+    where = prepare_reading(learner.read, settings.stage, accelerator, copies)
     torch.manual_seed(int(key(settings.seed)[0] >> np.uint64(1)))
-    network = make_network(settings, train.split, load_pretrained=saved is None).to(accelerator.device)
-    optimizer = make_optimizer(settings, network)
-    ema = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
-    progress = Progress(dataset_id=train.split.dataset_id)
+    network = learner.make_network(load_pretrained=saved is None).to(accelerator.device)
+    optimizer = make_optimizer(settings, network, layer_decay=learner.layer_decay)
+    ema = ModelEmaV3(network, decay=learner.ema_decay, use_warmup=True) if learner.ema_decay else None
+    progress = Progress(dataset_id=learner.train.split.dataset_id)
     if saved is not None:
         restore(saved, network, optimizer, progress, ema)
     else:
-        progress.statistics = statistics_over_ranks(train, accelerator)
+        progress.statistics = statistics_over_ranks(learner.train, accelerator)
+    learner.begin(progress.statistics)
     progress.best, progress.best_step = best_of(settings.run / "checkpoints", accelerator)
     model, prepared = prepare(accelerator, network, optimizer)
     if saved is not None and accelerator.scaler is not None:
@@ -140,18 +142,16 @@ def begin(settings: Settings, watchdog: Watchdog, copies: Copies) -> TrainingRun
     if accelerator.is_main_process:
         restore_wandb_id(settings.run, (saved or {}).get("record", {}).get("wandb_id"))
     attempt, tracker = start_record(settings, accelerator, progress.step)
-    announce_beginning(settings, accelerator, train, val, network, progress, where=where)
+    announce_beginning(accelerator, learner.description(where), progress)
     return TrainingRun(
         settings=settings,
         accelerator=accelerator,
-        train=train,
-        val=val,
+        learner=learner,
         network=network,
         model=model,
         optimizer=prepared,
-        objective=make_objective(settings, train, progress.statistics),
         progress=progress,
-        num_steps=num_steps(settings.epochs, num_samples=len(train), batch_size=settings.batch_size),
+        num_steps=num_steps(settings.epochs, num_samples=len(learner.train), batch_size=settings.batch_size),
         tracker=tracker,
         attempt=attempt,
         ema=ema,
@@ -166,15 +166,15 @@ def refuse_other_data(saved: dict[str, Any], split: Split) -> None:
     require(same, f"{split.name} is not the data set that the run began with; give that one, or another --run.")
 
 
-def prepare_reading(train: Part, val: Part, way: str, accelerator: Accelerator, copies: Copies) -> str:
+def prepare_reading(parts: Sequence[Part], way: str, accelerator: Accelerator, copies: Copies) -> str:
     """Have the images where the setting `stage` wants them; returns where that is, in words."""
     if way != "device":
-        where = copies.stage([train.split, val.split], way, accelerator)
-        for part in (train, val):
+        where = copies.stage([part.split for part in parts], way, accelerator)
+        for part in parts:
             part.split.pin(accelerator.device.type == "cuda")
         return where
-    for split in {id(part.split): part.split for part in (train, val)}.values():
-        needed = [part.indices for part in (train, val) if part.split is split]
+    for split in {id(part.split): part.split for part in parts}.values():
+        needed = [part.indices for part in parts if part.split is split]
         on_all(accelerator, partial(split.keep_on, accelerator.device, np.concatenate(needed)))
     return f"held on {accelerator.device}"
 
@@ -187,31 +187,14 @@ def statistics_over_ranks(part: Part, accelerator: Accelerator) -> dict[str, lis
     return statistics_of(gather_lists(accelerator, on_all(accelerator, lambda: list(map(part.split.moments, mine)))))
 
 
-def announce_beginning(
-    settings: Settings,
-    accelerator: Accelerator,
-    train: Part,
-    val: Part,
-    network: Network,
-    progress: Progress,
-    *,
-    where: str,
-) -> None:
+def announce_beginning(accelerator: Accelerator, description: str, progress: Progress) -> None:
     """What is about to happen."""
-    parameters = sum(p.numel() for p in network.parameters()) / 1e6
-    size = network.input_size
-    fitted = "" if size.way == "native" else f", images {size.verb} to {size.size} pixels"
-    announce(
-        accelerator,
-        f"training {settings.model_name} ({parameters:.2f} M parameters{fitted}) on {len(train)} images of "
-        f"{train.split.name} ({where}), choosing by {len(val)}; "
-        f"{accelerator.num_processes} processes on {accelerator.device.type}",
-    )
+    announce(accelerator, f"{description}; {accelerator.num_processes} processes on {accelerator.device.type}")
     if progress.step:
         announce(accelerator, f"continuing after step {progress.step}")
 
 
-def check_batch(settings: Settings, train: Part, num_processes: int) -> None:
+def check_batch(settings: LearningSettings, train: Part, num_processes: int) -> None:
     """Raise ValueError where the batch does not divide among the ranks, or a rank's part among the pieces."""
     size, parts = settings.batch_size, num_processes * settings.gradient_accumulation
     pieces = f"{num_processes} ranks" + (
@@ -249,7 +232,7 @@ def best_of(checkpoints: Path, accelerator: Accelerator) -> tuple[float, int]:
 
 
 def restore(
-    saved: dict[str, Any], network: Network, optimizer: Optimizer, progress: Progress, ema: ModelEmaV3 | None
+    saved: dict[str, Any], network: nn.Module, optimizer: Optimizer, progress: Progress, ema: ModelEmaV3 | None
 ) -> None:
     """Take over a checkpoint."""
     network.load_state_dict(saved["model"])
@@ -266,7 +249,7 @@ def restore_wandb_id(run: Path, known: str | None) -> None:
             temporary.write_text(f"{known}\n")
 
 
-def record_of(settings: Settings, accelerator: Accelerator) -> dict[str, Any]:
+def record_of(settings: LearningSettings, accelerator: Accelerator) -> dict[str, Any]:
     """What a checkpoint tells of the attempt that wrote it."""
     path = settings.run / WANDB_ID
     return {
@@ -278,7 +261,7 @@ def record_of(settings: Settings, accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
-def make_optimizer(settings: Settings, network: Network) -> Optimizer:
+def make_optimizer(settings: LearningSettings, network: nn.Module, *, layer_decay: float | None = None) -> Optimizer:
     """timm's optimizer of the parameters that learn."""
     return create_optimizer_v2(
         network,
@@ -286,11 +269,11 @@ def make_optimizer(settings: Settings, network: Network) -> Optimizer:
         lr=settings.lr,
         weight_decay=settings.weight_decay,
         momentum=settings.momentum,
-        layer_decay=settings.layer_decay,
+        layer_decay=layer_decay,
     )
 
 
-def start_record(settings: Settings, accelerator: Accelerator, step: int) -> tuple[int, Tracker | None]:
+def start_record(settings: LearningSettings, accelerator: Accelerator, step: int) -> tuple[int, Tracker | None]:
     """Begin the attempt's line and its metrics, on the main process; returns the attempt's number, 0 elsewhere."""
     if not accelerator.is_main_process:
         return 0, None

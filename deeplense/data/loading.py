@@ -19,8 +19,17 @@ from deeplense.data.transforms import NUM_UNIFORMS
 class StepBatches(Dataset[Batch]):
     """A rank's part of the batch of each step; the item of number n is that of step n."""
 
-    def __init__(self, split: Split, order: Order, *, rank: int, world_size: int, target: np.ndarray | None) -> None:
-        self.split, self.order, self.target = split, order, target
+    def __init__(
+        self,
+        split: Split,
+        order: Order,
+        *,
+        rank: int,
+        world_size: int,
+        target: np.ndarray | None,
+        num_uniforms: int = NUM_UNIFORMS,
+    ) -> None:
+        self.split, self.order, self.target, self.num_uniforms = split, order, target, num_uniforms
         # Every so many, not a piece: the lanes of the order are dealt in turn, and a rank should have its own.
         self.part = slice(rank, None, world_size)
         self.announced = 0
@@ -28,7 +37,7 @@ class StepBatches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         self.announce(step)
         indices, epochs = (both[self.part] for both in self.order.batch(step))
-        random = uniforms(self.order.seed, epochs, indices, count=NUM_UNIFORMS)
+        random = uniforms(self.order.seed, epochs, indices, count=self.num_uniforms)
         return self.split.batch(indices, target=self.target, random=random)
 
     def announce(self, step: int) -> None:

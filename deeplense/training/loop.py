@@ -96,6 +96,7 @@ def fit(
     model: nn.Module,
     optimizer: Optimizer,
     learning_rate: Callable[[int], float],
+    weight_decay: Callable[[int], float | None] = lambda step: None,
     first_step: int,
     num_steps: int,
     step_seed: Callable[[int], int],
@@ -112,6 +113,7 @@ def fit(
         model: the prepared model.
         optimizer: the prepared optimizer of its parameters.
         learning_rate: of the update after so many updates.
+        weight_decay: of the same, for the parameters that have one; None to leave it.
         first_step: updates made before.
         num_steps: updates of the whole training.
         step_seed: seed of the generators that libraries share (dropout and the like) for each update, so that they
@@ -124,9 +126,11 @@ def fit(
     for number in range(first_step, num_steps):
         batch = next(batches).to(accelerator.device)
         seed_generators(step_seed(number))
-        lr = learning_rate(number)
+        lr, decay = learning_rate(number), weight_decay(number)
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
+            if decay is not None and group["weight_decay"] > 0:
+                group["weight_decay"] = decay
         metrics = accumulate_gradients(step, batch.split(accumulate), accelerator=accelerator, model=model)
         if clip_grad is not None:
             accelerator.clip_grad_norm_(model.parameters(), clip_grad)

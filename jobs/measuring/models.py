@@ -42,7 +42,9 @@ def measure(settings: Settings) -> dict[str, Any]:
     train, _ = learning_parts(settings)
     order = make_order(settings, train)
     network = make_network(settings, train.split, load_pretrained=False).to(accelerator.device)
-    model, optimizer = prepare(accelerator, network, make_optimizer(settings, network))
+    model, optimizer = prepare(
+        accelerator, network, make_optimizer(settings, network, layer_decay=settings.layer_decay)
+    )
     objective = make_objective(settings, train, statistics_of([train.split.moments(order.batch(0)[0])]))
     batches = StepBatches(train.split, order, rank=0, world_size=1, target=train.target)
     updates = fit(

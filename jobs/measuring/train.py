@@ -25,6 +25,7 @@ def measure(settings: Settings) -> list[Row]:
     """Updates of `deeplense train` (shards, order, normalisation, agreement on stopping) against a bare loop over a
     tensor in memory."""
     from jobs.staged import Copies
+    from jobs.supervised import Supervised
     from jobs.training_run import advance
     from jobs.training_start import begin
     from jobs.watchdog import Watchdog
@@ -42,11 +43,11 @@ def measure(settings: Settings) -> list[Row]:
             stage="none",
         )
         stop, watchdog = StopFlag(), Watchdog(trained.run, minutes=0)
-        training = begin(trained, watchdog, Copies(stop, watchdog))
+        training = begin(trained, lambda: Supervised(trained), watchdog, Copies(stop, watchdog))
         assert training is not None
-        device = training.accelerator.device
+        device, train = training.accelerator.device, training.learner.train
         ours = advance(training, stop)
-        bare = bare_loop(training.train.split.images(training.train.indices), training.train.labels, settings, device)
+        bare = bare_loop(train.split.images(train.indices), train.labels, settings, device)
         count = settings.num_steps * settings.batch_size
 
         def drive(loop: Iterator[Any]) -> int:

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,14 +89,16 @@ def die_at_step(step: int) -> None:
 
 def find_lower_scores() -> None:
     """Let this process find lower scores, as other rounding would."""
-    from jobs import training_run
+    from jobs.learner import Evaluation
+    from jobs.supervised import Supervised
 
-    measure = training_run.validation_metrics
+    evaluate = Supervised.evaluate
 
-    def measure_lower(training: training_run.TrainingRun) -> dict[str, float]:
-        return {name: value - 0.5 for name, value in measure(training).items()}
+    def evaluate_lower(*words: Any) -> Evaluation:
+        found = evaluate(*words)
+        return Evaluation(found.metrics, (found.score or 0.0) - 0.5)
 
-    training_run.validation_metrics = measure_lower
+    Supervised.evaluate = evaluate_lower  # type: ignore[method-assign]
 
 
 def test_best_weights_of_a_killed_attempt_that_are_not_reached_again_are_those_that_the_run_tells(

@@ -202,15 +202,15 @@ def signal_during_start() -> None:
     """Send this process SIGTERM as soon as it begins to build the network."""
     import os
 
-    from jobs import training_start
+    from jobs import supervised
 
-    make = training_start.make_network
+    make = supervised.make_network
 
     def make_after_signal(*arguments: object, **named: object) -> object:
         os.kill(os.getpid(), signal.SIGTERM)
         return make(*arguments, **named)  # type: ignore[arg-type]
 
-    training_start.make_network = make_after_signal  # type: ignore[assignment]
+    supervised.make_network = make_after_signal  # type: ignore[assignment]
 
 
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_gives_the_same_end(

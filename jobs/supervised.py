@@ -1,0 +1,85 @@
+"""What `deeplense train` learns: the class of an image, or a number."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from deeplense.data.dataset import Batch
+from deeplense.data.transforms import NUM_UNIFORMS
+from deeplense.evaluation.metrics import classification_metrics, regression_metrics, softmax
+from deeplense.models.registry import Network
+from deeplense.training.loop import share_buffers
+from jobs.experiment import Part, learning_parts, make_network, make_objective, predict_part
+from jobs.learner import Evaluation
+from jobs.train import Settings
+
+EVALUATION_BATCH = 256
+
+
+class Supervised:
+    """The learner of a classification, or of a regression."""
+
+    num_uniforms = NUM_UNIFORMS
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.train, self.val = learning_parts(settings)
+        self.ema_decay, self.patience_epochs = settings.ema_decay, settings.patience_epochs
+        self.layer_decay = settings.layer_decay
+        self.score_name = "-MAE" if settings.regression else "AUC"
+
+    @property
+    def read(self) -> Sequence[Part]:
+        """What is learnt from, and what chooses."""
+        return [self.train, self.val]
+
+    def make_network(self, *, load_pretrained: bool) -> Network:
+        """The network of these settings."""
+        self.network = make_network(self.settings, self.train.split, load_pretrained=load_pretrained)
+        return self.network
+
+    def begin(self, statistics: Mapping[str, list[float]]) -> None:
+        """Make the objective."""
+        self.objective = make_objective(self.settings, self.train, statistics)
+
+    def description(self, where: str) -> str:
+        """Which model on how many images."""
+        parameters, size = sum(p.numel() for p in self.network.parameters()) / 1e6, self.network.input_size
+        fitted = "" if size.way == "native" else f", images {size.verb} to {size.size} pixels"
+        return (
+            f"training {self.settings.model_name} ({parameters:.2f} M parameters{fitted}) on {len(self.train)} images "
+            f"of {self.train.split.name} ({where}), choosing by {len(self.val)}"
+        )
+
+    def step(self, model: nn.Module, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        """The loss of a batch."""
+        return self.objective.step(model, batch)
+
+    def weight_decay(self, step: int, num_steps: int) -> None:
+        """It stays what it is."""
+
+    def after_update(self, step: int, accelerator: Accelerator) -> None:
+        """Nothing follows."""
+
+    def evaluate(self, network: nn.Module, accelerator: Accelerator, beat: Callable[[], None]) -> Evaluation:
+        """Metrics on the validation samples, each counted once."""
+        share_buffers(accelerator, network)
+        found = predict_part(
+            network,
+            self.objective,
+            self.val,
+            accelerator,
+            self.settings,
+            batch_size=EVALUATION_BATCH,
+            after_batch=beat,
+        )
+        weights = np.ones((1, len(found.labels)))
+        if self.settings.regression:
+            center, _ = self.objective.target_scale
+            rows = regression_metrics(found.outputs[:, 0], found.target, center, weights)
+        else:
+            rows = classification_metrics(softmax(found.outputs), found.labels, weights)
+        metrics = {name: float(row[0]) for name, row in rows.items()}
+        return Evaluation(metrics, -metrics["mae"] if self.settings.regression else metrics["auc_macro"])
