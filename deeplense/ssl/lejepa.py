@@ -1,0 +1,87 @@
+"""LeJEPA: views predict their mean, and all embeddings together are to be a normal distribution. V views of which the
+first T are large, B batch, C bands, S pixels a side, D features, P numbers of an embedding, M directions."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from deeplense.ssl.heads import lejepa_projector
+
+
+class LeJEPA(nn.Module):
+    """Latent prediction without a teacher (Balestriero and LeCun 2025, arXiv:2511.08544), with the sizes of the
+    authors' small example.
+
+    The normal distribution is asked of the embeddings that one forward pass of one rank has: with the same batch on
+    more ranks, or worked through in more pieces, the test has fewer samples and is less strict. With more than one rank
+    the projector's batch norms should be `SyncBatchNorm`.
+    """
+
+    num_uniforms: int = 0
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        num_features: int,
+        num_steps: int,
+        out_dim: int = 64,
+        hidden_dim: int = 2048,
+        num_directions: int = 256,
+        sigreg_weight: float = 0.05,
+    ) -> None:
+        """
+        Args:
+            backbone: maps images (B, C, S, S) to features (B, D) at the sizes of all views.
+            num_features: D.
+            num_steps: not used: nothing depends on it.
+            out_dim: P.
+            hidden_dim: width of the projector.
+            num_directions: M, along which the distribution is tested; other ones in each update.
+            sigreg_weight: from 0 to 1; that of the prediction is what remains.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.projector = lejepa_projector(num_features, hidden_dim=hidden_dim, out_dim=out_dim)
+        self.out_dim, self.num_directions, self.sigreg_weight = out_dim, num_directions, sigreg_weight
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The backbone."""
+        return self.backbone
+
+    def forward(self, views: Sequence[Tensor], random: Tensor, step: int) -> dict[str, Tensor]:
+        """The metrics of a batch after `step` updates: `loss`, the weighted sum of `prediction`, the mean square
+        distance of the views from the mean of the large ones, and `sigreg`."""
+        features = [self.backbone(group.flatten(0, 1)) for group in views]
+        embeddings = self.projector(torch.cat(features)).float().unflatten(0, (-1, views[0].shape[1]))
+        prediction = (embeddings - embeddings[: len(views[0])].mean(dim=0)).square().mean()
+        with torch.autocast(embeddings.device.type, enabled=False):
+            gap = sigreg(embeddings, self.directions(step).to(embeddings.device))
+        loss = self.sigreg_weight * gap + (1 - self.sigreg_weight) * prediction
+        return {"loss": loss, "prediction": prediction.detach(), "sigreg": gap.detach()}
+
+    def directions(self, step: int) -> Tensor:
+        """Unit vectors (P, M), the same on all ranks."""
+        generator = torch.Generator().manual_seed(step)
+        return functional.normalize(torch.randn(self.out_dim, self.num_directions, generator=generator), dim=0)
+
+    def after_update(self, step: int, total: Callable[[Tensor], Tensor]) -> None:
+        """Nothing is kept beside the weights."""
+
+
+def sigreg(embeddings: Tensor, directions: Tensor, *, highest: float = 3.0, num_points: int = 17) -> Tensor:
+    """How far embeddings (V, B, P) are from a normal distribution of mean 0 and variance 1, along directions (P, M).
+
+    For each view and direction, the statistic of Epps and Pulley (1983): B times the square distance of the empirical
+    characteristic function from exp(-t^2 / 2), integrated with this weight over t from -highest to highest, by the
+    trapezium rule. It is even in t, so that `num_points` from 0 on are enough. For normal embeddings its mean does not
+    depend on B.
+    """
+    t = torch.linspace(0, highest, num_points, device=embeddings.device)
+    normal = (-t.square() / 2).exp()
+    angles = (embeddings @ directions)[..., None] * t
+    gaps = (angles.cos().mean(dim=-3) - normal).square() + angles.sin().mean(dim=-3).square()
+    return 2 * embeddings.shape[-2] * torch.trapezoid(gaps * normal, t, dim=-1).mean()
