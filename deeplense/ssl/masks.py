@@ -30,12 +30,13 @@ def draw_counts(uniforms: Tensor, num_patches: int, *, share: float, spread: flo
     Raises:
         ValueError: where shares could be below 0 or above 1.
     """
-    if not (0 <= share - spread and share + spread <= 1 and spread >= 0):
+    if not 0 <= spread <= min(share, 1 - share):
         raise ValueError(f"share={share} and spread={spread} must keep share +- spread between 0 and 1.")
     if not 0 <= probability <= 1:
         raise ValueError(f"probability={probability} must be between 0 and 1.")
     shares = share + spread * (2 * uniforms[:, 0].float() - 1)
-    return torch.where(uniforms[:, 1] < probability, count_of(shares, num_patches), 0)
+    counts = (shares * num_patches).round().long().clamp(min=int(share > 0))
+    return torch.where(uniforms[:, 1] < probability, counts, 0)
 
 
 def block_masks(uniforms: Tensor, *, grid: tuple[int, int], count: Tensor | float) -> Tensor:
@@ -47,7 +48,8 @@ def block_masks(uniforms: Tensor, *, grid: tuple[int, int], count: Tensor | floa
     Args:
         uniforms: (B, NUM_UNIFORMS) in [0, 1[.
         grid: (h, w); one patch is enough.
-        count: patches to hide, (B,), or a share of all of them.
+        count: patches to hide, (B,), or a share of all of them: the nearest number, but one at least where the share is
+            above 0.
     """
     height, width = grid
     numbers = uniforms.float()
@@ -69,14 +71,11 @@ def random_masks(uniforms: Tensor, *, count: Tensor | float) -> Tensor:
 def lowest(values: Tensor, count: Tensor | float) -> Tensor:
     """True for the `count` lowest of each row, (B, T)."""
     batch, total = values.shape
-    counts = count if isinstance(count, Tensor) else count_of(torch.full((batch,), count), total)
-    counts = counts.to(values.device)
-    if counts.shape != (batch,) or (counts < 0).any() or (counts > total).any():
-        raise ValueError(f"count={count} must be a share, or numbers from 0 to {total} for {batch} images.")
-    first = torch.arange(total, device=values.device) < counts[:, None]
+    if not isinstance(count, Tensor):
+        if not 0 <= count <= 1:
+            raise ValueError(f"count={count} must be a share between 0 and 1, or a number of patches for each image.")
+        count = torch.full((batch,), max(round(count * total), int(count > 0)), device=values.device)
+    if count.shape != (batch,):
+        raise ValueError(f"count has shape {tuple(count.shape)}; {batch} images take ({batch},).")
+    first = torch.arange(total, device=values.device) < count[:, None]
     return torch.zeros_like(first).scatter(1, values.argsort(dim=1, stable=True), first)
-
-
-def count_of(shares: Tensor, num_patches: int) -> Tensor:
-    """The nearest number of patches, at least one where the share is above 0."""
-    return torch.where(shares > 0, (shares * num_patches).round().long().clamp(min=1), 0)

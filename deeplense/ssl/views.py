@@ -10,6 +10,7 @@ B batch, C bands, H W pixels of an image, S pixels of a side of a view, V views,
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch.nn import functional
 EXTINCTION = {"g": 3.303, "r": 2.285, "i": 1.698}
 """A_band / E(B-V) of the SDSS bands for R_V = 3.1 (Schlafly & Finkbeiner 2011, table 6); those of other surveys differ
 by up to 5 %."""
-DRAWS = ("x", "y", "area", "aspect", "angle", "mirror", "zoom", "blur", "noise", "gain", "dust", "key", "second_key")
+DRAWS = tuple("x y area aspect angle mirror zoom blur noise gain dust key second_key".split())
 """What each number of a view decides; the keys, all that is drawn for each band and pixel."""
 FWHM_PER_SIGMA = math.sqrt(8 * math.log(2))
 MAD_PER_SIGMA = 0.6744897501960817
@@ -73,25 +74,26 @@ class ViewSettings:
 
     def __post_init__(self) -> None:
         for name in ("global_size", "num_global", "local_size", "aspect", "zoom"):
-            self.require(name, getattr(self, name) >= 1, "at least 1")
+            require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("num_local", "stamp_size", "rotation", "blur_fwhm", "zero_point", "reddening"):
-            self.require(name, getattr(self, name) >= 0, "at least 0")
+            require(self, name, getattr(self, name) >= 0, "at least 0")
         for name in ("global_scale", "local_scale"):
             least, most = getattr(self, name)
-            self.require(name, 0 < least <= most <= 1, "two shares of an area above 0, the smaller first")
+            require(self, name, 0 < least <= most <= 1, "two shares of an area above 0, the smaller first")
         for name in ("noise", "gain"):
             least, most = getattr(self, name)
-            self.require(name, 0 <= least <= most, "two numbers from 0 on, the smaller first")
+            require(self, name, 0 <= least <= most, "two numbers from 0 on, the smaller first")
         shares = ("global_spread", "local_spread", "gain_share", "blur_share")
         for name in shares:
             value = getattr(self, name)
             values = value if isinstance(value, tuple) else (value,)
-            self.require(name, all(0 <= each <= 1 for each in values), "between 0 and 1")
+            require(self, name, all(0 <= each <= 1 for each in values), "between 0 and 1")
 
-    def require(self, name: str, right: bool, what: str) -> None:
-        """Refuse a value, saying what is right."""
-        if not right:
-            raise ValueError(f"{name}={getattr(self, name)} is wrong for views; it must be {what}.")
+
+def require(settings: ViewSettings, name: str, right: bool, what: str) -> None:
+    """Refuse a value, saying what is right."""
+    if not right:
+        raise ValueError(f"{name}={getattr(settings, name)} is wrong for views; it must be {what}.")
 
 
 LENSES = ViewSettings()
@@ -303,16 +305,22 @@ def blur(views: Tensor, fwhm: Tensor) -> Tensor:
     which takes a third of the time of grouped convolutions.
     """
     size = views.shape[-1]
-    frequencies = torch.arange(size, dtype=torch.float64, device=views.device) * (math.pi / size)
-    places = torch.arange(size, dtype=torch.float64, device=views.device) + 0.5
-    cosines = torch.cos(frequencies[:, None] * places) * math.sqrt(2 / size)
-    cosines[0] /= math.sqrt(2)
-    cosines, rates = cosines.float(), (1 - torch.cos(frequencies)).float()
+    waves, rates = waves_of(size, views.device)
     decay = torch.exp(-((fwhm.flatten()[:, None] / FWHM_PER_SIGMA) ** 2) * rates)
-    kernels = (cosines.T * decay[:, None, :]) @ cosines
+    kernels = (waves.T * decay[:, None, :]) @ waves
     along_x = torch.bmm(views.reshape(len(kernels), -1, size), kernels).unflatten(1, (-1, size))
     along_both = torch.bmm(along_x.transpose(-1, -2).reshape(len(kernels), -1, size), kernels)
     return along_both.reshape(views.shape).transpose(-1, -2)
+
+
+@lru_cache
+def waves_of(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Standing waves on `size` pixels, (frequencies, pixels), orthonormal (the cosine transform), and the rates at
+    which heat flows out of them."""
+    frequencies = torch.arange(size, dtype=torch.float64) * (math.pi / size)
+    waves = torch.cos(frequencies[:, None] * (torch.arange(size) + 0.5)) * math.sqrt(2 / size)
+    waves[0] /= math.sqrt(2)
+    return waves.float().to(device), (1 - torch.cos(frequencies)).float().to(device)
 
 
 ZERO_POINTS = 2**30

@@ -62,7 +62,7 @@ def transform_of(crops: Crops, blur_share: float, settings: ViewSettings) -> v2.
     if settings.flips:
         steps += [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
     if settings.rotation:
-        steps.append(v2.RandomRotation(settings.rotation, v2.InterpolationMode.BILINEAR))
+        steps.append(v2.RandomRotation([-settings.rotation, settings.rotation], v2.InterpolationMode.BILINEAR))
     if settings.blur_fwhm:
         blur = v2.GaussianBlur(7, sigma=(0.01, settings.blur_fwhm / FWHM_PER_SIGMA))
         steps.append(v2.RandomApply([blur], p=blur_share))
