@@ -1,6 +1,6 @@
 """Measure this machine: simulation against lenstronomy, training against a bare PyTorch loop, reading images and saving
-checkpoints against plain copies and other packages. Ratios are of one run, in turns. (`deeplense benchmark models` is a
-job of its own.)"""
+checkpoints against plain copies and other packages, random views against torchvision. Ratios are of one run, in turns.
+(`deeplense benchmark models` is a job of its own.)"""
 
 import importlib
 import os
@@ -16,6 +16,7 @@ DEFAULTS = {
     "simulate": {"num_images": 96},
     "train": {"batch_size": 64},
     "data": {"num_images": 20_000, "batch_size": 256},
+    "views": {"batch_size": 64},
 }
 """What a setting that is 0 stands for."""
 PEERS = ("lenstronomy", "webdataset", "litdata", "mosaicml-streaming", "hdf5plugin")
@@ -26,8 +27,8 @@ PEERS = ("lenstronomy", "webdataset", "litdata", "mosaicml-streaming", "hdf5plug
 class Settings:
     """What to measure."""
 
-    what: Literal["simulate", "train", "data", "checkpoint"] = field(
-        metadata={"help": "simulate, train, data or checkpoint"}
+    what: Literal["simulate", "train", "data", "checkpoint", "views"] = field(
+        metadata={"help": "simulate, train, data, checkpoint or views"}
     )
     model: Literal["Model_I", "Model_II", "Model_III"] = "Model_III"
     """simulate, train: kind of images"""
@@ -36,7 +37,7 @@ class Settings:
     model_name: str = "resnet18"
     """train: a model of timm"""
     batch_size: int = 0
-    """train: samples of an update; data: images of a batch; 0 for 64 and 256"""
+    """train: samples of an update; data: images of a batch; views: images of a round; 0 for 64, 256 and 64"""
     num_images: int = 0
     """simulate: images of each class a round; data: images of an epoch; 0 for 96 and 20000"""
     image_size: int = 64
