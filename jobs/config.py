@@ -16,9 +16,20 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-JOBS = ("simulate", "pack", "verify", "train", "evaluate", "export", "models", "benchmark", "benchmark models")
+JOBS = (
+    "simulate",
+    "pack",
+    "verify",
+    "train",
+    "pretrain",
+    "evaluate",
+    "export",
+    "models",
+    "benchmark",
+    "benchmark models",
+)
 """By the words that they are called by; `benchmark models` is the module jobs/benchmark_models.py."""
-STOPPABLE = ("train",)
+STOPPABLE = ("train", "pretrain")
 """Jobs that have a run folder, save on a signal, and continue; they may be given several processes."""
 DIVISIBLE = ("simulate", "pack")
 """Jobs that several tasks may do together, each with a --part of its own."""

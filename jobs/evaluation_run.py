@@ -97,7 +97,7 @@ def evaluate_run(settings: Settings, run: Path, accelerator: Accelerator, *, num
     network.load_state_dict(saved["model"])
     objective = make_objective(trained, train, saved["progress"]["statistics"])
     predictions = predict_part(
-        network.to(accelerator.device), objective, part, accelerator, trained, batch_size=settings.batch_size
+        network.to(accelerator.device), objective.forward, part, accelerator, batch_size=settings.batch_size
     )
     explained = None
     if num_explained:

@@ -244,26 +244,26 @@ def make_objective(settings: "Settings", part: Part, statistics: Statistics) -> 
 
 def predict_part(
     network: nn.Module,
-    objective: Objective,
+    forward: Callable[[nn.Module, Batch], Tensor],
     part: Part,
     accelerator: Accelerator,
-    settings: "Settings",
     *,
     batch_size: int,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Predictions:
-    """Outputs on all samples of a part, each computed on one rank only, the same on all ranks."""
+    """Outputs (b, K) that `forward` gets for each batch from a network, on all samples of a part, each computed on one
+    rank only, the same on all ranks."""
     mine = part.indices[rank_slice(len(part), accelerator.process_index, accelerator.num_processes)]
     training = network.training
     network.eval()
 
-    def forward(batch: Batch) -> Tensor:
+    def forward_and_tell(batch: Batch) -> Tensor:
         after_batch()
-        return objective.forward(network, batch)
+        return forward(network, batch)
 
     with accelerator.autocast():
         parts = predict(
-            forward,
+            forward_and_tell,
             evaluation_batches(part.split, mine, batch_size=batch_size, target=part.target),
             device=accelerator.device,
         )

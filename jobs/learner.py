@@ -25,8 +25,6 @@ class Learner(Protocol):
 
     train: Part
     """the samples that are learnt from"""
-    num_uniforms: int
-    """random numbers that go with a sample"""
     ema_decay: float | None
     """of the running mean of the weights, if there is one; its weights are then those that count"""
     patience_epochs: float | None
@@ -39,6 +37,11 @@ class Learner(Protocol):
     @property
     def read(self) -> Sequence[Part]:
         """All samples that are read."""
+        ...
+
+    @property
+    def num_uniforms(self) -> int:
+        """Random numbers that go with a sample; known when there is a network."""
         ...
 
     def make_network(self, *, load_pretrained: bool) -> nn.Module:

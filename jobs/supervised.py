@@ -21,8 +21,6 @@ EVALUATION_BATCH = 256
 class Supervised:
     """The learner of a classification, or of a regression."""
 
-    num_uniforms = NUM_UNIFORMS
-
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.train, self.val = learning_parts(settings)
@@ -34,6 +32,11 @@ class Supervised:
     def read(self) -> Sequence[Part]:
         """What is learnt from, and what chooses."""
         return [self.train, self.val]
+
+    @property
+    def num_uniforms(self) -> int:
+        """Those of the augmentation."""
+        return NUM_UNIFORMS
 
     def make_network(self, *, load_pretrained: bool) -> Network:
         """The network of these settings."""
@@ -68,10 +71,9 @@ class Supervised:
         share_buffers(accelerator, network)
         found = predict_part(
             network,
-            self.objective,
+            self.objective.forward,
             self.val,
             accelerator,
-            self.settings,
             batch_size=EVALUATION_BATCH,
             after_batch=beat,
         )

@@ -63,19 +63,22 @@ class Batch:
 class Split:
     """One split of a data set, or of several that are alike, one after the other.
 
-    Labels (N,) and the number of its data set (N,) for each sample are in memory; all else stays in the shards.
+    Labels (N,) and the number of its data set (N,) for each sample are in memory; all else stays in the shards. Where
+    labels are not needed the classes may differ, and are then known of no sample.
     """
 
-    def __init__(self, *folders: Path) -> None:
+    def __init__(self, *folders: Path, labelled: bool = True) -> None:
         self.folders = folders
         self.manifests = [Manifest.read(folder) for folder in folders]
-        refuse_unlike(self.manifests)
+        refuse_unlike(self.manifests, "shape", *(["classes"] if labelled else []))
         self.schema = self.manifests[0].schema
         for manifest in self.manifests:
             image_filters(manifest.schema)  # Where the codec is missing, that is told before anything is read.
             for line in manifest.shards:
                 check_shard(manifest.folder / line["file"], line, manifest.schema)
         self.labels = self.column("label")
+        if len({manifest.schema.classes for manifest in self.manifests}) > 1:
+            self.labels = np.full_like(self.labels, -1)
         sizes = [manifest.schema.num_samples for manifest in self.manifests]
         self.sources = np.repeat(np.arange(len(sizes), dtype=np.int16), sizes)
         self.read_from(folders)
@@ -193,11 +196,11 @@ def in_pieces(indices: np.ndarray) -> list[np.ndarray]:
     return [indices[k : k + READ_ROWS] for k in range(0, len(indices), READ_ROWS)]
 
 
-def refuse_unlike(manifests: Sequence[Manifest]) -> None:
-    """Raise ValueError where data sets that are to be mixed are not alike."""
+def refuse_unlike(manifests: Sequence[Manifest], *names: str) -> None:
+    """Raise ValueError where data sets that are to be mixed are not alike in what these names are of."""
     first = manifests[0]
     for other in manifests[1:]:
-        for name in ("shape", "classes"):
+        for name in names:
             here, there = getattr(first.schema, name), getattr(other.schema, name)
             if here != there:
                 raise ValueError(

@@ -19,7 +19,9 @@ from torch.nn import functional
 EXTINCTION = {"g": 3.303, "r": 2.285, "i": 1.698}
 """A_band / E(B-V) of the SDSS bands for R_V = 3.1 (Schlafly & Finkbeiner 2011, table 6); those of other surveys differ
 by up to 5 %."""
-DRAWS = tuple("x y area aspect angle mirror zoom blur noise gain dust key second_key".split())
+DRAWS = tuple(
+    ["x", "y", "area", "aspect", "angle", "mirror", "zoom", "blur", "noise", "gain", "dust", "key", "second_key"]
+)
 """What each number of a view decides; the keys, all that is drawn for each band and pixel."""
 FWHM_PER_SIGMA = math.sqrt(8 * math.log(2))
 MAD_PER_SIGMA = 0.6744897501960817

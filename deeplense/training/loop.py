@@ -189,6 +189,11 @@ def mean_over_ranks(accelerator: Accelerator, values: Mapping[str, Tensor]) -> d
     return dict(zip(values, means, strict=True))
 
 
+def sum_over_ranks(accelerator: Accelerator, values: Tensor) -> Tensor:
+    """The sum over ranks of what each has."""
+    return accelerator.reduce(values, reduction="sum") if accelerator.num_processes > 1 else values  # type: ignore[return-value]
+
+
 @torch.no_grad()
 def share_buffers(accelerator: Accelerator, module: nn.Module) -> None:
     """Give all ranks the buffers of the main process, which are what is saved: ranks gather their own statistics."""

@@ -1,0 +1,183 @@
+"""What the settings of a pretraining mean: its images, its views, its backbone, its method."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deeplense.data.dataset import Split, splits_of
+from deeplense.data.order import num_steps, split_off
+from deeplense.models.registry import Network, build
+from deeplense.models.tokens import TokenEncoder, encoder_of
+from deeplense.ssl.dino import DINO
+from deeplense.ssl.ibot import IBOT
+from deeplense.ssl.lejepa import LeJEPA
+from deeplense.ssl.masks import NUM_COUNT_UNIFORMS, NUM_UNIFORMS, block_masks, draw_counts
+from deeplense.ssl.simmim import SimMIM
+from deeplense.ssl.simsiam import SimSiam
+from deeplense.ssl.views import PRESETS, ViewSettings
+from jobs.config import require
+from jobs.experiment import Part, find_datasets
+from jobs.pretrain import MASKED, Settings
+
+PAIRS = ("simsiam", "simmim")
+"""Methods whose views are all of one size."""
+MASK_UNIFORMS = NUM_UNIFORMS + NUM_COUNT_UNIFORMS
+MASK_SPREAD = 0.2
+"""How far the share of hidden patches of iBOT is drawn from its middle, at most."""
+
+
+class Method(Protocol):
+    """What a module of deeplense.ssl has beside its forward."""
+
+    num_uniforms: int
+
+    @property
+    def encoder(self) -> nn.Module: ...
+
+    def after_update(self, step: int, total: Callable[[Tensor], Tensor]) -> None: ...
+
+    def train(self, mode: bool = True) -> nn.Module: ...
+
+
+def unlabelled_parts(settings: Settings) -> tuple[Part, Part]:
+    """What is learnt from, and what is only looked at: the split val, or a part of train. The split test is left
+    alone."""
+    folders = find_datasets(settings.dataset, settings.data_root)
+    for folder in folders:
+        require("train" in splits_of(folder), f"{folder} has no split 'train'; it has {', '.join(splits_of(folder))}.")
+    train = whole(Split(*(folder / "train" for folder in folders), labelled=False))
+    if all("val" in splits_of(folder) for folder in folders):
+        return train, whole(Split(*(folder / "val" for folder in folders), labelled=False))
+    kept, held = split_off(train.labels, settings.val_fraction, seed=settings.seed)
+    require(len(held) > 1, f"val_fraction={settings.val_fraction} of {len(train)} images leaves none to look at.")
+    return train.only(kept), train.only(held)
+
+
+def whole(split: Split) -> Part:
+    """All samples of a split, with labels or without."""
+    return Part(split, np.arange(len(split)), None)
+
+
+def size_of_views(settings: Settings, split: Split) -> int:
+    """Pixels a side of the large views. Raises ValueError where images are smaller."""
+    _, height, width = split.schema.shape
+    smaller = min(height, width)
+    require(
+        settings.image_size <= smaller,
+        f"image_size={settings.image_size} is more than the {smaller} pixels of {split.name}; use less.",
+    )
+    return settings.image_size or smaller
+
+
+def view_settings(settings: Settings, split: Split) -> ViewSettings:
+    """The preset, for these images."""
+    preset, size = PRESETS[settings.views], size_of_views(settings, split)
+    num_local = preset.num_local if settings.num_local is None else settings.num_local
+    if settings.method in PAIRS:
+        require(not settings.num_local, f"{settings.method} takes views of one size; leave out --num_local.")
+        num_local = 0
+    return replace(
+        preset,
+        global_size=size,
+        local_size=settings.local_size or size // 2,
+        num_local=num_local,
+        stamp_size=size if preset.stamp_size else 0,
+        bands=band_letters(split),
+    )
+
+
+def band_letters(split: Split) -> tuple[str, ...]:
+    """The last word of the name of each band: g of `Pan-STARRS1 g`."""
+    return tuple(band.split()[-1] if band.split() else band for band in split.schema.bands)
+
+
+def make_backbone(settings: Settings, split: Split) -> Network:
+    """The network whose backbone is pretrained; its last layers are not used."""
+    return build(
+        settings.model_name,
+        image_size=size_of_views(settings, split),
+        in_chans=split.schema.shape[0],
+        num_outputs=1,
+        drop_path=settings.drop_path,
+    )
+
+
+def make_method(settings: Settings, train: Part, views: ViewSettings) -> nn.Module:
+    """The method, with a new backbone."""
+    network = make_backbone(settings, train.split)
+    encoder = encoder_of(network)
+    if settings.checkpoint_blocks:
+        require(
+            isinstance(encoder, TokenEncoder), f"{settings.model_name} has no blocks; leave out --checkpoint_blocks."
+        )
+        cast(TokenEncoder, encoder).vit.set_grad_checkpointing()
+    sizes = {views.global_size, *([views.local_size] if views.num_local else [])}
+    num_features = features_at(encoder, settings, sizes, in_chans=train.split.schema.shape[0])
+    common = {
+        "num_features": num_features,
+        "num_steps": num_steps(settings.epochs, num_samples=len(train), batch_size=settings.batch_size),
+    }
+    return make(settings, encoder, common | given(settings), train.split.schema.shape[0])
+
+
+def make(settings: Settings, encoder: nn.Module, options: Mapping[str, Any], in_chans: int) -> nn.Module:
+    """The method of these settings."""
+    if settings.method not in MASKED:
+        return {"dino": DINO, "simsiam": SimSiam, "lejepa": LeJEPA}[settings.method](encoder, **options)
+    require(
+        isinstance(encoder, TokenEncoder),
+        f"{settings.method} hides patches, which {settings.model_name} has not as timm's vision transformers have "
+        "them; give --model_name vit_small, or --method dino.",
+    )
+    masks = {"make_masks": partial(draw_masks, settings), "mask_uniforms": MASK_UNIFORMS}
+    if settings.method == "ibot":
+        return IBOT(encoder, **options, **masks)
+    patch_size = cast(TokenEncoder, encoder).patch_size
+    return SimMIM(encoder, **options, **masks, in_chans=in_chans, patch_size=patch_size)
+
+
+def draw_masks(settings: Settings, uniforms: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The patches that are hidden, (B, T): a block; in half of the views for iBOT, in all for SimMIM."""
+    share, is_ibot = settings.mask_share, settings.method == "ibot"
+    spread = min(MASK_SPREAD, share, 1 - share) if is_ibot else 0.0
+    counts = draw_counts(
+        uniforms[:, NUM_UNIFORMS:],
+        grid[0] * grid[1],
+        share=share,
+        spread=spread,
+        probability=0.5 if is_ibot else 1.0,
+    )
+    return block_masks(uniforms[:, :NUM_UNIFORMS], grid=grid, count=counts)
+
+
+def given(settings: Settings) -> dict[str, Any]:
+    """The options of the method that are given."""
+    names = {"out_dim": settings.out_dim, "momentum": settings.teacher_momentum, "teacher_temp": settings.teacher_temp}
+    if settings.method == "simmim":
+        names.pop("out_dim")
+    return {name: value for name, value in names.items() if value is not None}
+
+
+@torch.no_grad()
+def features_at(encoder: nn.Module, settings: Settings, sizes: set[int], *, in_chans: int) -> int:
+    """The number of features. Raises ValueError where the backbone cannot take views of one of the sizes."""
+    encoder.eval()
+    shapes = set()
+    for size in sorted(sizes):
+        try:
+            shapes.add(encoder(torch.zeros(1, in_chans, size, size)).shape[1:])
+        except (ValueError, RuntimeError, AssertionError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"{settings.model_name} cannot take views of {size} pixels ({why}); give another --image_size or "
+                "--local_size, --num_local 0, or a vision transformer such as vit_small."
+            ) from error
+    encoder.train()
+    (shape,) = shapes if len(shapes) == 1 else [()]
+    require(len(shape) == 1, f"{settings.model_name} has a map as features; it cannot be pretrained.")
+    return shape[0]

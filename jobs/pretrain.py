@@ -1,0 +1,86 @@
+"""Pretrain a backbone on images without their labels. The same command continues a run that was stopped or killed."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jobs.config import require
+from jobs.learning import LearningSettings, learn, refuse_outside
+
+TEACHERS = ("dino", "ibot")
+MASKED = ("ibot", "simmim")
+MOMENTUM, OUT_DIM, TEMPERATURE = "teacher_momentum", "out_dim", "teacher_temp"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(LearningSettings):
+    """What to pretrain, by which method, on which views."""
+
+    method: Literal["dino", "ibot", "simsiam", "simmim", "lejepa"] = "dino"
+    """DINO, iBOT, SimSiam, SimMIM, or LeJEPA"""
+    model_name: str = "vit_small"
+    """one of `deeplense models`, or any other model of timm; patches of 8 pixels in images of up to 96"""
+    views: Literal["lenses", "published"] = "lenses"
+    """how images are cropped, turned, blurred, dimmed: ours for stamps of lenses, or as DeepLense_SSL did it"""
+    image_size: int = 0
+    """pixels a side of the large views, and of the middle of an image that the backbone is evaluated on; 0 for all"""
+    local_size: int = 0
+    """pixels a side of the local views; 0 for half of the large ones"""
+    num_local: int | None = None
+    """local views of an image; by default as views says, and none for simsiam and simmim"""
+    out_dim: int | None = None
+    """prototypes of dino and ibot, numbers of the projection of simsiam and lejepa; by default as the method says"""
+    teacher_momentum: float | None = None
+    """share of the teacher that stays in the first update, rising to 1; by default 0.99"""
+    teacher_temp: float | None = None
+    """temperature of the teacher after its warm-up, lower is sharper; by default 0.02"""
+    mask_share: float = 0.3
+    """of the patches that are hidden (ibot in half of the views, simmim in all)"""
+    batch_size: int = 128
+    """samples of one update, over all processes"""
+    lr: float = 5e-4
+    """highest learning rate"""
+    lr_min: float = 1e-6
+    """lowest learning rate of the cosines"""
+    schedule: Literal["constant", "cosine", "restarts", "step"] = "cosine"
+    """of the learning rate, after the warm-up"""
+    warmup_epochs: float = 10.0
+    """in which the learning rate rises to lr"""
+    weight_decay: float = 0.04
+    """not on biases and norms"""
+    weight_decay_end: float | None = None
+    """if given, weight decay goes there as a cosine"""
+    epochs: float = 100.0
+    """passes over the training samples"""
+    clip_grad: float | None = 3.0
+    """largest norm of the gradient"""
+    stretch: Literal["linear", "asinh"] = "asinh"
+    """of the pixel values, in units of their standard deviation; asinh for images with bright cores"""
+    evaluate_epochs: float = 5.0
+    """epochs between looks at the features: whether they collapse, and what they know of labels, if there are any"""
+    checkpoint_blocks: Literal[0, 1] = 0
+    """1: compute the blocks of a vision transformer twice, to save memory"""
+    stop_on_collapse: Literal[0, 1] = 0
+    """1: end with an error where the features have collapsed"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_outside(self, ("image_size", "local_size"), lambda value: value >= 0, "0 or more")
+        refuse_outside(self, ("mask_share",), lambda value: 0 < value < 1, "between 0 and 1")
+        refuse_outside(self, (OUT_DIM, TEMPERATURE), lambda value: value is None or value > 0, "above 0")
+        refuse_outside(self, (MOMENTUM,), lambda value: value is None or 0 <= value < 1, "at least 0 and below 1")
+        refuse_outside(self, ("weight_decay_end",), lambda value: value is None or value > 0, "above 0")
+        refuse_outside(self, ("num_local",), lambda value: value is None or value >= 0, "0 or more")
+        for name, methods in ((MOMENTUM, TEACHERS), (TEMPERATURE, TEACHERS)):
+            right = getattr(self, name) is None or self.method in methods
+            require(right, f"{name} is given, but {self.method} has no teacher; leave it out, or give --method dino.")
+        require(
+            self.weight_decay_end is None or self.weight_decay > 0,
+            "weight_decay_end is given, but weight_decay=0; give both, or none.",
+        )
+
+
+def run(settings: Settings) -> int:
+    """Pretrain until done or told to stop; returns 0, or 85 when stopped with the state saved (or none made)."""
+    from jobs.pretraining import Pretraining
+
+    return learn(settings, lambda: Pretraining(settings))
