@@ -174,7 +174,7 @@ def make_views(images: Tensor, uniforms: Tensor, settings: ViewSettings, *, sky:
     """
     check_fit(images, uniforms, settings, sky)
     views, first = [], 0
-    numbers = uniforms.float().reshape(len(images), -1, len(DRAWS)).permute(2, 1, 0).contiguous()
+    numbers = uniforms.float().unflatten(1, (-1, len(DRAWS))).permute(2, 1, 0).contiguous()
     # Half precision would move windows by pixels, and round faint arcs away.
     with torch.autocast(images.device.type, enabled=False):
         for crops in crops_of(settings):
@@ -308,13 +308,14 @@ def blur(views: Tensor, fwhm: Tensor) -> Tensor:
     time. So no flux is lost, the width is right even below a pixel, and what makes it is a matrix (S, S) for each
     view, in a third of the time of grouped convolutions.
     """
-    size = views.shape[-1]
+    num_views, batch, num_bands, size, _ = views.shape
     waves, rates = waves_of(size, views.device)
     decay = torch.exp(-((fwhm.flatten()[:, None] / FWHM_PER_SIGMA) ** 2) * rates)
     kernels = (waves.T * decay[:, None, :]) @ waves
-    along_x = torch.bmm(views.reshape(len(kernels), -1, size), kernels).unflatten(1, (-1, size))
-    along_both = torch.bmm(along_x.transpose(-1, -2).reshape(len(kernels), -1, size), kernels)
-    return along_both.reshape(views.shape).transpose(-1, -2)
+    rows = (num_views * batch, num_bands * size, size)
+    along_x = torch.bmm(views.reshape(rows), kernels).view(views.shape)
+    along_both = torch.bmm(along_x.transpose(-1, -2).reshape(rows), kernels)
+    return along_both.view(views.shape).transpose(-1, -2)
 
 
 @lru_cache
@@ -348,7 +349,7 @@ def words(draws: Draws, count: int, *, first: int = 0) -> Tensor:
     scrambled counter goes through a function that the keys choose, and is scrambled again."""
     keys = [(draws[name] * 2**24).int()[..., None] for name in KEYS]
     counters = torch.arange(first, first + count, dtype=torch.int32, device=keys[0].device)
-    return scramble(scramble(counters) * (2 * scramble(keys[0]) + 1) + scramble(keys[1]))
+    return scramble(scramble(counters) * (2 * keys[0] + 1) + keys[1])
 
 
 def scramble(values: Tensor) -> Tensor:

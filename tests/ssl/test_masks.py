@@ -73,12 +73,14 @@ def test_every_patch_is_hidden_about_as_often() -> None:
     assert (anywhere - 0.75).abs().max() < 5 * np.sqrt(0.75 * 0.25 / 4000)
 
 
-def test_blocks_are_wide_and_high_alike() -> None:
-    masks = block_masks(uniforms(1000), grid=(14, 14), count=0.15).reshape(-1, 14, 14)
-    height, width = masks.any(2).sum(1).float(), masks.any(1).sum(1).float()
-    assert float((height / width).log().mean()) == pytest.approx(0, abs=0.06)
-    assert float((height / width).log().std()) > 0.2
-    assert (height / width).max() < 4.5
+def test_blocks_are_wide_and_high_alike_and_as_long_as_in_ibot() -> None:
+    masks = block_masks(uniforms(3000), grid=(14, 14), count=0.1).reshape(-1, 14, 14)
+    free = masks[~(masks[:, [0, -1]].any((1, 2)) | masks[:, :, [0, -1]].any((1, 2)))]
+    ratio = torch.log(free.any(2).sum(1) / free.any(1).sum(1))
+    assert float(ratio.mean()) == pytest.approx(0, abs=0.06)
+    # Evenly between -log(1 / 0.3) and log(1 / 0.3).
+    assert float(ratio.std()) == pytest.approx(2 * np.log(1 / 0.3) / np.sqrt(12), rel=0.15)
+    assert len(free) > 500
 
 
 def test_a_mask_does_not_depend_on_the_batch() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from deeplense.ssl.views import (
     DRAWS,
+    KEYS,
     LENSES,
     PRESETS,
     PUBLISHED,
@@ -23,6 +24,7 @@ from deeplense.ssl.views import (
     estimate_sky,
     make_views,
     num_uniforms,
+    words,
 )
 
 STILL = ViewSettings(
@@ -71,7 +73,7 @@ def drawn(made: ViewSettings, count: int, *, seed: int = 0, fixed: dict[str, flo
     numbers = np.random.default_rng(seed).uniform(size=(count, num_uniforms(made) // len(DRAWS), len(DRAWS)))
     for name, value in (fixed or {}).items():
         numbers[..., DRAWS.index(name)] = value
-    return torch.from_numpy(numbers.reshape(count, -1)).float()
+    return torch.from_numpy(numbers.reshape(count, num_uniforms(made))).float()
 
 
 def views(given: Tensor, made: ViewSettings, seed: int = 0, **fixed: float) -> list[Tensor]:
@@ -135,6 +137,28 @@ def test_the_views_of_a_sample_do_not_depend_on_its_batch(name: str, size: int) 
             assert torch.equal(some, all_of_them[:, chosen])
 
 
+def test_the_numbers_of_large_and_local_views_are_their_own() -> None:
+    alike = replace(LENSES, num_local=2, local_size=32, local_scale=LENSES.global_scale, local_spread=1.0)
+    large, local = views(images(1).repeat(4, 1, 1, 1), alike)
+    assert len(torch.unique(torch.cat([large, local]).flatten(0, 1), dim=0)) == 16
+    # In another order of its views the sample has the same views in that order.
+    numbers = drawn(alike, 4).unflatten(1, (4, -1))[:, [2, 3, 0, 1]].flatten(1)
+    swapped = make_views(images(1).repeat(4, 1, 1, 1), numbers, alike, sky=torch.ones(3))
+    assert torch.equal(torch.stack(swapped), torch.stack([local, large]))
+
+
+def test_images_need_not_be_square() -> None:
+    given = images(size=64)[..., 10:50, :]
+    found = views(given, replace(STILL, global_size=32, stamp_size=32, rotation=180), angle=0.75)[0][0]
+    ways = [torch.rot90(given[..., 4:36, 16:48], sign, dims=(-2, -1)) for sign in (1, -1)]
+    assert min(float((found - way).abs().max()) for way in ways) < 1e-4
+    assert views(given, LENSES)[1].shape == (8, 4, 3, 16, 16)
+
+
+def test_no_images_have_no_views() -> None:
+    assert [len(each[0]) for each in views(images()[:0], LENSES)] == [0, 0]
+
+
 def test_one_view_of_one_sample_is_that_of_a_batch() -> None:
     given, made = images(9), replace(LENSES, num_global=1, num_local=0)
     together = views(given, made)[0]
@@ -162,15 +186,36 @@ def test_a_window_is_cut_out_where_it_was_drawn(x: float, y: float) -> None:
     torch.testing.assert_close(found, given[..., top : top + 16, left : left + 16], rtol=0, atol=2e-5)
 
 
-def test_windows_lie_in_the_stamp_and_their_areas_are_even() -> None:
-    made = replace(STILL, global_scale=(0.14, 1.0), flips=True)
-    ramp = torch.arange(32.0).expand(1, 1, 32, 32).repeat(2000, 1, 1, 1)
-    row = views(ramp, made)[0][0, :, 0, 10]
-    side = (row[:, 21] - row[:, 10]).abs() / 11 * 32
-    assert stats.kstest((side / 32) ** 2, stats.uniform(0.14, 0.86).cdf).pvalue > 1e-3
-    assert stats.kstest((side / 32) ** 2, stats.uniform(0.2, 0.8).cdf).pvalue < 1e-6
-    middle = (row[:, 15] + row[:, 16]) / 2
-    assert ((middle - side / 2 > -0.51) & (middle + side / 2 < 31.51)).all()
+def windows_of(made: ViewSettings) -> tuple[Tensor, Tensor]:
+    """Middles and sides of 2000 windows along x and y, in pixels of the stamp, (2, B): read off two ramps."""
+    place = torch.arange(32.0).expand(32, 32) - 15.5
+    found = views(torch.stack([place, place.T])[None].repeat(2000, 1, 1, 1), made)[0][0]
+    x, y = found[:, 0, 0], found[:, 1, :, 0]
+    ends = torch.stack([torch.stack([x[:, 10], x[:, 21]]), torch.stack([y[:, 10], y[:, 21]])])
+    return ends.mean(1), (ends[:, 1] - ends[:, 0]).abs() / 11 * 32
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.4, 0.0])
+def test_windows_lie_in_the_stamp_and_their_areas_are_even(spread: float) -> None:
+    middles, sides = windows_of(replace(STILL, global_scale=(0.14, 1.0), global_spread=spread, flips=True))
+    torch.testing.assert_close(sides[0], sides[1], rtol=0, atol=1e-3)
+    share = (sides[0] / 32) ** 2
+    assert stats.kstest(share, stats.uniform(0.14, 0.86).cdf).pvalue > 1e-3
+    assert stats.kstest(share, stats.uniform(0.2, 0.8).cdf).pvalue < 1e-6
+    room = (middles / (32 - sides))[:, sides[0] < 31]
+    if spread:
+        assert stats.kstest(room.flatten(), stats.uniform(-spread / 2, spread).cdf).pvalue > 1e-3
+    else:
+        assert middles.abs().max() < 1e-3
+
+
+def test_windows_that_are_stretched_keep_their_area_and_fit() -> None:
+    _, sides = windows_of(replace(STILL, global_scale=(0.3, 0.6), aspect=1.5))
+    assert stats.kstest(sides.prod(0) / 32**2, stats.uniform(0.3, 0.3).cdf).pvalue > 1e-3
+    ratio = torch.log(sides[0] / sides[1]) / math.log(1.5)
+    assert stats.kstest(ratio, stats.uniform(-1, 2).cdf).pvalue > 1e-3
+    _, sides = windows_of(replace(STILL, global_scale=(0.9, 1.0), aspect=1.5))
+    assert float(sides.max()) == pytest.approx(32, abs=1e-3)
 
 
 def test_the_mirror_shows_each_of_four_ways_alike() -> None:
@@ -350,6 +395,13 @@ def test_keys_that_are_neighbours_draw_unlike_noise(key: str) -> None:
     assert {name: value for name, value in correlations(found).items() if abs(value) > 5} == {}
     together = torch.corrcoef(found.flatten(0, 1).flatten(1)) - torch.eye(100)
     assert together.abs().max() < 6 / math.sqrt(3 * SIZE**2)
+
+
+def test_both_keys_tell_views_apart() -> None:
+    """A hash with 32 bits of state would draw about ten pairs of views alike."""
+    numbers = np.random.default_rng(0).integers(0, 2**24, size=(len(KEYS), 1, 300_000))
+    found = words(dict(zip(KEYS, torch.from_numpy(numbers).float() / 2**24, strict=True)), 2)[0]
+    assert len(np.unique(found.numpy().view(np.int64))) == 300_000
 
 
 def test_the_same_numbers_draw_the_same_noise_and_the_level_changes_nothing_else() -> None:
