@@ -217,7 +217,7 @@ def between(draw: Tensor, bounds: tuple[float, float]) -> Tensor:
 
 
 def zoom_of(draws: Draws, settings: ViewSettings) -> Tensor:
-    """(V, B)"""
+    """Factors (V, B)."""
     return torch.exp((2 * draws["zoom"] - 1) * math.log(settings.zoom))
 
 
@@ -269,8 +269,8 @@ def resample(images: Tensor, draws: Draws, crops: Crops, settings: ViewSettings)
 def windows(
     draws: Draws, crops: Crops, settings: ViewSettings, *, stamp: int
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Half sides and middles of the windows along x and y, in pixels of the image from its middle, each (V, B); a
-    half side below 0 mirrors."""
+    """Half sides and middles of the windows along x and y, in pixels of the image from its middle, in the shape
+    of the draws; a half side below 0 mirrors."""
     area = between(draws["area"], crops.scale)
     aspect = torch.exp((2 * draws["aspect"] - 1) * math.log(settings.aspect))
     zoom, ways = zoom_of(draws, settings), (draws["mirror"] * 4).int()
@@ -290,8 +290,8 @@ def points_a_side(crops: Crops, settings: ViewSettings, *, stamp: int) -> int:
 
 
 def places(step: Tensor, size: int, num_points: int) -> Tensor:
-    """Places of the points of a view along one axis (V, B, S k), from -1 to 1 over the window; `step` (V, B) is how
-    many pixels of the image a pixel of the view covers."""
+    """Places of the points of a view along one axis (..., S k), from -1 to 1 over the window; `step` (...) is how many
+    pixels of the image a pixel of the view covers."""
     pixels = (torch.arange(size, device=step.device) * 2 + 1) / size - 1
     if num_points == 1:
         return pixels
