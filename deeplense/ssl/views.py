@@ -4,7 +4,7 @@ sample and each view, made for a whole batch at once on its device.
 Images are linear flux: a stretch comes after. What is done follows the light: its colours (dust, calibration), where
 it falls (crop, zoom, turn), the seeing, and then the noise of the sky, which no seeing smooths.
 
-B batch, C bands, H W pixels of an image, S pixels of a side of a view, V views, N = V B.
+B batch, C bands, H W pixels of an image, S pixels of a side of a view, V views.
 """
 
 import math
@@ -18,10 +18,11 @@ from torch.nn import functional
 
 EXTINCTION = {"g": 3.303, "r": 2.285, "i": 1.698}
 """A_band / E(B-V) of the SDSS bands for R_V = 3.1 (Schlafly & Finkbeiner 2011, table 6); those of other surveys differ
-by up to 5 %."""
-DRAWS = tuple(
-    ["x", "y", "area", "aspect", "angle", "mirror", "zoom", "blur", "noise", "gain", "dust", "key", "second_key"]
-)
+by up to 6 %."""
+WINDOW = ("x", "y", "area", "aspect", "angle", "mirror", "zoom")
+LIGHT = ("blur", "noise", "gain", "dust")
+KEYS = ("key", "second_key")
+DRAWS: tuple[str, ...] = (*WINDOW, *LIGHT, *KEYS)
 """What each number of a view decides; the keys, all that is drawn for each band and pixel."""
 FWHM_PER_SIGMA = math.sqrt(8 * math.log(2))
 MAD_PER_SIGMA = 0.6744897501960817
@@ -56,7 +57,8 @@ class ViewSettings:
     rotation: float = 180.0
     """Degrees at most, either way."""
     zoom: float = 1.1
-    """Factors between 1 / zoom and zoom, evenly in their logarithm; the total flux is kept."""
+    """Factors between 1 / zoom and zoom, evenly in their logarithm; the total flux is kept (that of a star within a few
+    per cent, for the interpolation is linear)."""
     blur_fwhm: float = 1.5
     """Seeing to be added: FWHM of a Gaussian in pixels of the view, at most."""
     blur_share: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -172,7 +174,7 @@ def make_views(images: Tensor, uniforms: Tensor, settings: ViewSettings, *, sky:
     """
     check_fit(images, uniforms, settings, sky)
     views, first = [], 0
-    numbers = uniforms.float().reshape(len(images), -1, len(DRAWS)).permute(2, 1, 0).contiguous()
+    numbers = uniforms.float().unflatten(1, (-1, len(DRAWS))).permute(2, 1, 0).contiguous()
     # Half precision would move windows by pixels, and round faint arcs away.
     with torch.autocast(images.device.type, enabled=False):
         for crops in crops_of(settings):
@@ -215,7 +217,7 @@ def between(draw: Tensor, bounds: tuple[float, float]) -> Tensor:
 
 
 def zoom_of(draws: Draws, settings: ViewSettings) -> Tensor:
-    """(V, B)"""
+    """Factors (V, B)."""
     return torch.exp((2 * draws["zoom"] - 1) * math.log(settings.zoom))
 
 
@@ -267,8 +269,8 @@ def resample(images: Tensor, draws: Draws, crops: Crops, settings: ViewSettings)
 def windows(
     draws: Draws, crops: Crops, settings: ViewSettings, *, stamp: int
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Half sides and middles of the windows along x and y, in pixels of the image from its middle, each (V, B); a
-    half side below 0 mirrors."""
+    """Half sides and middles of the windows along x and y, in pixels of the image from its middle, in the shape
+    of the draws; a half side below 0 mirrors."""
     area = between(draws["area"], crops.scale)
     aspect = torch.exp((2 * draws["aspect"] - 1) * math.log(settings.aspect))
     zoom, ways = zoom_of(draws, settings), (draws["mirror"] * 4).int()
@@ -288,8 +290,8 @@ def points_a_side(crops: Crops, settings: ViewSettings, *, stamp: int) -> int:
 
 
 def places(step: Tensor, size: int, num_points: int) -> Tensor:
-    """Places of the points of a view along one axis (V, B, S k), from -1 to 1 over the window; `step` (V, B) is how
-    many pixels of the image a pixel of the view covers."""
+    """Places of the points of a view along one axis (..., S k), from -1 to 1 over the window; `step` (...) is how many
+    pixels of the image a pixel of the view covers."""
     pixels = (torch.arange(size, device=step.device) * 2 + 1) / size - 1
     if num_points == 1:
         return pixels
@@ -302,27 +304,28 @@ def places(step: Tensor, size: int, num_points: int) -> Tensor:
 def blur(views: Tensor, fwhm: Tensor) -> Tensor:
     """Views (V, B, C, S, S) seen through a Gaussian of this FWHM in pixels (V, B), each its own.
 
-    It is the Gaussian of a grid (Lindeberg 1990), which has the right variance even where it is narrower than a pixel,
-    with reflecting borders: heat that flows for a time. So no flux is lost, and matrices (S, S) for each view do it,
-    which takes a third of the time of grouped convolutions.
+    The standing waves of the view, which borders reflect, are damped as a Gaussian damps waves: heat that flows for a
+    time. So no flux is lost, the width is right even below a pixel, and what makes it is a matrix (S, S) for each
+    view, in a third of the time of grouped convolutions.
     """
-    size = views.shape[-1]
+    num_views, batch, num_bands, size, _ = views.shape
     waves, rates = waves_of(size, views.device)
     decay = torch.exp(-((fwhm.flatten()[:, None] / FWHM_PER_SIGMA) ** 2) * rates)
     kernels = (waves.T * decay[:, None, :]) @ waves
-    along_x = torch.bmm(views.reshape(len(kernels), -1, size), kernels).unflatten(1, (-1, size))
-    along_both = torch.bmm(along_x.transpose(-1, -2).reshape(len(kernels), -1, size), kernels)
-    return along_both.reshape(views.shape).transpose(-1, -2)
+    rows = (num_views * batch, num_bands * size, size)
+    along_x = torch.bmm(views.reshape(rows), kernels).view(views.shape)
+    along_both = torch.bmm(along_x.transpose(-1, -2).reshape(rows), kernels)
+    return along_both.view(views.shape).transpose(-1, -2)
 
 
 @lru_cache
 def waves_of(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Standing waves on `size` pixels, (frequencies, pixels), orthonormal (the cosine transform), and the rates at
-    which heat flows out of them."""
+    which they are damped by a variance in square pixels."""
     frequencies = torch.arange(size, dtype=torch.float64) * (math.pi / size)
     waves = torch.cos(frequencies[:, None] * (torch.arange(size) + 0.5)) * math.sqrt(2 / size)
     waves[0] /= math.sqrt(2)
-    return waves.float().to(device), (1 - torch.cos(frequencies)).float().to(device)
+    return waves.float().to(device), (frequencies**2 / 2).float().to(device)
 
 
 ZERO_POINTS = 2**30
@@ -344,9 +347,9 @@ def normals(draws: Draws, shape: torch.Size) -> Tensor:
 def words(draws: Draws, count: int, *, first: int = 0) -> Tensor:
     """Random int32 words (V, B, count) with the counters from `first` on, a function of the keys of each view: the
     scrambled counter goes through a function that the keys choose, and is scrambled again."""
-    keys = [(draws[name] * 2**24).int()[..., None] for name in ("key", "second_key")]
+    keys = [(draws[name] * 2**24).int()[..., None] for name in KEYS]
     counters = torch.arange(first, first + count, dtype=torch.int32, device=keys[0].device)
-    return scramble(scramble(counters) * (2 * scramble(keys[0]) + 1) + scramble(keys[1]))
+    return scramble(scramble(counters) * (2 * keys[0] + 1) + keys[1])
 
 
 def scramble(values: Tensor) -> Tensor:
