@@ -25,8 +25,8 @@ def follow(teacher: nn.Module, student: nn.Module, *, momentum: float) -> None:
 
 
 class Targets(nn.Module):
-    """What a teacher's outputs teach: their running mean, the centre, is taken from them, so that no prototype is better
-    for all images, and they are divided by a temperature."""
+    """What a teacher's outputs teach: their running mean, the centre, is taken from them, so that no prototype is
+    best for all images, and they are divided by a temperature."""
 
     center: Tensor
 
@@ -55,7 +55,7 @@ class Targets(nn.Module):
 
     @torch.no_grad()
     def update(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Move the centre towards the mean of all outputs that were gathered, on all ranks; if there were none, it stays.
+        """Move the centre towards the mean of all outputs that were gathered, on all ranks. Of none, it stays.
 
         Args:
             total: the sum of a tensor over ranks.
