@@ -73,7 +73,7 @@ class SimMIM(nn.Module):
         grid = backbone.grid(images.shape[-1])
         masks = draw_masks(self.make_masks, random, num_views=self.num_large, grid=grid)
         _, patches = backbone.tokens(images, masks, self.mask_token)
-        errors = (self.decoder(patches).float() - self.targets(images)).abs().mean(dim=-1)
+        errors = (self.decoder(patches) - self.targets(images)).abs().mean(dim=-1)
         return {"loss": (errors * token_weights(masks)).sum(), "masked": masks.float().mean()}
 
     def targets(self, images: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from deeplense.ssl.pairs import mean_product
 class SimSiam(nn.Module):
     """Simple siamese representations (Chen and He 2021, arXiv:2011.10566), with the paper's sizes.
 
-    The learning rate of `predictor` is better not lowered in the course of a pretraining, as the paper says. With more
-    than one rank its batch norms should be `SyncBatchNorm`.
+    The learning rate of `predictor` is better not lowered in the course of a pretraining, as the paper says. A batch
+    norm knows one view of one piece of a batch; with more than one rank all should be `SyncBatchNorm`.
     """
 
     num_uniforms: int = 0
