@@ -1,4 +1,9 @@
-"""Has a pretraining collapsed? Numbers that say so, and words. N images, D features, K prototypes."""
+"""Has a pretraining collapsed? Numbers that say so, and words. N images, D features, K prototypes.
+
+The limits were tried on survey stamps of 32 pixels. An untrained ViT-S/8 has an embedding std of 0.7 and a RankMe of 56
+to 94; a small ViT after 100 updates of DINO has 0.7 and 7, with 5 prototypes in use; without a centre 1.9 are, and at a
+teacher's temperature of 0.3 the share of entropy is 1.00.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,9 +16,8 @@ from deeplense.ssl.teacher import entropy
 
 POINT_STD = 0.05
 """Embeddings of a smaller std are a point: they lie within 0.05 (3 degrees) of their common direction."""
-FEWEST_DIMENSIONS = 2.0
-"""A smaller RankMe is a point or a line, whatever the number of features: no two things could be told apart beside a
-first one. Good encoders have tens."""
+FEWEST_DIMENSIONS = 3.0
+"""A smaller RankMe is a point, a line or a plane, whatever the number of features; good encoders have tens."""
 FEWEST_PROTOTYPES = 2.0
 """Prototypes in use, by the entropy of the mean distribution: with fewer, nearly all images get the same one."""
 UNIFORM_SHARE = 0.99

@@ -32,6 +32,21 @@ class DINO(nn.Module):
 
     The defaults are for data sets of less than 20,000 images. The paper has out_dim 65536, momentum 0.996, and a
     teacher's temperature of 0.04 that rises to 0.07 in the first 30 epochs of 100 or more.
+
+    Args:
+        backbone: maps images (B, C, S, S) to features (B, D) at the sizes of all views.
+        num_features: D.
+        num_steps: updates of the whole pretraining.
+        out_dim: K.
+        hidden_dim: width of the head.
+        bottleneck_dim: numbers of which the cosines are taken.
+        momentum: share of the teacher that stays in the first update; it rises to 1 as a cosine.
+        center_momentum: share of the centre that stays in each update.
+        student_temp: the cosines of the student are divided by it.
+        teacher_temp: those of the teacher, after the warm-up.
+        warmup_teacher_temp: those of the teacher, at the start.
+        warmup_share: of the updates, in which the teacher's temperature changes.
+        freeze_share: of the updates, the first ones, in which the head's last layer learns nothing.
     """
 
     num_uniforms: int = 0
@@ -53,22 +68,6 @@ class DINO(nn.Module):
         warmup_share: float = 0.3,
         freeze_share: float = 0.01,
     ) -> None:
-        """
-        Args:
-            backbone: maps images (B, C, S, S) to features (B, D) at the sizes of all views.
-            num_features: D.
-            num_steps: updates of the whole pretraining.
-            out_dim: K.
-            hidden_dim: width of the head.
-            bottleneck_dim: numbers of which the cosines are taken.
-            momentum: share of the teacher that stays in the first update; it rises to 1 as a cosine.
-            center_momentum: share of the centre that stays in each update.
-            student_temp: the cosines of the student are divided by it.
-            teacher_temp: those of the teacher, after the warm-up.
-            warmup_teacher_temp: those of the teacher, at the start.
-            warmup_share: of the updates, in which the teacher's temperature changes.
-            freeze_share: of the updates, the first ones, in which the head's last layer learns nothing.
-        """
         super().__init__()
         head = DINOHead(num_features, out_dim=out_dim, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim)
         self.student = Network(backbone, head)

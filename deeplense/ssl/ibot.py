@@ -35,6 +35,31 @@ class IBOT(nn.Module):
 
     The defaults are for data sets of less than 20,000 images. The paper has out_dim 8192, momentum 0.996 and
     temperatures of 0.04, for patches rising to 0.07, in the first 30 epochs of 100 or more.
+
+    Args:
+        backbone: with tokens.
+        num_features: D.
+        num_steps: updates of the whole pretraining.
+        make_masks: makes the masks of large views.
+        mask_uniforms: numbers that it wants for an image.
+        num_large: T.
+        out_dim: K, of views and of patches.
+        hidden_dim: width of the heads.
+        bottleneck_dim: numbers of which the cosines are taken.
+        shared_head: whether views and patches have one head.
+        momentum: share of the teacher that stays in the first update; it rises to 1 as a cosine.
+        center_momentum: share of the centres that stays in each update.
+        center_tokens: the patches whose mean the centre follows: all as in the authors' code, or the masked ones as
+            in DINOv2, which spares the teacher's head the others.
+        student_temp: the cosines of the student are divided by it.
+        teacher_temp: those of the teacher, after the warm-up.
+        warmup_teacher_temp: those of the teacher, at the start.
+        teacher_patch_temp: those of the teacher for patches, after the warm-up.
+        warmup_teacher_patch_temp: those of the teacher for patches, at the start.
+        warmup_share: of the updates, in which the teacher's temperatures change.
+        freeze_share: of the updates, the first ones, in which the last layers of the heads learn nothing.
+        view_weight: of the loss of views.
+        patch_weight: of the loss of patches.
     """
 
     def __init__(
@@ -63,32 +88,6 @@ class IBOT(nn.Module):
         view_weight: float = 1.0,
         patch_weight: float = 1.0,
     ) -> None:
-        """
-        Args:
-            backbone: with tokens.
-            num_features: D.
-            num_steps: updates of the whole pretraining.
-            make_masks: makes the masks of large views.
-            mask_uniforms: numbers that it wants for an image.
-            num_large: T.
-            out_dim: K, of views and of patches.
-            hidden_dim: width of the heads.
-            bottleneck_dim: numbers of which the cosines are taken.
-            shared_head: whether views and patches have one head.
-            momentum: share of the teacher that stays in the first update; it rises to 1 as a cosine.
-            center_momentum: share of the centres that stays in each update.
-            center_tokens: the patches whose mean the centre follows: all as in the authors' code, or the masked ones as
-                in DINOv2, which spares the teacher's head the others.
-            student_temp: the cosines of the student are divided by it.
-            teacher_temp: those of the teacher, after the warm-up.
-            warmup_teacher_temp: those of the teacher, at the start.
-            teacher_patch_temp: those of the teacher for patches, after the warm-up.
-            warmup_teacher_patch_temp: those of the teacher for patches, at the start.
-            warmup_share: of the updates, in which the teacher's temperatures change.
-            freeze_share: of the updates, the first ones, in which the last layers of the heads learn nothing.
-            view_weight: of the loss of views.
-            patch_weight: of the loss of patches.
-        """
         super().__init__()
         self.make_masks, self.num_large, self.num_uniforms = make_masks, num_large, num_large * mask_uniforms
         make_head = partial(

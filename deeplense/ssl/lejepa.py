@@ -11,12 +11,21 @@ from deeplense.ssl.heads import lejepa_projector
 
 
 class LeJEPA(nn.Module):
-    """Latent prediction without a teacher (Balestriero and LeCun 2025, arXiv:2511.08544), with the sizes of the
-    authors' small example.
+    """Latent prediction without a teacher (Balestriero and LeCun 2025, arXiv:2511.08544). The authors' small
+    example has 256 directions, too; the paper has 1024.
 
     The normal distribution is asked of the embeddings that one forward pass of one rank has: with the same batch on
     more ranks, or worked through in more pieces, the test has fewer samples and is less strict. With more than one rank
     the projector's batch norms should be `SyncBatchNorm`.
+
+    Args:
+        backbone: maps images (B, C, S, S) to features (B, D) at the sizes of all views.
+        num_features: D.
+        num_steps: not used: nothing depends on it.
+        out_dim: P.
+        hidden_dim: width of the projector.
+        num_directions: M, along which the distribution is tested; other ones in each update.
+        sigreg_weight: from 0 to 1; that of the prediction is what remains.
     """
 
     num_uniforms: int = 0
@@ -32,16 +41,6 @@ class LeJEPA(nn.Module):
         num_directions: int = 256,
         sigreg_weight: float = 0.05,
     ) -> None:
-        """
-        Args:
-            backbone: maps images (B, C, S, S) to features (B, D) at the sizes of all views.
-            num_features: D.
-            num_steps: not used: nothing depends on it.
-            out_dim: P.
-            hidden_dim: width of the projector.
-            num_directions: M, along which the distribution is tested; other ones in each update.
-            sigreg_weight: from 0 to 1; that of the prediction is what remains.
-        """
         super().__init__()
         self.backbone = backbone
         self.projector = lejepa_projector(num_features, hidden_dim=hidden_dim, out_dim=out_dim)

@@ -19,6 +19,18 @@ class SimMIM(nn.Module):
     A masked autoencoder (He et al. 2022, arXiv:2111.06377) shows its encoder the visible patches alone, and has a
     deeper decoder. That spares time where there are many patches; of 16 it spares little, and not every backbone can do
     it.
+
+    Args:
+        backbone: with tokens.
+        num_features: D.
+        num_steps: not used: nothing depends on it.
+        in_chans: C.
+        patch_size: P.
+        make_masks: makes the masks of views.
+        mask_uniforms: numbers that it wants for an image.
+        num_large: V.
+        normalise: whether pixels are told in units of the standard deviation of their patch, from its mean, as in
+            the masked autoencoder; where most patches are noise, that is what would be learnt.
     """
 
     def __init__(
@@ -34,19 +46,6 @@ class SimMIM(nn.Module):
         num_large: int = 2,
         normalise: bool = False,
     ) -> None:
-        """
-        Args:
-            backbone: with tokens.
-            num_features: D.
-            num_steps: not used: nothing depends on it.
-            in_chans: C.
-            patch_size: P.
-            make_masks: makes the masks of views.
-            mask_uniforms: numbers that it wants for an image.
-            num_large: V.
-            normalise: whether pixels are told in units of the standard deviation of their patch, from its mean, as in
-                the masked autoencoder; where most patches are noise, that is what would be learnt.
-        """
         super().__init__()
         self.make_masks, self.num_large, self.num_uniforms = make_masks, num_large, num_large * mask_uniforms
         self.patch_size, self.normalise = patch_size, normalise
@@ -73,7 +72,7 @@ class SimMIM(nn.Module):
         grid = backbone.grid(images.shape[-1])
         masks = draw_masks(self.make_masks, random, num_views=self.num_large, grid=grid)
         _, patches = backbone.tokens(images, masks, self.mask_token)
-        errors = (self.decoder(patches).float() - self.targets(images)).abs().mean(dim=-1)
+        errors = (self.decoder(patches) - self.targets(images)).abs().mean(dim=-1)
         return {"loss": (errors * token_weights(masks)).sum(), "masked": masks.float().mean()}
 
     def targets(self, images: Tensor) -> Tensor:

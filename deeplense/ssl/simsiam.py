@@ -15,8 +15,16 @@ from deeplense.ssl.pairs import mean_product
 class SimSiam(nn.Module):
     """Simple siamese representations (Chen and He 2021, arXiv:2011.10566), with the paper's sizes.
 
-    The learning rate of `predictor` is better not lowered in the course of a pretraining, as the paper says. With more
-    than one rank its batch norms should be `SyncBatchNorm`.
+    The learning rate of `predictor` is better not lowered in the course of a pretraining, as the paper says. A batch
+    norm knows one view of one piece of a batch; with more than one rank all should be `SyncBatchNorm`.
+
+    Args:
+        backbone: maps images (B, C, S, S) to features (B, D) at the sizes of all views.
+        num_features: D.
+        num_steps: not used: nothing depends on it.
+        out_dim: P.
+        hidden_dim: width of the projector.
+        predictor_dim: width of the predictor.
     """
 
     num_uniforms: int = 0
@@ -31,15 +39,6 @@ class SimSiam(nn.Module):
         hidden_dim: int = 2048,
         predictor_dim: int = 512,
     ) -> None:
-        """
-        Args:
-            backbone: maps images (B, C, S, S) to features (B, D) at the sizes of all views.
-            num_features: D.
-            num_steps: not used: nothing depends on it.
-            out_dim: P.
-            hidden_dim: width of the projector.
-            predictor_dim: width of the predictor.
-        """
         super().__init__()
         self.backbone = backbone
         self.projector = simsiam_projector(num_features, hidden_dim=hidden_dim, out_dim=out_dim)

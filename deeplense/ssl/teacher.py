@@ -45,12 +45,12 @@ class Targets(nn.Module):
 
     def forward(self, logits: Tensor, step: int) -> Tensor:
         """The distributions (..., K) over prototypes that outputs (..., K) are after `step` updates, in float32."""
-        return ((logits.float() - self.center) / self.temperature(step)).softmax(dim=-1)
+        return ((logits - self.center) / self.temperature(step)).softmax(dim=-1)
 
     def gather(self, logits: Tensor) -> None:
         """Keep the sum of outputs (..., K) and their number for the next update, in training mode."""
         if self.training:
-            rows = logits.detach().float().reshape(-1, logits.shape[-1])
+            rows = logits.detach().reshape(-1, logits.shape[-1])
             self.gathered.append(torch.cat([rows.sum(dim=0), rows.new_full((1,), len(rows))]))
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightly.loss import DINOLoss
 from lightly.models.utils import update_momentum
-from tiny import NUM_STEPS, adamw, make, make_batch, sgd, train, update
+from tiny import NUM_STEPS, WITH_TEACHER, adamw, make, make_batch, sgd, train, update
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -116,8 +116,9 @@ def test_one_view_is_refused() -> None:
         mean_product(torch.ones(1, 4, 3), torch.ones(1, 4, 3))
 
 
-def test_the_teacher_is_the_running_mean_of_the_student() -> None:
-    method = make("dino", momentum=0.8)
+@pytest.mark.parametrize("name", WITH_TEACHER)
+def test_the_teacher_is_the_running_mean_of_the_student(name: str) -> None:
+    method = make(name, momentum=0.8)
     start = [p.clone() for p in method.teacher.parameters()]
     optimizer, seen = sgd(method), []
     for step in range(4):
