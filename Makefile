@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The version of lenstronomy that the tests compare with; installed without what it names beside, some of which is not free.
-LENSTRONOMY := lenstronomy==1.14.2
+# What tests compare with, without what it names beside: of lenstronomy some is not free, of lightly none is needed.
+ORACLES := lenstronomy==1.14.2 lightly==1.6.0
 
 # A real Slurm with four hosts on this machine, to rehearse on (as root on Debian, with the packages that .ci/run names).
 REHEARSAL := /tmp/deeplense-rehearsal
@@ -18,14 +18,17 @@ $(VENV)/.installed: pyproject.toml requirements.lock Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[test]'
-	$(BIN)/python -m pip install --quiet --no-deps $(LENSTRONOMY)
+	$(BIN)/python -m pip install --quiet --no-deps $(ORACLES)
 	touch $@
 
 demo: install
 	$(BIN)/deeplense demo --output demo
 
+# Two processes, each with whole files; the clusters of the tests are one file.
+PARALLEL := --numprocesses 2 --dist loadgroup
+
 test: install
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' $(PARALLEL)
 
 # What takes a quarter of an hour more: every architecture at 150 pixels.
 test-slow: install

@@ -29,7 +29,7 @@ JOBS = (
     "benchmark models",
 )
 """By the words that they are called by; `benchmark models` is the module jobs/benchmark_models.py."""
-STOPPABLE = ("train", "pretrain")
+STOPPABLE = ("train", "pretrain", "finetune")
 """Jobs that have a run folder, save on a signal, and continue; they may be given several processes."""
 DIVISIBLE = ("simulate", "pack")
 """Jobs that several tasks may do together, each with a --part of its own."""

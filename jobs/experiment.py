@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deeplense.data.dataset import Batch, Split, evaluation_batches, splits_of
-from deeplense.data.order import fold_of, rank_slice, split_off
+from deeplense.data.order import first_of_each, fold_of, rank_slice, split_off
 from deeplense.data.sampling import Order, Shuffle
 from deeplense.data.transforms import augment, normalise
 from deeplense.evaluation.predict import Predictions, join, predict
 from deeplense.models.registry import Network, build
 from deeplense.training.loop import gather_lists
 from jobs.config import require
+from jobs.pretrained import load_encoder, read_pretrained
 
 if TYPE_CHECKING:
     from jobs.learning import LearningSettings
@@ -92,9 +93,15 @@ def learning_parts(settings: "Settings") -> tuple[Part, Part]:
     train = open_part(datasets, "train", settings)
     if settings.num_folds:
         train = train.only(folds(train, settings) != settings.fold)
+    if settings.num_labels is not None:
+        require(
+            settings.num_labels <= len(train),
+            f"num_labels={settings.num_labels} is more than the {len(train)} labels of {train.split.name}.",
+        )
+        train = train.only(first_of_each(train.labels, settings.num_labels, seed=settings.seed))
     have_val = {"val" in splits_of(dataset) for dataset in datasets}
     require(len(have_val) == 1, f"some of the data sets {settings.dataset} have a split val, and some have none.")
-    if have_val == {True} and not settings.num_folds:
+    if have_val == {True} and not (settings.num_folds or settings.num_labels):
         val = open_part(datasets, "val", settings)
     else:
         kept, held = split_off(train.labels, settings.val_fraction, seed=settings.seed)
@@ -169,7 +176,7 @@ def make_network(settings: "Settings", split: Split, *, load_pretrained: bool) -
         height == width,
         f"{split.name} has images of {height} x {width} pixels; they must be square. Pack them with --crop.",
     )
-    return build(
+    network = build(
         settings.model_name,
         image_size=height,
         in_chans=channels,
@@ -182,6 +189,9 @@ def make_network(settings: "Settings", split: Split, *, load_pretrained: bool) -
         pretrained_file=settings.pretrained_file,
         load_pretrained=load_pretrained,
     )
+    if settings.backbone and load_pretrained:
+        load_encoder(network, read_pretrained(settings.backbone))
+    return network
 
 
 @dataclass(frozen=True)

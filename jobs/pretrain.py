@@ -8,6 +8,10 @@ from jobs.learning import LearningSettings, learn, refuse_outside
 
 TEACHERS = ("dino", "ibot")
 MASKED = ("ibot", "simmim")
+ENCODERS = {
+    name: "teacher.backbone" if name in TEACHERS else "backbone" for name in (*TEACHERS, "simsiam", "simmim", "lejepa")
+}
+"""Where the backbone that is used afterwards stands in the state of each method."""
 MOMENTUM, OUT_DIM, TEMPERATURE = "teacher_momentum", "out_dim", "teacher_temp"
 
 

@@ -14,6 +14,9 @@ class Settings(LearningSettings):
 
     label_fraction: float = 1.0
     """part of each class of the training samples that is learnt from; a smaller part is in a larger one"""
+    num_labels: int | None = None
+    """if given, so many samples of the split train are all that is known, with the shares of its classes: a part of them
+    (val_fraction) chooses the best weights, a split val is left alone; fewer are among more"""
     target: str = "class"
     """what is learnt: class, or the name of a number, such as log10_axion_mass (samples without it are left out)"""
     model_name: str = "resnet18"
@@ -24,6 +27,8 @@ class Settings(LearningSettings):
     """1: start from timm's published weights, or from those of pretrained_file"""
     pretrained_file: Path | None = None
     """file with weights: timm's, where the hub cannot be reached, or those of `deeplense export`"""
+    backbone: Path | None = None
+    """run of `deeplense pretrain` from whose backbone to start; model_name must be the same"""
     tune: Literal[0, 1] = 1
     """0: only the last layers learn"""
     layer_decay: float | None = None
@@ -59,6 +64,14 @@ class Settings(LearningSettings):
         require(self.random_zoom >= 1, f"random_zoom={self.random_zoom} must be at least 1, which is no zoom.")
         require(self.num_folds != 1 and self.num_folds >= 0, f"num_folds={self.num_folds} must be 0, or 2 and more.")
         require(0 <= self.fold < max(self.num_folds, 1), f"fold={self.fold} must be below num_folds={self.num_folds}.")
+        refuse_outside(self, ("num_labels",), lambda value: value is None or value > 0, "above 0")
+        require(
+            self.num_labels is None or (self.label_fraction == 1 and not self.num_folds),
+            "num_labels is given, and label_fraction or num_folds; give one of them.",
+        )
+        require(
+            not (self.backbone and self.pretrained), "backbone and pretrained=1 are two starts; leave one of them out."
+        )
         require(
             not self.pretrained_file or bool(self.pretrained),
             "pretrained_file is given, but pretrained=0; add --pretrained 1.",

@@ -64,6 +64,17 @@ def split_off(labels: np.ndarray, fraction: float, *, seed: int) -> tuple[np.nda
     return np.flatnonzero(~second), np.flatnonzero(second)
 
 
+def first_of_each(labels: np.ndarray, count: int, *, seed: int) -> np.ndarray:
+    """Sorted indices of `count` samples, with the shares of the classes as near as they can be, drawn by `seed`; those
+    of a smaller count are among those of a larger one."""
+    places = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        drawn = members[permutation(len(members), seed, int(label) + 1)]
+        places[drawn] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.sort(np.argsort(places, kind="stable")[:count])
+
+
 def fold_of(labels: np.ndarray, num_folds: int, *, seed: int) -> np.ndarray:
     """The fold of each sample, (n,), with each class spread evenly over the folds."""
     folds = np.empty(len(labels), dtype=np.int64)
