@@ -58,7 +58,7 @@ def load_encoder(network: Network, pretrained: Pretrained) -> None:
     told = [f"{name} is {tuple(fitted[name].shape)}, not {tuple(expected[name].shape)}" for name in wrong]
     require(
         not wrong,
-        f"the backbone of {run} does not fit: {'; '.join(told[:3])}. Give images with as many bands, and of a size that "
-        "is cut into patches of the same size.",
+        f"the backbone of {run} does not fit: {'; '.join(told[:3])}. Give images with as many bands, and of a size "
+        "that is cut into patches of the same size.",
     )
     network.backbone.load_state_dict(fitted)

@@ -15,8 +15,8 @@ class Settings(LearningSettings):
     label_fraction: float = 1.0
     """part of each class of the training samples that is learnt from; a smaller part is in a larger one"""
     num_labels: int | None = None
-    """if given, so many samples of the split train are all that is known, with the shares of its classes: a part of them
-    (val_fraction) chooses the best weights, a split val is left alone; fewer are among more"""
+    """if given, labels that are known, with the shares of the classes of the split train: a part of them (val_fraction)
+    chooses the best weights, and a split val is left alone; fewer are among more"""
     target: str = "class"
     """what is learnt: class, or the name of a number, such as log10_axion_mass (samples without it are left out)"""
     model_name: str = "resnet18"
