@@ -22,6 +22,7 @@ JOBS = (
     "verify",
     "train",
     "pretrain",
+    "finetune",
     "evaluate",
     "export",
     "models",
