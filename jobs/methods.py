@@ -86,7 +86,7 @@ def view_settings(settings: Settings, split: Split) -> ViewSettings:
         global_size=size,
         local_size=settings.local_size or size // 2,
         num_local=num_local,
-        stamp_size=size if preset.stamp_size else 0,
+        stamp_size=size,
         bands=band_letters(split),
     )
 
