@@ -31,6 +31,8 @@ class Learner(Protocol):
     """after how many without a better score it ends, if ever"""
     layer_decay: float | None
     """by which each layer learns more slowly than the one behind it, if so"""
+    fixed_rate: tuple[str, ...]
+    """beginnings of the names of parameters whose learning rate stays at its highest"""
     score_name: str
     """what the best weights are chosen by; larger is better"""
 
