@@ -18,6 +18,8 @@ class Evaluation:
 
     metrics: Mapping[str, float]
     score: float | None = None
+    problem: str = ""
+    """why it is to end here with an error, if it is"""
 
 
 class Learner(Protocol):

@@ -203,9 +203,13 @@ def features_at(encoder: nn.Module, settings: Settings, sizes: set[int], *, in_c
                 "--local_size, --num_local 0, or a vision transformer such as vit_small."
             ) from error
     encoder.train()
-    (shape,) = shapes if len(shapes) == 1 else [()]
-    require(len(shape) == 1, f"{settings.model_name} has a map as features; it cannot be pretrained.")
-    return shape[0]
+    numbers = {shape[0] for shape in shapes if len(shape) == 1}
+    require(
+        len(shapes) == len(numbers) == 1,
+        f"{settings.model_name} has a map as features, or another number of them at each size of view; it cannot be "
+        "pretrained.",
+    )
+    return numbers.pop()
 
 
 def share_batch_statistics(method: Method, *, device: str, num_processes: int) -> None:

@@ -1,9 +1,9 @@
 """Pretrain a backbone on images without their labels. The same command continues a run that was stopped or killed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from jobs.config import require
+from jobs.config import FREE, require
 from jobs.learning import LearningSettings, learn, refuse_outside
 
 TEACHERS = ("dino", "ibot")
@@ -67,7 +67,7 @@ class Settings(LearningSettings):
     """epochs between looks at the features: whether they collapse, and what they know of labels, if there are any"""
     checkpoint_blocks: Literal[0, 1] = 0
     """1: compute the blocks of a vision transformer twice, to save memory"""
-    stop_on_collapse: Literal[0, 1] = 0
+    stop_on_collapse: Literal[0, 1] = field(default=0, metadata=FREE)
     """1: end with an error where the features have collapsed"""
 
     def __post_init__(self) -> None:

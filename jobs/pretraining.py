@@ -22,7 +22,6 @@ from deeplense.ssl.ibot import IBOT
 from deeplense.ssl.schedules import cosine
 from deeplense.ssl.views import estimate_sky, make_views, num_uniforms
 from deeplense.training.loop import from_main, share_buffers, sum_over_ranks
-from jobs.config import require
 from jobs.experiment import Part, predict_part
 from jobs.learner import Evaluation
 from jobs.methods import Method, make_method, share_batch_statistics, unlabelled_parts, updates_of, view_settings
@@ -35,6 +34,10 @@ MOST_PROBED = 2048
 SKY_SAMPLES = 512
 MEMORIES = 3
 """A teacher that stays by a share m has after 3 / (1 - m) updates 5 % left of what it began as."""
+ADVICE = (
+    "Use a lower --lr, other --views, or another --method. The last checkpoint, if there is one, is from before; "
+    "with --stop_on_collapse 0 it would go on."
+)
 
 
 class Pretraining:
@@ -47,7 +50,7 @@ class Pretraining:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.fixed_rate = ("predictor.",) if settings.method == "simsiam" else ()
+        self.fixed_rate: tuple[str, ...] = ("predictor.",) if settings.method == "simsiam" else ()
         self.train, self.val = unlabelled_parts(settings)
         self.views = view_settings(settings, self.train.split)
         self.updates_made = 0
@@ -70,8 +73,8 @@ class Pretraining:
 
     def begin(self, statistics: Mapping[str, list[float]]) -> None:
         """Take the mean and standard deviation of each band, measure the sky, and let batch norms see all there is."""
-        state = PartialState()
-        share_batch_statistics(self.method, device=state.device.type, num_processes=state.num_processes)
+        device = next(self.method.encoder.parameters()).device
+        share_batch_statistics(self.method, device=device.type, num_processes=PartialState().num_processes)
         self.mean, self.std = (torch.tensor(statistics[name]) for name in ("mean", "std"))
         chosen = self.train.only(evenly(len(self.train), SKY_SAMPLES))
         self.sky = estimate_sky(torch.from_numpy(chosen.split.images(chosen.indices)))
@@ -114,8 +117,7 @@ class Pretraining:
         self.method.after_update(step, partial(sum_over_ranks, accelerator))
 
     def evaluate(self, network: nn.Module, accelerator: Accelerator, beat: Callable[[], None]) -> Evaluation:
-        """Whether the features collapse, and what they know of labels. Raises ValueError where they have collapsed and
-        that is to be an end."""
+        """Whether the features collapse, which is said in words, and what they know of labels."""
         share_buffers(accelerator, network)
         look = partial(self.look, network, accelerator, beat)
         val, prototypes, train = look(self.features, self.val), None, None
@@ -125,8 +127,10 @@ class Pretraining:
             train = look(self.features, self.train)
         found = on_main(accelerator, lambda: judged(val, prototypes) | probed(train, val))
         metrics: dict[str, float] = from_main(accelerator, found)
-        self.tell(metrics, accelerator)
-        return Evaluation(metrics)
+        words = self.judge(metrics)
+        if words:
+            announce(accelerator, f"after step {self.updates_made}: {words}")
+        return Evaluation(metrics, problem=f"{words} {ADVICE}" if words and self.settings.stop_on_collapse else "")
 
     def look(
         self,
@@ -151,24 +155,17 @@ class Pretraining:
     def first_verdict(self) -> int:
         """The update from which on features are judged: at the start no one has learnt anything yet, and a teacher who
         says the same of all images may only not have followed. From the end of the warm-up on, when the teacher has
-        forgotten its start, but not after the last update."""
+        forgotten its start; the last update at the latest."""
         settings = self.settings
         warmup = round(settings.warmup_epochs * len(self.train) / settings.batch_size)
         momentum = cast(DINO | IBOT, self.method).momentum if settings.method in TEACHERS else 0.0
-        forgotten = round(MEMORIES / (1 - momentum)) if momentum else 0
-        return min(max(warmup, forgotten), updates_of(settings, self.train))
+        return min(max(warmup, round(MEMORIES / (1 - momentum))), updates_of(settings, self.train))
 
-    def tell(self, metrics: Mapping[str, float], accelerator: Accelerator) -> None:
-        """Say in words how the features have collapsed, if they have, or are no numbers."""
+    def judge(self, metrics: Mapping[str, float]) -> str:
+        """In words how the features have collapsed, if they have, or are no numbers; empty where they are well."""
         panel = {name: value for name, value in metrics.items() if "/" not in name}
         is_early = self.updates_made < self.first_verdict and all(map(math.isfinite, panel.values()))
-        words = "" if is_early else verdict(panel)
-        if words:
-            announce(accelerator, f"after step {self.updates_made}: {words}")
-        require(
-            not (words and self.settings.stop_on_collapse),
-            f"{words} Use a lower --lr, other --views, or another --method; the last checkpoint is from before.",
-        )
+        return "" if is_early else verdict(panel)
 
 
 def seen(part: Part) -> Part:
