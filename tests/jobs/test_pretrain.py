@@ -371,7 +371,7 @@ def test_settings_that_mean_nothing_are_refused_before_anything_is_read(
         ({"image_size": 16, "local_size": 24}, "local_size=24 is more than the 16 pixels of the large views"),
         ({"image_size": 20}, "test_vit takes views of 20 pixels only padded to 32"),
         ({"local_size": 12}, "cannot take views of 12 pixels (images of 12 pixels have no whole patches of 16"),
-        ({"model_name": "simple_cnn"}, "simple_cnn cannot take views of 16 pixels"),
+        ({"model_name": "test_convnext"}, "test_convnext cannot take views of 16 pixels"),
         ({"model_name": "avit_tiny"}, "avit_tiny adds a term of its own to a loss"),
         ({"model_name": "test_resnet", "checkpoint_blocks": 1}, "test_resnet has no blocks"),
         ({"model_name": "test_resnet", "method": "ibot"}, "ibot hides patches, which test_resnet has not"),
