@@ -18,6 +18,8 @@ class Evaluation:
 
     metrics: Mapping[str, float]
     score: float | None = None
+    problem: str = ""
+    """why it is to end here with an error, if it is"""
 
 
 class Learner(Protocol):
@@ -31,6 +33,8 @@ class Learner(Protocol):
     """after how many without a better score it ends, if ever"""
     layer_decay: float | None
     """by which each layer learns more slowly than the one behind it, if so"""
+    fixed_rate: tuple[str, ...]
+    """beginnings of the names of parameters whose learning rate stays at its highest"""
     score_name: str
     """what the best weights are chosen by; larger is better"""
 

@@ -45,15 +45,15 @@ class Method(Protocol):
 
 
 def unlabelled_parts(settings: Settings) -> tuple[Part, Part]:
-    """What is learnt from, and what is only looked at: the split val, or a part of train. The split test is left
-    alone."""
+    """What is learnt from, and what is only looked at: the split val, or a part of train, which no label decides. The
+    split test is left alone."""
     folders = find_datasets(settings.dataset, settings.data_root)
     for folder in folders:
         require("train" in splits_of(folder), f"{folder} has no split 'train'; it has {', '.join(splits_of(folder))}.")
     train = whole(Split(*(folder / "train" for folder in folders), labelled=False))
     if all("val" in splits_of(folder) for folder in folders):
         return train, whole(Split(*(folder / "val" for folder in folders), labelled=False))
-    kept, held = split_off(train.labels, settings.val_fraction, seed=settings.seed)
+    kept, held = split_off(np.zeros(len(train)), settings.val_fraction, seed=settings.seed)
     require(len(held) > 1, f"val_fraction={settings.val_fraction} of {len(train)} images leaves none to look at.")
     return train.only(kept), train.only(held)
 
@@ -81,6 +81,10 @@ def view_settings(settings: Settings, split: Split) -> ViewSettings:
     if settings.method in PAIRS:
         require(not settings.num_local, f"{settings.method} takes views of one size; leave out --num_local.")
         num_local = 0
+    require(
+        settings.local_size <= size,
+        f"local_size={settings.local_size} is more than the {size} pixels of the large views; use less.",
+    )
     return replace(
         preset,
         global_size=size,
@@ -97,14 +101,27 @@ def band_letters(split: Split) -> tuple[str, ...]:
 
 
 def make_backbone(settings: Settings, split: Split) -> Network:
-    """The network whose backbone is pretrained; its last layers are not used."""
-    return build(
+    """The network whose backbone is pretrained; its last layers are not used. Raises ValueError where it has a loss of
+    its own, or takes large views only padded or resized."""
+    size = size_of_views(settings, split)
+    network = build(
         settings.model_name,
-        image_size=size_of_views(settings, split),
+        image_size=size,
         in_chans=split.schema.shape[0],
         num_outputs=1,
         drop_path=settings.drop_path,
     )
+    fitted = network.input_size
+    require(
+        fitted.way == "native",
+        f"{settings.model_name} takes views of {size} pixels only {fitted.verb} to {fitted.size}; give another "
+        "--image_size, a multiple of 8 for vit_small.",
+    )
+    require(
+        not getattr(network.backbone, "has_penalty", False),
+        f"{settings.model_name} adds a term of its own to a loss, which a pretraining has not; give another.",
+    )
+    return network
 
 
 def make_method(settings: Settings, train: Part, views: ViewSettings) -> nn.Module:
@@ -120,9 +137,14 @@ def make_method(settings: Settings, train: Part, views: ViewSettings) -> nn.Modu
     num_features = features_at(encoder, settings, sizes, in_chans=train.split.schema.shape[0])
     common = {
         "num_features": num_features,
-        "num_steps": num_steps(settings.epochs, num_samples=len(train), batch_size=settings.batch_size),
+        "num_steps": updates_of(settings, train),
     }
     return make(settings, encoder, common | given(settings), train.split.schema.shape[0])
+
+
+def updates_of(settings: Settings, train: Part) -> int:
+    """How many the whole pretraining makes."""
+    return num_steps(settings.epochs, num_samples=len(train), batch_size=settings.batch_size)
 
 
 def make(settings: Settings, encoder: nn.Module, options: Mapping[str, Any], in_chans: int) -> nn.Module:
@@ -157,9 +179,12 @@ def draw_masks(settings: Settings, uniforms: Tensor, grid: tuple[int, int]) -> T
 
 def given(settings: Settings) -> dict[str, Any]:
     """The options of the method that are given."""
-    names = {"out_dim": settings.out_dim, "momentum": settings.teacher_momentum, "teacher_temp": settings.teacher_temp}
-    if settings.method == "simmim":
-        names.pop("out_dim")
+    names = {
+        "out_dim": settings.out_dim,
+        "hidden_dim": settings.hidden_dim,
+        "momentum": settings.teacher_momentum,
+        "teacher_temp": settings.teacher_temp,
+    }
     return {name: value for name, value in names.items() if value is not None}
 
 
@@ -178,6 +203,17 @@ def features_at(encoder: nn.Module, settings: Settings, sizes: set[int], *, in_c
                 "--local_size, --num_local 0, or a vision transformer such as vit_small."
             ) from error
     encoder.train()
-    (shape,) = shapes if len(shapes) == 1 else [()]
-    require(len(shape) == 1, f"{settings.model_name} has a map as features; it cannot be pretrained.")
-    return shape[0]
+    numbers = {shape[0] for shape in shapes if len(shape) == 1}
+    require(
+        len(shapes) == len(numbers) == 1,
+        f"{settings.model_name} has a map as features, or another number of them at each size of view; it cannot be "
+        "pretrained.",
+    )
+    return numbers.pop()
+
+
+def share_batch_statistics(method: Method, *, device: str, num_processes: int) -> None:
+    """Let batch norms see the batch of all processes. PyTorch can do that on GPUs alone: on a CPU each process knows
+    its own part of the batch, and what is learnt depends a little on how many there are."""
+    if device == "cuda" and num_processes > 1:
+        nn.SyncBatchNorm.convert_sync_batchnorm(cast(nn.Module, method))

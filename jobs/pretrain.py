@@ -1,9 +1,9 @@
 """Pretrain a backbone on images without their labels. The same command continues a run that was stopped or killed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from jobs.config import require
+from jobs.config import FREE, require
 from jobs.learning import LearningSettings, learn, refuse_outside
 
 TEACHERS = ("dino", "ibot")
@@ -12,7 +12,9 @@ ENCODERS = {
     name: "teacher.backbone" if name in TEACHERS else "backbone" for name in (*TEACHERS, "simsiam", "simmim", "lejepa")
 }
 """Where the backbone that is used afterwards stands in the state of each method."""
-MOMENTUM, OUT_DIM, TEMPERATURE = "teacher_momentum", "out_dim", "teacher_temp"
+HEADLESS = ("simmim",)
+TEACHING, SIZES = ("teacher_momentum", "teacher_temp"), ("out_dim", "hidden_dim")
+"""Settings that only methods with a teacher have, and those that only methods with a head have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,8 @@ class Settings(LearningSettings):
     """local views of an image; by default as views says, and none for simsiam and simmim"""
     out_dim: int | None = None
     """prototypes of dino and ibot, numbers of the projection of simsiam and lejepa; by default as the method says"""
+    hidden_dim: int | None = None
+    """width of the layers between features and these; by default 2048"""
     teacher_momentum: float | None = None
     """share of the teacher that stays in the first update, rising to 1; by default 0.99"""
     teacher_temp: float | None = None
@@ -63,20 +67,32 @@ class Settings(LearningSettings):
     """epochs between looks at the features: whether they collapse, and what they know of labels, if there are any"""
     checkpoint_blocks: Literal[0, 1] = 0
     """1: compute the blocks of a vision transformer twice, to save memory"""
-    stop_on_collapse: Literal[0, 1] = 0
+    stop_on_collapse: Literal[0, 1] = field(default=0, metadata=FREE)
     """1: end with an error where the features have collapsed"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_outside(self, ("image_size", "local_size"), lambda value: value >= 0, "0 or more")
         refuse_outside(self, ("mask_share",), lambda value: 0 < value < 1, "between 0 and 1")
-        refuse_outside(self, (OUT_DIM, TEMPERATURE), lambda value: value is None or value > 0, "above 0")
-        refuse_outside(self, (MOMENTUM,), lambda value: value is None or 0 <= value < 1, "at least 0 and below 1")
-        refuse_outside(self, ("weight_decay_end",), lambda value: value is None or value > 0, "above 0")
+        above_zero = (*SIZES, "teacher_temp", "weight_decay_end")
+        refuse_outside(self, above_zero, lambda value: value is None or value > 0, "above 0")
+        refuse_outside(
+            self, ("teacher_momentum",), lambda value: value is None or 0 <= value < 1, "at least 0 and below 1"
+        )
         refuse_outside(self, ("num_local",), lambda value: value is None or value >= 0, "0 or more")
-        for name, methods in ((MOMENTUM, TEACHERS), (TEMPERATURE, TEACHERS)):
-            right = getattr(self, name) is None or self.method in methods
-            require(right, f"{name} is given, but {self.method} has no teacher; leave it out, or give --method dino.")
+        for names, lacks, what in (
+            (TEACHING, self.method not in TEACHERS, "teacher"),
+            (SIZES, self.method in HEADLESS, "head"),
+        ):
+            for name in names:
+                right = getattr(self, name) is None or not lacks
+                require(
+                    right, f"{name} is given, but {self.method} has no {what}; leave it out, or give --method dino."
+                )
+        require(
+            self.balance != "class",
+            "balance=class looks at labels, which a pretraining does not; leave it out, or give --balance survey.",
+        )
         require(
             self.weight_decay_end is None or self.weight_decay > 0,
             "weight_decay_end is given, but weight_decay=0; give both, or none.",

@@ -21,6 +21,8 @@ EVALUATION_BATCH = 256
 class Supervised:
     """The learner of a classification, or of a regression."""
 
+    fixed_rate: tuple[str, ...] = ()
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.train, self.val = learning_parts(settings)

@@ -224,11 +224,13 @@ def log_update(training: TrainingRun, lr: float, metrics: Any) -> float:
 
 
 def evaluate(training: TrainingRun) -> bool:
-    """Evaluate on the validation samples; returns whether the weights are the best so far."""
+    """Evaluate on the validation samples; returns whether the weights are the best so far. Raises ValueError where the
+    evaluation finds that it is no use to go on."""
     progress = training.progress
     found = training.learner.evaluate(training.evaluated, training.accelerator, training.watchdog.beat)
     if training.tracker is not None:
         training.tracker.log(progress.step, {f"val/{name}": value for name, value in found.metrics.items()})
+    require(not found.problem, found.problem)
     better = found.score is not None and found.score > progress.best
     if better:
         progress.best, progress.best_step = found.score or 0.0, progress.step

@@ -128,6 +128,7 @@ def begin(
     torch.manual_seed(int(key(settings.seed)[0] >> np.uint64(1)))
     network = learner.make_network(load_pretrained=saved is None).to(accelerator.device)
     optimizer = make_optimizer(settings, network, layer_decay=learner.layer_decay)
+    fix_rate(optimizer, [p for name, p in network.named_parameters() if name.startswith(learner.fixed_rate)])
     ema = ModelEmaV3(network, decay=learner.ema_decay, use_warmup=True) if learner.ema_decay else None
     progress = Progress(dataset_id=learner.train.split.dataset_id)
     if saved is not None:
@@ -271,6 +272,16 @@ def make_optimizer(settings: LearningSettings, network: nn.Module, *, layer_deca
         momentum=settings.momentum,
         layer_decay=layer_decay,
     )
+
+
+def fix_rate(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+    """Give these parameters groups of their own whose learning rate stays what it is."""
+    fixed = {id(parameter) for parameter in parameters}
+    for group in list(optimizer.param_groups):
+        chosen = [parameter for parameter in group["params"] if id(parameter) in fixed]
+        if chosen:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in fixed]
+            optimizer.add_param_group(group | {"params": chosen, "fix_lr": True})
 
 
 def start_record(settings: LearningSettings, accelerator: Accelerator, step: int) -> tuple[int, Tracker | None]:

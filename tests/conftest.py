@@ -18,7 +18,7 @@ from deeplense.data.shards import Samples, Schema
 from deeplense.simulation.populations import ModelName, Population, Preset, default_mass_slope
 
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["jobs.training_run", "jobs.evaluation_run"])
+CONTEXT.set_forkserver_preload(["jobs.training_run", "jobs.evaluation_run", "jobs.pretraining"])
 CLASSES = ("left", "right", "middle")
 SIZE = 16
 
@@ -33,10 +33,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group("machine" if folder == together else together))
 
 
-def blobs(rows: range, *, split: str, num_bands: int = 1) -> Samples:
+def blobs(rows: range, *, split: str, num_bands: int = 1, size: int = SIZE) -> Samples:
     """Noisy images with a bright column, left, right or in the middle; `column` says where, but not for the right."""
     generator = np.random.default_rng((len(split), 7))
-    images = generator.normal(0, 1, size=(1000, num_bands, SIZE, SIZE)).astype(np.float32)
+    images = generator.normal(0, 1, size=(1000, num_bands, size, size)).astype(np.float32)
     labels = np.arange(1000) % len(CLASSES)
     columns = np.array([3, 12, 8])[labels]
     images[np.arange(1000), :, :, columns] += 1.5
@@ -51,12 +51,12 @@ def blobs(rows: range, *, split: str, num_bands: int = 1) -> Samples:
     )
 
 
-def write_blobs(dataset: Path, split: str, num_samples: int) -> None:
+def write_blobs(dataset: Path, split: str, num_samples: int, *, size: int = SIZE) -> None:
     """One split of such images."""
     schema = Schema(
         split=split,
         num_samples=num_samples,
-        shape=(1, SIZE, SIZE),
+        shape=(1, size, size),
         dtype="float32",
         bands=("r",),
         unit="",
@@ -64,7 +64,7 @@ def write_blobs(dataset: Path, split: str, num_samples: int) -> None:
         classes=CLASSES,
         targets={"column": "pixel"},
     )
-    list(build(dataset / split, schema, lambda rows: blobs(rows, split=split)))
+    list(build(dataset / split, schema, lambda rows: blobs(rows, split=split, size=size)))
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +73,15 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("blobs")
     write_blobs(folder, "train", 96)
     write_blobs(folder, "test", 45)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stamps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of 32 x 32 pixels, which transformers with patches of 16 pixels can be shown."""
+    folder = tmp_path_factory.mktemp("stamps")
+    write_blobs(folder, "train", 96, size=32)
+    write_blobs(folder, "test", 45, size=32)
     return folder
 
 

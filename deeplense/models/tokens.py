@@ -1,8 +1,6 @@
 """Backbones for self-supervision: vision transformers at any size of image, with patches that can be seen and hidden. B
 batch, C bands, S pixels a side, P pixels a side of a patch, T patches, D features."""
 
-from collections.abc import Mapping
-
 import torch
 from timm.models import VisionTransformer
 from torch import Tensor, nn
@@ -24,10 +22,6 @@ class TokenEncoder(nn.Module):
     def patch_size(self) -> int:
         """P."""
         return self.vit.patch_embed.patch_size[0]
-
-    def no_weight_decay(self) -> set[str]:
-        """What timm leaves without weight decay."""
-        return {f"vit.{name}" for name in self.vit.no_weight_decay()}
 
     def grid(self, size: int) -> tuple[int, int]:
         """Rows and columns of patches of images of `size` pixels a side. Raises ValueError where some would be cut
@@ -64,8 +58,3 @@ def encoder_of(network: Network) -> nn.Module:
     transformers."""
     backbone = network.backbone
     return TokenEncoder(backbone) if type(backbone) is VisionTransformer else backbone
-
-
-def weights_of(encoder: nn.Module) -> Mapping[str, Tensor]:
-    """The weights of a backbone, as the network it is from names them."""
-    return encoder.vit.state_dict() if isinstance(encoder, TokenEncoder) else encoder.state_dict()

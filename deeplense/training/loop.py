@@ -112,7 +112,7 @@ def fit(
         accelerator: as made by `make_accelerator`.
         model: the prepared model.
         optimizer: the prepared optimizer of its parameters.
-        learning_rate: of the update after so many updates.
+        learning_rate: of the update after so many updates, for all groups of parameters but those with `fix_lr`.
         weight_decay: of the same, for the parameters that have one; None to leave it.
         first_step: updates made before.
         num_steps: updates of the whole training.
@@ -128,7 +128,8 @@ def fit(
         seed_generators(step_seed(number))
         lr, decay = learning_rate(number), weight_decay(number)
         for group in optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+            if not group.get("fix_lr"):
+                group["lr"] = lr * group.get("lr_scale", 1.0)
             if decay is not None and group["weight_decay"] > 0:
                 group["weight_decay"] = decay
         metrics = accumulate_gradients(step, batch.split(accumulate), accelerator=accelerator, model=model)

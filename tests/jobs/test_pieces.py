@@ -24,6 +24,8 @@ EXAMPLES = int(os.environ.get("DEEPLENSE_EXAMPLES", "2"))
 COMMON = {"epochs": 2, "evaluate_epochs": 0.5, "batch_size": 16, "lr": 3e-3, "log_interval": 1, "device": "cpu"}
 CNN = COMMON | {"model_name": "simple_cnn"}
 RESNET = COMMON | {"model_name": "test_resnet", "dropout": 0.3}
+VIEWS = {"num_local": 2, "evaluate_epochs": 1, "hidden_dim": 16, "out_dim": 32, "warmup_epochs": 1}
+PRETRAIN = COMMON | {"model_name": "test_vit", "drop_path": 0.1, "weight_decay_end": 0.4} | VIEWS
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,10 @@ KINDS = {
     "only the last layers": Kind(CNN | {"tune": 0, "complex": 1, "dropout": 0.2}),
     "reading ahead": Kind(CNN, free={"num_workers": 1}, ends=(1, 1), examples=1),
     "two processes": Kind(RESNET | {"ema_decay": 0.9, "gradient_accumulation": 2}, num_processes=2),
+    "DINO": Kind(PRETRAIN | {"method": "dino"}, job="pretrain"),
+    "iBOT in two processes": Kind(
+        PRETRAIN | {"method": "ibot", "gradient_accumulation": 2}, job="pretrain", num_processes=2, examples=1
+    ),
 }
 
 
@@ -119,12 +125,17 @@ def forget_optimizer() -> None:
 
 
 def attempt(
-    kind: Kind, dataset: Path, run: Path, *, saves: bool = False, prepare: Callable[[], None] | None = None
+    kind: Kind,
+    datasets: Mapping[str, Path],
+    run: Path,
+    *,
+    saves: bool = False,
+    prepare: Callable[[], None] | None = None,
 ) -> int:
     """Start a training or continue it; returns the exit code of its first process. Where that one is killed, so are the
     others."""
     values = {**kind.settings, **kind.free, "checkpoint_minutes": 1e-9 if saves else 5}
-    words = [kind.job, f"--dataset={dataset}", f"--run={run}", *(f"--{k}={v}" for k, v in values.items())]
+    words = [kind.job, f"--dataset={datasets[kind.job]}", f"--run={run}", *(f"--{k}={v}" for k, v in values.items())]
     groups = rank_variables(kind.num_processes) if kind.num_processes > 1 else [{}]
     log = run.with_suffix(".log")
     first, *others = [
@@ -141,9 +152,11 @@ def attempt(
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """All that a finished training leaves, by name: each tensor as its bytes, the other states, the metrics."""
+    """All that a finished training leaves, by name: each tensor as its bytes, the other states, the metrics. Without a
+    score there are no best weights."""
     found: dict[str, Any] = {}
-    for kind in ("step", "best"):
+    finished = json.loads((run / "finished.json").read_text())
+    for kind in ("step", "best") if "best" in finished else ("step",):
         path, reports = checkpoint.newest_good(run / "checkpoints", kind=kind)
         assert path is not None, reports
         tensors: dict[str, torch.Tensor] = {}
@@ -153,7 +166,7 @@ def outcome(run: Path) -> dict[str, Any]:
         found |= {f"{kind}: {name}": raw(tensor) for name, tensor in tensors.items()}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     found["metrics"] = [{k: v for k, v in line.items() if k in ("step", "lr") or "/" in k} for line in lines]
-    found["finished.json"] = json.loads((run / "finished.json").read_text())
+    found["finished.json"] = finished
     return found
 
 
@@ -168,14 +181,20 @@ def differing(first: dict[str, Any], second: dict[str, Any]) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+def datasets(dataset: Path, stamps: Path) -> Mapping[str, Path]:
+    """What each job learns from."""
+    return {"train": dataset, "pretrain": stamps}
+
+
+@pytest.fixture(scope="module")
+def unbroken(datasets: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
     """Outcomes of trainings that were left in peace, by kind."""
     done: dict[str, dict[str, Any]] = {}
 
     def get(name: str) -> dict[str, Any]:
         if name not in done:
             run = tmp_path_factory.mktemp("unbroken") / "run"
-            assert attempt(replace(KINDS[name], free={}), dataset, run) == 0
+            assert attempt(replace(KINDS[name], free={}), datasets, run) == 0
             done[name] = outcome(run)
         return done[name]
 
@@ -184,7 +203,10 @@ def unbroken(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_training_in_random_pieces_ends_with_the_bytes_of_an_unbroken_one(
-    name: str, dataset: Path, unbroken: Callable[[str], dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+    name: str,
+    datasets: Mapping[str, Path],
+    unbroken: Callable[[str], dict[str, Any]],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     kind, broken = KINDS[name], 0
 
@@ -195,9 +217,9 @@ def test_a_training_in_random_pieces_ends_with_the_bytes_of_an_unbroken_one(
     def holds(ends: list[End]) -> None:
         nonlocal broken
         run = tmp_path_factory.mktemp("pieces") / "run"
-        codes = [attempt(kind, dataset, run, saves=end.saves, prepare=partial(end_at, end)) for end in ends]
+        codes = [attempt(kind, datasets, run, saves=end.saves, prepare=partial(end_at, end)) for end in ends]
         broken += sum(code != 0 for code in codes)
-        assert attempt(kind, dataset, run) == 0
+        assert attempt(kind, datasets, run) == 0
         assert differing(outcome(run), unbroken(name)) == set()
         assert not list(run.rglob(".writing-*"))
         assert {line["ended"] for line in read_attempts(run)} <= {"killed", "stopped by SIGTERM", "finished"}
@@ -207,21 +229,21 @@ def test_a_training_in_random_pieces_ends_with_the_bytes_of_an_unbroken_one(
 
 
 def test_another_seed_gives_another_end(
-    dataset: Path, unbroken: Callable[[str], dict[str, Any]], tmp_path: Path
+    datasets: Mapping[str, Path], unbroken: Callable[[str], dict[str, Any]], tmp_path: Path
 ) -> None:
     kind = Kind({**KINDS["bf16"].settings, "seed": 1})
-    assert attempt(kind, dataset, tmp_path / "run") == 0
+    assert attempt(kind, datasets, tmp_path / "run") == 0
     assert {"metrics", "step: model/head.1.weight", "best: model/head.1.weight"} <= differing(
         outcome(tmp_path / "run"), unbroken("bf16")
     )
 
 
 def test_an_optimizer_that_is_forgotten_at_one_restart_gives_another_end(
-    dataset: Path, unbroken: Callable[[str], dict[str, Any]], tmp_path: Path
+    datasets: Mapping[str, Path], unbroken: Callable[[str], dict[str, Any]], tmp_path: Path
 ) -> None:
     run, name = tmp_path / "run", "a residual network with dropout"
     stop = partial(end_at, End("line", 9, signal.SIGTERM, saves=False))
-    assert attempt(KINDS[name], dataset, run, prepare=stop) == EXIT_STOPPED
-    assert attempt(KINDS[name], dataset, run, prepare=forget_optimizer) == 0
+    assert attempt(KINDS[name], datasets, run, prepare=stop) == EXIT_STOPPED
+    assert attempt(KINDS[name], datasets, run, prepare=forget_optimizer) == 0
     different = differing(outcome(run), unbroken(name))
     assert {"metrics", "step: model/head.1.weight", "step: optimizer/state/0/step"} <= different
