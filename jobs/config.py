@@ -32,6 +32,8 @@ JOBS = (
 """By the words that they are called by; `benchmark models` is the module jobs/benchmark_models.py."""
 STOPPABLE = ("train", "pretrain", "finetune")
 """Jobs that have a run folder, save on a signal, and continue; they may be given several processes."""
+OPENED = ("train", "pretrain")
+"""Those of them whose run folder holds their settings from the moment when they are submitted."""
 DIVISIBLE = ("simulate", "pack")
 """Jobs that several tasks may do together, each with a --part of its own."""
 SPREAD = ("benchmark models",)
@@ -154,7 +156,16 @@ def with_borrowed(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
 def plain(settings: Any) -> dict[str, Any]:
     """Settings as plain values, for YAML and JSON."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(settings).items()}
+    return plain_values(vars(settings))
+
+
+def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with paths as text, those within them too."""
+    kinds = {Path: str, dict: plain_values}
+    return {
+        name: next((make(value) for kind, make in kinds.items() if isinstance(value, kind)), value)
+        for name, value in values.items()
+    }
 
 
 def from_plain(kind: type[Result], values: Mapping[str, Any]) -> Result:
