@@ -31,9 +31,10 @@ JOBS = (
 )
 """By the words that they are called by; `benchmark models` is the module jobs/benchmark_models.py."""
 STOPPABLE = ("train", "pretrain", "finetune")
-"""Jobs that have a run folder, save on a signal, and continue; they may be given several processes."""
-OPENED = ("train", "pretrain")
-"""Those of them whose run folder holds their settings from the moment when they are submitted."""
+"""Jobs that have a run folder, save on a signal, and continue."""
+TRAININGS = ("train", "pretrain")
+"""Those of them that do nothing else: several processes may share the work, and the run folder holds the settings from
+the moment when the job is submitted."""
 DIVISIBLE = ("simulate", "pack")
 """Jobs that several tasks may do together, each with a --part of its own."""
 SPREAD = ("benchmark models",)

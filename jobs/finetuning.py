@@ -18,7 +18,7 @@ from deeplense.evaluation.predict import Predictions
 from deeplense.evaluation.probes import knn_probabilities, linear_probabilities
 from deeplense.files import write_json
 from deeplense.models.registry import Network
-from deeplense.training.loop import from_main, make_accelerator
+from deeplense.training.loop import make_accelerator
 from jobs import train
 from jobs.attempts import add_to_attempt, begin_attempt, end_attempt, read_attempts
 from jobs.config import FREE, plain, require
@@ -36,7 +36,7 @@ from jobs.experiment import (
 )
 from jobs.finetune import SCRATCH, Settings
 from jobs.pretrained import load_encoder, pretrain_settings, read_pretrained
-from jobs.ranks import announce, on_main
+from jobs.progress import say
 from jobs.runs import FINISHED, open_run
 from jobs.train import Settings as TrainSettings
 
@@ -51,6 +51,10 @@ TINY = 1e-12
 
 def finetune(settings: Settings) -> int:
     """Learn and evaluate; returns the exit code."""
+    require(
+        os.environ.get("WORLD_SIZE", "1") == "1",
+        "finetune runs as one process; leave --num_processes out. Several can share `deeplense train --backbone RUN`.",
+    )
     trained = training_of(settings)
     if settings.mode != "full":
         return probe(settings, trained)
@@ -101,8 +105,6 @@ def known_and_held(settings: Settings, trained: TrainSettings) -> tuple[Part, Pa
 def evaluate_last(settings: Settings, trained: TrainSettings) -> int:
     """Evaluate the weights of the end of a training, as a part of its attempt."""
     evaluation = EvaluateSettings(run=str(settings.run), split=settings.split, weights="last", device=trained.device)
-    if os.environ.get("RANK", "0") != "0":
-        return evaluate(evaluation)
     number, reason = len(read_attempts(settings.run)), "finished"
     add_to_attempt(settings.run, number, {"ended": None})
     try:
@@ -123,21 +125,14 @@ def probe(settings: Settings, trained: TrainSettings) -> int:
     network = make_network(trained, known.split, load_pretrained=False)
     load_encoder(network, pretrained)
     network.to(accelerator.device)
-    on_main(accelerator, lambda: open_run(settings.run, binding(settings)))
-    if from_main(accelerator, (settings.run / FINISHED).exists()):
-        announce(accelerator, f"{settings.run} is finished; its report is {settings.run / 'report'}")
+    open_run(settings.run, binding(settings))
+    if (settings.run / FINISHED).exists():
+        say(f"{settings.run} is finished; its report is {settings.run / 'report'}")
         return 0
     learnt, asked = (features_of(network, each, known, trained, accelerator) for each in (known, part))
-
-    def fit_and_report() -> None:
-        said = PROBES[settings.mode](learnt.outputs, learnt.labels, asked.outputs, len(known.split.schema.classes))
-        predictions = Predictions(np.log(said + TINY).astype(np.float32), asked.labels, asked.target, asked.indices)
-        found = Evaluated(settings.run, trained, part, predictions, pretrained.step, 0.0, num_shared, None)
-        write_probe(settings, found, num_processes=accelerator.num_processes)
-
-    on_main(accelerator, fit_and_report)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    said = PROBES[settings.mode](learnt.outputs, learnt.labels, asked.outputs, len(known.split.schema.classes))
+    predictions = Predictions(np.log(said + TINY).astype(np.float32), asked.labels, asked.target, asked.indices)
+    write_probe(settings, Evaluated(settings.run, trained, part, predictions, pretrained.step, 0.0, num_shared, None))
     return 0
 
 
@@ -147,10 +142,10 @@ def binding(settings: Settings) -> Settings:
     return replace(settings, training={name: value for name, value in settings.training.items() if name not in free})
 
 
-def write_probe(settings: Settings, found: Evaluated, *, num_processes: int) -> None:
+def write_probe(settings: Settings, found: Evaluated) -> None:
     """Report what a probe says, as an attempt."""
     evaluation = EvaluateSettings(run=str(settings.run), split=settings.split, weights="last")
-    number = begin_attempt(settings.run, first_step=0, num_processes=num_processes)
+    number = begin_attempt(settings.run, first_step=0, num_processes=1)
     report(evaluation, [found], settings.run / "report", shown=plain(settings))
     write_json(settings.run / FINISHED, {"step": 0})
     end_attempt(settings.run, number, reason="finished", last_step=0)

@@ -77,7 +77,7 @@ def check_job(command: Sequence[str], cluster: Cluster) -> None:
 def check_tasks(job: str, cluster: Cluster) -> None:
     """Raise ValueError where several tasks would each do the whole job."""
     told = f"{job} runs as one process that uses all cores of its node, not as {cluster.tasks}"
-    alone = job in config.STOPPABLE or cluster.tasks == 1
+    alone = job in config.TRAININGS or cluster.tasks == 1
     require(alone, f"{told}; use --nodes 1 --tasks_per_node 1 --cpus_per_task N.")
 
 
