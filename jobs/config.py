@@ -28,6 +28,7 @@ JOBS = (
     "models",
     "benchmark",
     "benchmark models",
+    "benchmark labels",
 )
 """By the words that they are called by; `benchmark models` is the module jobs/benchmark_models.py."""
 STOPPABLE = ("train", "pretrain", "finetune")
@@ -37,7 +38,7 @@ TRAININGS = ("train", "pretrain")
 the moment when the job is submitted."""
 DIVISIBLE = ("simulate", "pack")
 """Jobs that several tasks may do together, each with a --part of its own."""
-SPREAD = ("benchmark models",)
+SPREAD = ("benchmark models", "benchmark labels")
 """Jobs that are many runs: one after another here, an element for each (--only RUN) in an array elsewhere. Their
 modules tell by `runs_left` which."""
 POSITIONAL = {"models": "name", "verify": "folder", "export": "run", "benchmark": "what"}

@@ -136,6 +136,11 @@ def probe(settings: Settings, trained: TrainSettings) -> int:
     return 0
 
 
+def kept_settings(settings: Settings, trained: TrainSettings) -> Settings | TrainSettings:
+    """What the folder of the run holds as its settings: those of the training, where there is one."""
+    return trained if settings.mode == "full" else binding(settings)
+
+
 def binding(settings: Settings) -> Settings:
     """The settings without those of the training that change no number."""
     free = {each.name for each in fields(TrainSettings) if each.metadata == FREE}
