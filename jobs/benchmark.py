@@ -1,6 +1,6 @@
 """Measure this machine: simulation against lenstronomy, training against a bare PyTorch loop, reading images and saving
 checkpoints against plain copies and other packages, random views against torchvision. Ratios are of one run, in turns.
-(`deeplense benchmark models` is a job of its own.)"""
+(`deeplense benchmark models` and `benchmark labels` are jobs of their own.)"""
 
 import importlib
 import os

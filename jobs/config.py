@@ -28,13 +28,17 @@ JOBS = (
     "models",
     "benchmark",
     "benchmark models",
+    "benchmark labels",
 )
 """By the words that they are called by; `benchmark models` is the module jobs/benchmark_models.py."""
 STOPPABLE = ("train", "pretrain", "finetune")
-"""Jobs that have a run folder, save on a signal, and continue; they may be given several processes."""
+"""Jobs that have a run folder, save on a signal, and continue."""
+TRAININGS = ("train", "pretrain")
+"""Those of them that do nothing else: several processes may share the work, and the run folder holds the settings from
+the moment when the job is submitted."""
 DIVISIBLE = ("simulate", "pack")
 """Jobs that several tasks may do together, each with a --part of its own."""
-SPREAD = ("benchmark models",)
+SPREAD = ("benchmark models", "benchmark labels")
 """Jobs that are many runs: one after another here, an element for each (--only RUN) in an array elsewhere. Their
 modules tell by `runs_left` which."""
 POSITIONAL = {"models": "name", "verify": "folder", "export": "run", "benchmark": "what"}
@@ -154,7 +158,16 @@ def with_borrowed(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
 def plain(settings: Any) -> dict[str, Any]:
     """Settings as plain values, for YAML and JSON."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(settings).items()}
+    return plain_values(vars(settings))
+
+
+def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with paths as text, those within them too."""
+    kinds = {Path: str, dict: plain_values}
+    return {
+        name: next((make(value) for kind, make in kinds.items() if isinstance(value, kind)), value)
+        for name, value in values.items()
+    }
 
 
 def from_plain(kind: type[Result], values: Mapping[str, Any]) -> Result:

@@ -18,7 +18,7 @@ from deeplense.evaluation.report import Plot, write_report
 from deeplense.training import checkpoint
 from deeplense.training.loop import from_main, make_accelerator
 from deeplense.training.tracking import METRICS
-from jobs.config import from_plain, require
+from jobs.config import require
 from jobs.evaluate import Settings
 from jobs.experiment import (
     Part,
@@ -33,7 +33,7 @@ from jobs.experiment import (
 from jobs.explanations import Explained, explain_part, explanation_plots
 from jobs.progress import say
 from jobs.ranks import on_main
-from jobs.runs import find_run, stored_config
+from jobs.runs import find_run, train_settings
 from jobs.train import Settings as TrainSettings
 
 GALLERY = 12
@@ -79,7 +79,7 @@ def find_runs(settings: Settings) -> list[Path]:
 
 def evaluate_run(settings: Settings, run: Path, accelerator: Accelerator, *, num_explained: int) -> Evaluated:
     """Predictions of one run on what it held out, some of them explained."""
-    trained = from_plain(TrainSettings, stored_config(run))
+    trained = train_settings(run)
     datasets = find_datasets(settings.dataset or trained.dataset, trained.data_root)
     train, val = learning_parts(trained)
     held = held_out_part(trained, datasets, settings.split)
@@ -128,8 +128,10 @@ def require_no_sample_twice(evaluated: Sequence[Evaluated]) -> None:
     )
 
 
-def report(settings: Settings, evaluated: Sequence[Evaluated], folder: Path) -> None:
-    """Write the report and print its numbers."""
+def report(
+    settings: Settings, evaluated: Sequence[Evaluated], folder: Path, *, shown: Mapping[str, Any] | None = None
+) -> None:
+    """Write the report and print its numbers; the settings that are `shown` are by default those of the training."""
     first = evaluated[0]
     joined = Predictions(
         **{
@@ -156,7 +158,7 @@ def report(settings: Settings, evaluated: Sequence[Evaluated], folder: Path) -> 
         lead=f"{len(joined.labels)} held-out images of {first.part.split.name}",
         content=content,
         facts=facts,
-        settings={name: str(value) for name, value in vars(first.settings).items()},
+        settings={name: str(value) for name, value in (shown or vars(first.settings)).items()},
         plots=[*drawn, *training_plot(first)],
         arrays=vars(joined) | origin(first),
     )

@@ -1,6 +1,6 @@
 """What the settings of a run mean: its data, its network, its loss. Training and evaluation share it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deeplense.data.dataset import Batch, Split, evaluation_batches, splits_of
+from deeplense.data.layouts import read_names
 from deeplense.data.order import first_of_each, fold_of, rank_slice, split_off
 from deeplense.data.sampling import Order, Shuffle
 from deeplense.data.transforms import augment, normalise
@@ -72,7 +73,11 @@ def open_part(datasets: Sequence[Path], name: str, settings: "Settings") -> Part
     split, naming those there are, or no such target."""
     for dataset in datasets:
         require((dataset / name).is_dir(), f"{dataset} has no split {name!r}; it has {', '.join(splits_of(dataset))}.")
-    split = Split(*(dataset / name for dataset in datasets))
+    return labelled_part(Split(*(dataset / name for dataset in datasets)), settings)
+
+
+def labelled_part(split: Split, settings: "Settings") -> Part:
+    """The samples of a split that the target is known for. Raises ValueError where there is no such target."""
     if settings.regression:
         require(
             settings.target in split.schema.targets,
@@ -87,21 +92,72 @@ def open_part(datasets: Sequence[Path], name: str, settings: "Settings") -> Part
     return Part(split, np.flatnonzero(split.labels >= 0), None)
 
 
+def known_part(settings: "Settings") -> Part:
+    """All samples whose labels are known: those of the split train, but for a fold; some of them; or those that a file
+    names."""
+    datasets = find_datasets(settings.dataset, settings.data_root)
+    if settings.label_file:
+        return named_part(datasets, settings.label_file, settings)
+    train = open_part(datasets, "train", settings)
+    if settings.num_folds:
+        return train.only(folds(train, settings) != settings.fold)
+    if settings.num_labels is None:
+        return train
+    require(
+        settings.num_labels <= len(train),
+        f"num_labels={settings.num_labels} is more than the {len(train)} labels of {train.split.name}.",
+    )
+    return train.only(first_of_each(train.labels, settings.num_labels, seed=settings.seed))
+
+
+def named_part(datasets: Sequence[Path], file: Path, settings: "Settings") -> Part:
+    """The samples that a file names. Raises ValueError where some are not there, or are of other splits than train and
+    that is not allowed."""
+    names, in_all = read_names(file), set.intersection(*(set(splits_of(dataset)) for dataset in datasets))
+    found = {split: named(open_part(datasets, split, settings), names) for split in sorted(in_all | {"train"})}
+    missing = set(names).difference(*found.values())
+    require(
+        not missing,
+        f"{file} names {len(missing)} samples of {len(names)} that are not among those with a label in "
+        f"{settings.dataset}: {few(missing)}. Pack them too, or give another --label_file.",
+    )
+    others = {split: some for split, some in found.items() if some and split != "train"}
+    told = "; ".join(f"{len(some)} of the split {split}, {few(some)}" for split, some in others.items())
+    require(
+        bool(settings.allow_overlap) or not others,
+        f"{file} names samples that are not to be learnt from: {told}. Give a file of samples of train; or "
+        "--allow_overlap 1, and evaluations leave out those that were learnt from.",
+    )
+    folders = [dataset / split for split in ("train", *others) for dataset in datasets]
+    part = labelled_part(Split(*folders), settings)
+    part = part.only(np.isin(ids_of(part), names))
+    require(len(part) == len(names), f"several samples of {settings.dataset} have names that {file} names; give one.")
+    return part
+
+
+def ids_of(part: Part) -> np.ndarray:
+    """The names of the samples of a part, (n,)."""
+    return np.array(part.split.ids)[part.indices]
+
+
+def named(part: Part, names: Sequence[str]) -> list[str]:
+    """Those of these names that samples of a part have."""
+    return sorted(set(ids_of(part).tolist()) & set(names))
+
+
+def few(names: Iterable[str]) -> str:
+    """The first three names."""
+    first = sorted(names)
+    return ", ".join(first[:3]) + (", ..." if len(first) > 3 else "")
+
+
 def learning_parts(settings: "Settings") -> tuple[Part, Part]:
     """What is learnt from, and what chooses the best weights: the split val, or a part of each class of train."""
     datasets = find_datasets(settings.dataset, settings.data_root)
-    train = open_part(datasets, "train", settings)
-    if settings.num_folds:
-        train = train.only(folds(train, settings) != settings.fold)
-    if settings.num_labels is not None:
-        require(
-            settings.num_labels <= len(train),
-            f"num_labels={settings.num_labels} is more than the {len(train)} labels of {train.split.name}.",
-        )
-        train = train.only(first_of_each(train.labels, settings.num_labels, seed=settings.seed))
+    train = known_part(settings)
     have_val = {"val" in splits_of(dataset) for dataset in datasets}
     require(len(have_val) == 1, f"some of the data sets {settings.dataset} have a split val, and some have none.")
-    if have_val == {True} and not (settings.num_folds or settings.num_labels):
+    if have_val == {True} and not (settings.num_folds or settings.chosen_labels):
         val = open_part(datasets, "val", settings)
     else:
         kept, held = split_off(train.labels, settings.val_fraction, seed=settings.seed)

@@ -12,11 +12,11 @@ from deeplense.files import TEMPORARY, read_json, replacing, write_json
 from deeplense.models.portable import Form, write_portable
 from deeplense.models.sizes import InputSize
 from deeplense.training import checkpoint
-from jobs.config import from_plain, plain, require
+from jobs.config import plain, require
 from jobs.experiment import Part, learning_parts, make_network, make_objective
 from jobs.export import Settings
 from jobs.progress import say
-from jobs.runs import ENVIRONMENT, find_run, stored_config
+from jobs.runs import ENVIRONMENT, find_run, train_settings
 from jobs.train import Settings as TrainSettings
 
 FORMAT = "deeplense-export/1"
@@ -63,7 +63,7 @@ def read_trained(settings: Settings) -> Trained:
     """The newest checkpoint of its kind. Raises ValueError where it is not there or damaged, or the data set is another
     one."""
     run = find_run(settings.run, settings.runs_root)
-    trained = from_plain(TrainSettings, stored_config(run))
+    trained = train_settings(run)
     kind = {"best": "best", "last": "step"}[settings.weights]
     paths = sorted((run / "checkpoints").glob(f"{kind}_*"))
     require(bool(paths), f"{run} has no checkpoint of its {settings.weights} weights yet; train it further.")

@@ -1,7 +1,10 @@
 """The work behind `deeplense finetune`: a training that starts from a backbone, or a probe of its features; then the
 report on held-out images."""
 
+import os
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,94 +17,143 @@ from deeplense.data.transforms import normalise
 from deeplense.evaluation.predict import Predictions
 from deeplense.evaluation.probes import knn_probabilities, linear_probabilities
 from deeplense.files import write_json
+from deeplense.models.registry import Network
 from deeplense.training.loop import make_accelerator
-from jobs import config, train
-from jobs.config import require
+from jobs import train
+from jobs.attempts import add_to_attempt, begin_attempt, end_attempt, read_attempts
+from jobs.config import FREE, plain, require
 from jobs.evaluate import Settings as EvaluateSettings
 from jobs.evaluation_run import Evaluated, evaluate, refuse_other_kind, report
-from jobs.experiment import Part, find_datasets, learning_parts, make_network, open_part, predict_part, without_shared
+from jobs.experiment import (
+    Part,
+    find_datasets,
+    known_part,
+    learning_parts,
+    make_network,
+    open_part,
+    predict_part,
+    without_shared,
+)
 from jobs.finetune import SCRATCH, Settings
-from jobs.pretrained import pretrain_settings, read_pretrained
+from jobs.pretrained import load_encoder, pretrain_settings, read_pretrained
 from jobs.progress import say
 from jobs.runs import FINISHED, open_run
 from jobs.train import Settings as TrainSettings
 
-RECIPE = Path(__file__).parent / "recipes" / "finetune.yaml"
 PROBES = {"knn": knn_probabilities, "linear": linear_probabilities}
 EVALUATION_BATCH = 256
+EVALUATIONS = 20
+WARM_UP = 0.05
+"""Part of the updates in which the learning rate rises."""
 TINY = 1e-12
 """Added to probabilities, whose logarithms a report is made of."""
 
 
 def finetune(settings: Settings) -> int:
     """Learn and evaluate; returns the exit code."""
+    require(
+        os.environ.get("WORLD_SIZE", "1") == "1",
+        "finetune runs as one process; leave --num_processes out. Several can share `deeplense train --backbone RUN`.",
+    )
     trained = training_of(settings)
     if settings.mode != "full":
         return probe(settings, trained)
+    known, held = known_and_held(settings, trained)
+    without_shared(held, [known])
     code = train.run(trained)
-    if code:
-        return code
-    weights = "best" if any((settings.run / "checkpoints").glob("best_*")) else "last"
-    return evaluate(EvaluateSettings(run=str(settings.run), split=settings.split, weights=weights))
+    return code or evaluate_last(settings, trained)
 
 
 def training_of(settings: Settings) -> TrainSettings:
-    """The settings of the training: the recipe, what the backbone asks for, what is given."""
-    asked: dict[str, object] = {"run": settings.run, "dataset": settings.dataset, "seed": settings.seed}
-    if settings.num_labels is not None:
-        asked["num_labels"] = settings.num_labels
+    """The settings of the training; of a probe, those that say what the network is and what it gets."""
+    asked: dict[str, object] = {}
     if settings.backbone != SCRATCH:
         run = Path(settings.backbone)
         pretrained = pretrain_settings(run)
-        asked |= {"backbone": run, "model_name": pretrained.model_name, "stretch": pretrained.stretch}
-    words = [f"--config={RECIPE}", *(f"--{name}={value}" for name, value in (asked | dict(settings.training)).items())]
-    trained = config.parse("train", words)
-    # The validation samples are a part of those that are known.
-    updates = settings.num_updates * trained.batch_size
+        asked = {"backbone": run, "model_name": pretrained.model_name, "stretch": pretrained.stretch}
+    trained = settings.trained_with(asked)
+    if settings.mode != "full":
+        return trained
     num_train = len(learning_parts(trained)[0])
     require(
         trained.batch_size <= num_train,
         f"batch_size={trained.batch_size} is more than the {num_train} samples to learn from; give a smaller one.",
     )
-    epochs = updates / num_train
-    between = max(epochs / 20, 1.0)
-    return config.parse("train", [*words, f"--epochs={epochs}", f"--evaluate_epochs={between}"])
+    return settings.trained_with(asked | duration(settings, batch_size=trained.batch_size, num_train=num_train))
+
+
+def duration(settings: Settings, *, batch_size: int, num_train: int) -> dict[str, float]:
+    """How long to learn, in epochs, and what depends on it."""
+    # Half a sample more, for the number of updates is rounded down.
+    epochs = max((settings.num_updates * batch_size + 0.5) / num_train, settings.min_epochs)
+    return {
+        "epochs": epochs,
+        "warmup_epochs": WARM_UP * epochs,
+        "evaluate_epochs": max(epochs / EVALUATIONS, 1.0),
+    }
+
+
+def known_and_held(settings: Settings, trained: TrainSettings) -> tuple[Part, Part]:
+    """All samples whose labels are known, and those to evaluate on. Raises ValueError where these are of another
+    kind."""
+    known = known_part(trained)
+    held = open_part(find_datasets(trained.dataset, trained.data_root), settings.split, trained)
+    refuse_other_kind(known, held)
+    return known, held
+
+
+def evaluate_last(settings: Settings, trained: TrainSettings) -> int:
+    """Evaluate the weights of the end of a training, as a part of its attempt."""
+    evaluation = EvaluateSettings(run=str(settings.run), split=settings.split, weights="last", device=trained.device)
+    number, reason = len(read_attempts(settings.run)), "finished"
+    add_to_attempt(settings.run, number, {"ended": None})
+    try:
+        return evaluate(evaluation)
+    except BaseException as error:
+        reason = f"error: {type(error).__name__}: {error}"
+        raise
+    finally:
+        end_attempt(settings.run, number, reason=reason)
 
 
 def probe(settings: Settings, trained: TrainSettings) -> int:
-    """Fit a probe to frozen features, and report what it says of held-out images."""
+    """Fit a probe to frozen features, and report what it says of held-out images; nothing of it is kept half."""
+    accelerator = make_accelerator(device=trained.device, precision="fp32")
+    known, held = known_and_held(settings, trained)
+    part, num_shared = without_shared(held, [known])
+    pretrained = read_pretrained(Path(settings.backbone))
+    network = make_network(trained, known.split, load_pretrained=False)
+    load_encoder(network, pretrained)
+    network.to(accelerator.device)
+    open_run(settings.run, binding(settings))
     if (settings.run / FINISHED).exists():
         say(f"{settings.run} is finished; its report is {settings.run / 'report'}")
         return 0
-    open_run(settings.run, settings)
-    accelerator = make_accelerator(device=trained.device, precision="fp32")
-    known, held, num_shared = probed_parts(settings, trained)
-    pretrained = read_pretrained(Path(settings.backbone))
-    network = make_network(trained, known.split, load_pretrained=True).to(accelerator.device)
-    learnt = features_of(network, known, known, trained, accelerator)
-    asked = features_of(network, held, known, trained, accelerator)
-    num_classes = len(known.split.schema.classes)
-    said = PROBES[settings.mode](learnt.outputs, learnt.labels, asked.outputs, num_classes)
+    learnt, asked = (features_of(network, each, known, trained, accelerator) for each in (known, part))
+    said = PROBES[settings.mode](learnt.outputs, learnt.labels, asked.outputs, len(known.split.schema.classes))
     predictions = Predictions(np.log(said + TINY).astype(np.float32), asked.labels, asked.target, asked.indices)
-    found = Evaluated(settings.run, trained, held, predictions, pretrained.step, 0.0, num_shared, None)
-    report(
-        EvaluateSettings(run=str(settings.run), split=settings.split, weights="last"), [found], settings.run / "report"
-    )
-    write_json(settings.run / FINISHED, {"step": pretrained.step})
+    write_probe(settings, Evaluated(settings.run, trained, part, predictions, pretrained.step, 0.0, num_shared, None))
     return 0
 
 
-def probed_parts(settings: Settings, trained: TrainSettings) -> tuple[Part, Part, int]:
-    """All samples whose labels are known, and the held-out ones less those that are among them; how many those were."""
-    datasets = find_datasets(trained.dataset, trained.data_root)
-    parts = learning_parts(trained)
-    known = parts[0].only(np.arange(len(parts[0])))
-    if parts[1].split is known.split:
-        both = np.sort(np.concatenate([part.indices for part in parts]))
-        known = Part(known.split, both, None)
-    held = open_part(datasets, settings.split, trained)
-    refuse_other_kind(known, held)
-    return known, *without_shared(held, [known])
+def kept_settings(settings: Settings, trained: TrainSettings) -> Settings | TrainSettings:
+    """What the folder of the run holds as its settings: those of the training, where there is one."""
+    return trained if settings.mode == "full" else binding(settings)
+
+
+def binding(settings: Settings) -> Settings:
+    """The settings without those of the training that change no number."""
+    free = {each.name for each in fields(TrainSettings) if each.metadata == FREE}
+    return replace(settings, training={name: value for name, value in settings.training.items() if name not in free})
+
+
+def write_probe(settings: Settings, found: Evaluated) -> None:
+    """Report what a probe says, as an attempt."""
+    evaluation = EvaluateSettings(run=str(settings.run), split=settings.split, weights="last")
+    number = begin_attempt(settings.run, first_step=0, num_processes=1)
+    report(evaluation, [found], settings.run / "report", shown=plain(settings))
+    write_json(settings.run / FINISHED, {"step": 0})
+    end_attempt(settings.run, number, reason="finished", last_step=0)
 
 
 def features_of(
@@ -113,6 +165,6 @@ def features_of(
 
     def forward(network: nn.Module, batch: Batch) -> Tensor:
         images = normalise(batch.images, mean.to(batch.images), std.to(batch.images), stretch=trained.stretch)
-        return network.backbone(network.input_size(images))
+        return cast(Network, network).backbone(cast(Network, network).input_size(images))
 
     return predict_part(network, forward, part, accelerator, batch_size=EVALUATION_BATCH)

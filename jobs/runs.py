@@ -19,7 +19,8 @@ import yaml
 
 from deeplense.files import TEMPORARY, read_json, replacing, write_json
 from jobs.attempts import ATTEMPTS, STACKS, has_begun
-from jobs.config import dump, plain, require
+from jobs.config import dump, from_plain, plain, require
+from jobs.train import Settings as TrainSettings
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 STOPPED, FINISHED = "stopped.json", "finished.json"
@@ -81,6 +82,23 @@ def stored_config(run: Path) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"{run} is no run folder: it has no {CONFIG}.")
     return yaml.safe_load(path.read_text())
+
+
+def train_settings(run: Path) -> TrainSettings:
+    """The settings of a run of `deeplense train`, or of a training of `deeplense finetune`. Raises ValueError for other
+    runs, telling what they are for."""
+    stored = stored_config(run)
+    require(
+        "method" not in stored,
+        f"{run} is a run of `deeplense pretrain`, which has learnt no classes; `deeplense finetune --backbone {run}` "
+        "learns them, and evaluates.",
+    )
+    require(
+        "mode" not in stored,
+        f"{run} is a probe of `deeplense finetune --mode {stored.get('mode')}`, and holds no network; its report is "
+        f"{run / 'report'}. For another --split, give finetune that and another --run; for a network, --mode full.",
+    )
+    return from_plain(TrainSettings, stored)
 
 
 def find_run(text: str, root: Path) -> Path:

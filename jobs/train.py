@@ -17,6 +17,11 @@ class Settings(LearningSettings):
     num_labels: int | None = None
     """if given, labels that are known, with the shares of the classes of the split train: a part of them (val_fraction)
     chooses the best weights, and a split val is left alone; fewer are among more"""
+    label_file: Path | None = None
+    """if given, file with the names of the samples whose labels are known, one a line, or as DeepLense_SSL publishes
+    its subsets (.pkl); they are used as those of num_labels are"""
+    allow_overlap: Literal[0, 1] = 0
+    """1: label_file may name samples of other splits than train, which evaluations then leave out"""
     target: str = "class"
     """what is learnt: class, or the name of a number, such as log10_axion_mass (samples without it are left out)"""
     model_name: str = "resnet18"
@@ -66,8 +71,12 @@ class Settings(LearningSettings):
         require(0 <= self.fold < max(self.num_folds, 1), f"fold={self.fold} must be below num_folds={self.num_folds}.")
         refuse_outside(self, ("num_labels",), lambda value: value is None or value > 0, "above 0")
         require(
-            self.num_labels is None or (self.label_fraction == 1 and not self.num_folds),
-            "num_labels is given, and label_fraction or num_folds; give one of them.",
+            not self.chosen_labels or (self.label_fraction == 1 and not self.num_folds),
+            f"{' and '.join(self.chosen_labels)} is given, and label_fraction or num_folds; give one of them.",
+        )
+        require(len(self.chosen_labels) < 2, "num_labels and label_file are given; give one of them.")
+        require(
+            self.label_file is not None or not self.allow_overlap, "allow_overlap=1 is for --label_file FILE; give one."
         )
         require(
             not (self.backbone and self.pretrained), "backbone and pretrained=1 are two starts; leave one of them out."
@@ -76,6 +85,11 @@ class Settings(LearningSettings):
             not self.pretrained_file or bool(self.pretrained),
             "pretrained_file is given, but pretrained=0; add --pretrained 1.",
         )
+
+    @property
+    def chosen_labels(self) -> list[str]:
+        """The settings by which some of the labels are known, if any."""
+        return [name for name in ("num_labels", "label_file") if getattr(self, name) is not None]
 
     @property
     def regression(self) -> bool:

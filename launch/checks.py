@@ -67,16 +67,17 @@ def check_job(command: Sequence[str], cluster: Cluster) -> None:
     """Raise ValueError for settings that cannot be right on this cluster."""
     job, settings = command[0], config.parse(command[0], command[1:])
     check_tasks(job, cluster)
+    learning = settings.learning if job == "finetune" else settings
     if job in config.STOPPABLE:
-        check_batch(settings.batch_size, settings.gradient_accumulation, cluster.tasks)
+        check_batch(learning.batch_size, learning.gradient_accumulation, cluster.tasks)
     if "dependency" not in cluster.sbatch:
-        check_inputs(job, settings)
+        check_inputs(job, learning)
 
 
 def check_tasks(job: str, cluster: Cluster) -> None:
     """Raise ValueError where several tasks would each do the whole job."""
     told = f"{job} runs as one process that uses all cores of its node, not as {cluster.tasks}"
-    alone = job in config.STOPPABLE or cluster.tasks == 1
+    alone = job in config.TRAININGS or cluster.tasks == 1
     require(alone, f"{told}; use --nodes 1 --tasks_per_node 1 --cpus_per_task N.")
 
 
@@ -94,7 +95,8 @@ def check_inputs(job: str, settings: Any) -> None:
         path = getattr(settings, name)
         require(path is None or path.exists(), f"{name}={path} is not there; correct the path.")
     if hasattr(settings, "data_root"):
-        check_dataset(settings.dataset, settings.data_root)
+        for dataset in settings.dataset.split(","):
+            check_dataset(dataset.strip(), settings.data_root)
 
 
 def check_dataset(dataset: str, data_root: Path) -> None:

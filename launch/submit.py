@@ -120,7 +120,7 @@ def open_runs(submission: Submission) -> None:
     """Make the folders, or check that they are runs of the same settings."""
     for command, folder in zip(submission.commands, submission.folders, strict=True):
         settings = config.parse(command[0], command[1:])
-        if command[0] in config.STOPPABLE:
+        if command[0] in config.TRAININGS:
             open_run(folder, settings)
         folder.mkdir(parents=True, exist_ok=True)
 

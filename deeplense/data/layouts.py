@@ -145,12 +145,7 @@ def read_splits(path: Path, files: Mapping[str, int]) -> dict[str, str]:
     """The split of each file that `indices.pkl` names: {split: {lenses: [...], nonlenses: [...]}}."""
     content = read_pickle(path)
     try:
-        named = [
-            (f"{folder}/{name}", str(split))
-            for split, folders in content.items()
-            for folder, names in folders.items()
-            for name in names
-        ]
+        named = [(name, str(split)) for split, folders in content.items() for name in files_in(folders)]
     except (AttributeError, TypeError) as error:
         raise ValueError(f"{path}: is not {{split: {{lenses: names, nonlenses: names}}}} ({error}).") from error
     for name, _ in named:
@@ -162,6 +157,26 @@ def read_splits(path: Path, files: Mapping[str, int]) -> dict[str, str]:
     if len(splits) != len(named):
         raise ValueError(f"{path}: names a file in two splits; the test would be of images that were learnt.")
     return splits
+
+
+def files_in(folders: Mapping[str, Sequence[str]]) -> list[str]:
+    """The files that {lenses: names, nonlenses: names} names, with their folders."""
+    return [f"{folder}/{name}" for folder, names in folders.items() for name in names]
+
+
+def read_names(path: Path) -> list[str]:
+    """The names of samples that a file holds, each once: one a line, or, in a pickle, {lenses: names, nonlenses: names}
+    as DeepLense_SSL publishes its subsets of labels. Raises ValueError where it is neither, or holds none."""
+    try:
+        files = files_in(read_pickle(path)) if path.suffix == ".pkl" else path.read_text().split("\n")
+    except (AttributeError, TypeError, OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: is no file of names, one a line, and no pickle of {{lenses: names, nonlenses: names}} ({error})."
+        ) from error
+    names = dict.fromkeys(name.strip().removesuffix(".npy") for name in files if name.strip())
+    if not names:
+        raise ValueError(f"{path}: holds no names.")
+    return list(names)
 
 
 def load_three_bands(record: Record) -> Loaded:

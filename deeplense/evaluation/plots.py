@@ -193,3 +193,21 @@ def intervals(
     axes.set(ylim=(-0.6, len(names) - 0.2), xlabel=label)
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
+
+
+def over_counts(
+    axes: Axes, series: Mapping[str, Sequence[tuple[float, float, float, float]]], *, xlabel: str, ylabel: str
+) -> None:
+    """Named lines over counts on a logarithmic axis, of (count, value, low, high) each; lines are moved apart a
+    little."""
+    ticks = sorted({point[0] for points in series.values() for point in points})
+    for k, (name, points) in enumerate(series.items()):
+        counts, middle, low, high = np.asarray(points, dtype=float).T
+        errors = np.maximum([middle - low, high - middle], 0)
+        moved, style = counts * 1.02 ** (k - (len(series) - 1) / 2), {"marker": "o", "capsize": 2.5, "markersize": 5}
+        axes.errorbar(moved, middle, yerr=errors, color=COLOURS[k % len(COLOURS)], label=name, **style)
+    axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
+    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(axis="y", color="0.9")
+    axes.legend(frameon=False)

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, Self, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast, broadcast_object_list, gather_object
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -54,6 +55,9 @@ def make_accelerator(*, device: str, precision: Precision) -> Accelerator:
         raise ValueError("device=cuda, but torch sees no GPU here; use --device cpu, or a machine with a GPU.")
     if device == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device=mps, but torch sees no Apple GPU here; use --device cpu.")
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        # It would hold on to the precision of the first one of this process.
+        AcceleratorState._reset_state()
     has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     accelerator = Accelerator(
         cpu=device == "cpu" or not has_gpu,

@@ -1,6 +1,5 @@
 """The table of models as files: table.csv, table.json and index.html; and as text."""
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -9,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from deeplense.evaluation import plots
-from deeplense.evaluation.metrics import Estimate
 from deeplense.evaluation.page import Section, write_page
 from deeplense.evaluation.report import Plot
-from deeplense.files import finite, replacing, write_json
-from jobs.comparing.plan import Trial
-from jobs.comparing.table import Row, make_rows, state_of
+from deeplense.files import finite, write_json
+from jobs.comparing.forms import aligned, shown, with_ends, write_csv
+from jobs.comparing.table import Row, make_rows, until_settled
+from jobs.comparing.trials import Trial
 
 METHOD = (
     "Each model is trained by its recipe once for each seed; the weights that count are the best on validation images, "
@@ -38,37 +37,23 @@ LABELS = {"auc_macro": "mean AUC", "mae": "MAE"}
 
 
 def update_table(output: Path, trials: Sequence[Trial]) -> list[Row]:
-    """Write the table anew; once more where another process has finished a run meanwhile, so that the last to write
-    has seen all."""
-    while True:
-        seen = state_of(trials)
-        rows = make_rows(output, trials)
-        write_json(
-            output / "table.json", finite({"rows": [asdict(row) for row in rows], "method": METHOD, "costs": COSTS})
-        )
-        write_csv(output / "table.csv", rows)
-        write_html(output / "index.html", rows)
-        if state_of(trials) == seen:
-            return rows
+    """Write the table anew."""
+    return until_settled(trials, lambda: write_table(output, make_rows(output, trials)))
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """A line for each model on each data set, with a column for each number and each end of an interval."""
-    lines = [flat(row) for row in rows]
-    columns = list(dict.fromkeys(name for line in lines for name in line))
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+def write_table(output: Path, rows: list[Row]) -> list[Row]:
+    """Write all files; returns the rows."""
+    write_json(output / "table.json", finite({"rows": [asdict(row) for row in rows], "method": METHOD, "costs": COSTS}))
+    write_csv(output / "table.csv", [flat(row) for row in rows])
+    write_html(output / "index.html", rows)
+    return rows
 
 
 def flat(row: Row) -> dict[str, Any]:
     """A row as plain columns."""
     values: dict[str, Any] = {name: getattr(row, name) for name in ("dataset", "model", "kind", "target", "problem")}
     values |= {"seeds": " ".join(map(str, row.seeds)), "num_seeds": row.num_seeds, "num_images": row.num_images}
-    estimates = row.metrics | ({"difference": row.difference} if row.difference else {})
-    for name, estimate in estimates.items():
-        values |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    values |= with_ends(row.metrics | ({"difference": row.difference} if row.difference else {}))
     values |= {"best": row.best, "above_chance": row.above_chance, "train_seconds": row.train_seconds}
     values |= {name: row.costs.get(name) for name in COSTS_COLUMNS}
     return values | {
@@ -153,14 +138,6 @@ def costs_of(row: Row, *, say_where: bool) -> list[str]:
     ]
 
 
-def shown(estimate: Estimate | None, *, signed: bool = False) -> str:
-    """A number with its interval."""
-    if estimate is None:
-        return ""
-    sign = "+" if signed else ""
-    return f"{estimate.value:{sign}.4f}\n[{estimate.low:{sign}.4f},\u00a0{estimate.high:{sign}.4f}]"
-
-
 def published_number(one: Mapping[str, str]) -> str:
     """The number of a publication that stands beside ours."""
     return one["auc_macro"] or one["mae"] or f"accuracy {one['accuracy']}"
@@ -188,10 +165,7 @@ def published_section(known: Sequence[Mapping[str, str]]) -> list[Section]:
 def lines_of(rows: Sequence[Row]) -> Iterator[str]:
     """The table as text."""
     head = ("data set", "model", "seeds", "AUC or MAE", "difference to the best", "accuracy", "")
-    lines = [head, *map(words_of, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+    return aligned([head, *map(words_of, rows)])
 
 
 def words_of(row: Row) -> tuple[str, ...]:

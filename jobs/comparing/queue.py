@@ -1,4 +1,4 @@
-"""The work behind a table of models: what is left is measured, trained and evaluated, each in a process of its own."""
+"""The work behind a table of runs: what is left is measured, trained and evaluated, each in a process of its own."""
 
 import os
 import time
@@ -18,37 +18,35 @@ from jobs.attempts import (
     open_attempt,
     read_attempts,
 )
-from jobs.benchmark_models import Settings
 from jobs.children import Command, Queue, Steps
-from jobs.comparing.page import lines_of, update_table
-from jobs.comparing.plan import Training, Trial, chosen, make_plan
-from jobs.comparing.table import costs_file, problems_of
+from jobs.comparing.settings import TableSettings
+from jobs.comparing.table import problems_of
+from jobs.comparing.trials import Table, Training, Trial, chosen
 from jobs.config import require
 from jobs.progress import say
 from jobs.runs import LOGS, num_cores
 
 
-def do_all(settings: Settings) -> int:
+def do_all(settings: TableSettings, table: Table) -> int:
     """Do what is left of all runs, or of one, and print the table; returns the exit code."""
-    require("RANK" not in os.environ, "benchmark models starts its own processes; leave --num_processes out.")
-    trials = make_plan(settings)
-    asked = chosen(trials, settings.only)
+    require("RANK" not in os.environ, "a benchmark starts its own processes; leave --num_processes out.")
+    asked = chosen(table.trials, settings.only)
     left = [each for each in asked if is_left(*each, alone=bool(settings.only))]
     say(f"{len(left)} of {len(asked)} runs are left to do in {settings.output}")
     with StopFlag() as stop:
-        Queue([{}], stop).run(measuring(settings, left))
-        works = [steps(settings, trials, trial, training, stop) for trial, training in left]
+        Queue([{}], stop).run(measuring(settings, table, left))
+        works = [steps(settings, table, trial, training, stop) for trial, training in left]
         codes = Queue(slots(settings.at_once), stop).run(works)
-        rows = update_table(settings.output, trials)
+        lines = table.write()
         if stop.signal_name:
             say(f"told to stop ({stop.signal_name}); the same command continues")
             return EXIT_STOPPED
-    for line in lines_of(rows):
+    for line in lines:
         say(line)
     say(f"table: {settings.output / 'index.html'}")
     if settings.only:
         return next((code if code > 0 else 128 - code for code in codes), 0)
-    return 1 if any(problems_of(trial) for trial in trials) else 0
+    return 1 if any(problems_of(trial) for trial in table.trials) else 0
 
 
 def is_left(trial: Trial, training: Training, *, alone: bool) -> bool:
@@ -69,9 +67,9 @@ def slots(at_once: int) -> list[dict[str, str]]:
     return [{"OMP_NUM_THREADS": threads} | gpu for gpu in gpus]
 
 
-def measuring(settings: Settings, left: Sequence[tuple[Trial, Training]]) -> Iterator[Steps]:
+def measuring(settings: TableSettings, table: Table, left: Sequence[tuple[Trial, Training]]) -> Iterator[Steps]:
     """Measure what each model with something to train costs, one after another, before anything runs beside it."""
-    first = {costs_file(settings.output, trial): each for trial, each in left if not each.is_done}
+    first = {table.costs(trial): each for trial, each in left if table.costs and not each.is_done}
     for path, training in first.items():
         if not path.exists():
             yield measure(path, training, own_log(settings, training.run, "measure"))
@@ -80,42 +78,41 @@ def measuring(settings: Settings, left: Sequence[tuple[Trial, Training]]) -> Ite
 def measure(path: Path, training: Training, log: Path | None) -> Steps:
     """Measure one; what cannot be measured stays blank in the table, and its training tells why."""
     say(f"measuring {training.settings.model_name} for {path.stem}")
-    yield Command(("jobs.measuring.models", str(path), *training.words), log=log)
+    yield Command(("jobs.measuring.models", str(path), *training.words[1:]), log=log)
 
 
-def steps(settings: Settings, trials: Sequence[Trial], trial: Trial, training: Training, stop: StopFlag) -> Steps:
+def steps(settings: TableSettings, table: Table, trial: Trial, training: Training, stop: StopFlag) -> Steps:
     """What is left to do for a run, with the table after it. The evaluation is a part of the run's attempt."""
     number, problem = number_given(training.run) or open_attempt(training.run), None
     try:
         problem = yield from train_and_evaluate(settings, trial, training, number)
     finally:
         conclude(training.run, number, problem, stop)
-    update_table(settings.output, trials)
+    table.write()
 
 
 def train_and_evaluate(
-    settings: Settings, trial: Trial, training: Training, number: int
+    settings: TableSettings, trial: Trial, training: Training, number: int
 ) -> Generator[Command, int, str]:
     """Train, and evaluate where all runs of the trial are trained; returns what went wrong, if anything."""
     run, environment = training.run, {FOLDER: str(training.run), NUMBER: str(number)}
     if not training.is_done:
         say(f"training {training.name}")
-        begun, log = time.monotonic(), own_log(settings, run, "train")
-        code = yield Command(("launch", "train", *training.words), environment, log)
+        begun, log = time.monotonic(), own_log(settings, run, training.words[0])
+        code = yield Command(("launch", *training.words), environment, log)
         add_to_attempt(run, number, {"seconds": round(time.monotonic() - begun, 1)})
         if code:
             return f"exit code {code}{last_line(log)}"
     if trial.is_trained and not trial.is_evaluated:
         add_to_attempt(run, number, {"ended": None})
         say(f"evaluating {trial.name}")
-        words = ("launch", "evaluate", f"--run={trial.pattern}", f"--device={training.settings.device}")
-        log = own_log(settings, run, "evaluate")
-        code = yield Command(words, environment, log)
+        log = own_log(settings, run, trial.evaluation[0])
+        code = yield Command(("launch", *trial.evaluation), environment, log)
         return f"evaluate: exit code {code}{last_line(log)}" if code else ""
     return ""
 
 
-def own_log(settings: Settings, run: Path, name: str) -> Path | None:
+def own_log(settings: TableSettings, run: Path, name: str) -> Path | None:
     """The log of a command; none for a single run, whose output is this one's."""
     return None if settings.only else run / LOGS / f"{name}.log"
 

@@ -2,12 +2,12 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,8 +16,9 @@ from deeplense.evaluation.metrics import Estimate, softmax
 from deeplense.evaluation.report import PREDICTIONS
 from deeplense.files import read_json, replacing
 from jobs.attempts import ATTEMPTS, read_attempts
-from jobs.comparing.plan import Trial
+from jobs.comparing.trials import Trial
 
+Rows = TypeVar("Rows")
 DRAWS = "draws.npz"
 KINDS = ("values", "draws", "trials")
 
@@ -60,6 +61,16 @@ class Row:
         return value, self.model
 
 
+def until_settled(trials: Sequence[Trial], write: Callable[[], Rows]) -> Rows:
+    """Write a table; once more where another process has finished a run meanwhile, so that the last to write has seen
+    all."""
+    while True:
+        seen = state_of(trials)
+        rows = write()
+        if state_of(trials) == seen:
+            return rows
+
+
 def state_of(trials: Sequence[Trial]) -> list[int]:
     """What changes whenever a run begins, ends or is evaluated."""
     paths = [trial.report / PREDICTIONS for trial in trials]
@@ -92,10 +103,10 @@ def rows_of_data(output: Path, by_model: Sequence[Sequence[Trial]]) -> list[Row]
 def make_row(output: Path, trials: Sequence[Trial], scores: Mapping[int, Scores]) -> Row:
     """One row, as far as its trials are done."""
     first = trials[0]
-    data, settings = first.data, first.trainings[0].settings
-    row = Row(first.model, data.name, data.kind, settings.target, sorted(scores), len(trials))
+    data = first.data
+    row = Row(first.model, data.name, data.kind, first.target, sorted(scores), len(trials))
     row.problem = "; ".join(text for trial in trials for text in problems_of(trial))
-    row.published = published(first.model, settings.target)
+    row.published = published(first.model, first.target)
     path = costs_file(output, first)
     row.costs = read_json(path) if path.exists() else {}
     seconds = [each for trial in trials if trial.is_trained for each in seconds_of(trial)]
@@ -128,7 +139,7 @@ def compute_scores(trial: Trial) -> Scores:
     """The metrics of a trial from its predictions."""
     with np.load(trial.report / PREDICTIONS) as stored:
         outputs, indices, num_samples = stored["outputs"], stored["indices"], int(stored["num_samples"])
-        if trial.trainings[0].settings.regression:
+        if trial.target != "class":
             predicted, truth, chance = (
                 outputs[:, 0].astype(float),
                 stored["target"].astype(float),

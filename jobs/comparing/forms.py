@@ -1,0 +1,41 @@
+"""The forms in which tables give their numbers."""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deeplense.evaluation.metrics import Estimate
+from deeplense.files import replacing
+
+
+def write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """A line for each row, with all columns that any of them has."""
+    columns = list(dict.fromkeys(name for line in lines for name in line))
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def with_ends(estimates: Mapping[str, Estimate]) -> dict[str, float]:
+    """A column for each number, and for each end of its interval."""
+    values: dict[str, float] = {}
+    for name, estimate in estimates.items():
+        values |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return values
+
+
+def shown(estimate: Estimate | None, *, signed: bool = False) -> str:
+    """A number with its interval, which stands after a line break."""
+    if estimate is None:
+        return ""
+    sign = "+" if signed else ""
+    return f"{estimate.value:{sign}.4f}\n[{estimate.low:{sign}.4f},\u00a0{estimate.high:{sign}.4f}]"
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Cells as lines of text, in columns."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

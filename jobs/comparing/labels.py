@@ -1,0 +1,85 @@
+"""Which runs a table over numbers of labels is made of: each backbone, and each network from scratch, with each number
+of labels and each seed."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from jobs import config
+from jobs.benchmark_labels import ALL, Settings
+from jobs.comparing.labels_page import lines_of, update_table
+from jobs.comparing.labels_table import SUPERVISED, Backbone, Cell
+from jobs.comparing.trials import Data, Table, Training, Trial, find_all_data, refuse_begun
+from jobs.config import require
+from jobs.experiment import known_part
+from jobs.finetune import SCRATCH
+from jobs.finetuning import kept_settings, training_of
+from jobs.pretrained import pretrain_settings
+from jobs.train import Settings as TrainSettings
+
+
+def make_table(settings: Settings) -> Table:
+    """The table, of which nothing is done yet."""
+    cells = make_plan(settings)
+    return Table([cell.trial for cell in cells], write=lambda: lines_of(update_table(settings.output, cells)))
+
+
+def make_plan(settings: Settings) -> list[Cell]:
+    """All runs. Raises ValueError, or exits with a line on stderr, where a backbone, a data set or a setting is not
+    what can be learnt with, or a run has been begun with other settings; nothing is written."""
+    data_root = settings.training.get("data_root", TrainSettings.data_root)
+    backbones = [*read_backbones(settings.names("backbones"))]
+    used = itertools.product(backbones, settings.names("modes"))
+    starts = [*((each, "full") for each in baselines_of(backbones)), *used]
+    cells = [
+        make_cell(settings, backbone, mode, data, count, seed)
+        for data in find_all_data(settings, data_root, num_folds=lambda folder: 0)
+        for count, seed, (backbone, mode) in itertools.product(settings.names("num_labels"), settings.all_seeds, starts)
+    ]
+    refuse_same_labels(cells)
+    refuse_begun([cell.trial for cell in cells])
+    return cells
+
+
+def refuse_same_labels(cells: Sequence[Cell]) -> None:
+    """Raise ValueError where `all` is one of the other numbers of labels."""
+    for name, some in itertools.groupby(cells, key=lambda cell: cell.trial.data.given):
+        of_one = Counter((cell.num_labels, cell.mode, cell.backbone.name, cell.trial.seed) for cell in some)
+        twice = [count for (count, *_), number in of_one.items() if number > 1]
+        require(not twice, f"num_labels: {twice[:1]} is all that {name} has; leave out one of the two.")
+
+
+def read_backbones(runs: Sequence[str]) -> Iterator[Backbone]:
+    """What runs of `deeplense pretrain` have learnt. Raises ValueError where one is none, or two have the same name."""
+    found = {run: pretrain_settings(Path(run)) for run in runs}
+    names = [Path(run).resolve().name for run in runs]
+    twice = [name for name in names if names.count(name) > 1 or name.startswith(SCRATCH)]
+    require(not twice, f"backbones: {', '.join(twice)} cannot be told apart from others by name; rename a folder.")
+    networks = {(each.model_name, each.stretch) for each in found.values()}
+    for name, (run, told) in zip(names, found.items(), strict=True):
+        baseline = SCRATCH if len(networks) == 1 else f"{SCRATCH}-{told.model_name}-{told.stretch}"
+        yield Backbone(name, told.method, told.model_name, told.stretch, run, baseline)
+
+
+def baselines_of(backbones: Sequence[Backbone]) -> list[Backbone]:
+    """The networks of the backbones, from scratch, each once."""
+    first = {each.baseline: each for each in backbones}
+    return [Backbone(name, SUPERVISED, each.model_name, each.stretch, SCRATCH, name) for name, each in first.items()]
+
+
+def make_cell(settings: Settings, backbone: Backbone, mode: str, data: Data, count: str, seed: int) -> Cell:
+    """One run. Raises ValueError where it cannot learn from so many labels."""
+    name = f"{backbone.name}-{mode}-{count}-{data.name}-{seed}"
+    run = settings.output / "runs" / name
+    own: dict[str, object] = {"run": run, "dataset": data.given, "backbone": backbone.given, "mode": mode, "seed": seed}
+    own |= {name: getattr(settings, name) for name in ("num_updates", "min_epochs")}
+    own |= {} if count == ALL else {"num_labels": count}
+    network = {name: getattr(backbone, name) for name in ("model_name", "stretch")}
+    own |= network if backbone.given == SCRATCH else {}
+    words = ("finetune", *(f"--{name}={value}" for name, value in (own | dict(settings.training)).items()))
+    asked = config.parse(words[0], words[1:])
+    trained = training_of(asked)
+    training = Training(name, run, words, kept_settings(asked, trained))
+    num_labels = len(known_part(trained)) if count == ALL else int(count)
+    return Cell(backbone, mode, num_labels, Trial(name, backbone.name, data, seed, (training,), words))

@@ -1,0 +1,130 @@
+"""The table over numbers of labels: one row for each backbone, each way of using it and each number of labels, from
+what is finished."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from itertools import groupby
+
+from deeplense.evaluation.comparison import Scores, difference, over_seeds
+from deeplense.evaluation.metrics import Estimate
+from jobs.comparing.table import problems_of, scores_of
+from jobs.comparing.trials import Trial
+
+SUPERVISED = "supervised"
+LENS_FINDING = "lens-finding"
+COMPARED = ("auc_macro", "accuracy")
+NETWORKS = {"vit_small": "ViT-S/8", "vit_base": "ViT-B/8"}
+"""How networks are called in what is published."""
+BETTER, WORSE, UNKNOWN, ONE_SEED = "better", "worse", "cannot be told", "cannot be told by one seed"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Where learning starts: what it is called, by which method it was pretrained, its network and what that gets; the
+    run, or scratch; and what it is held against, itself for scratch."""
+
+    name: str
+    method: str
+    model_name: str
+    stretch: str
+    given: str
+    baseline: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the table: its backbone, how that is used, and how many labels are known."""
+
+    backbone: Backbone
+    mode: str
+    num_labels: int
+    trial: Trial
+
+
+@dataclass
+class Row:
+    """A backbone used in one way with one number of labels of a data set, over its seeds."""
+
+    dataset: str
+    kind: str
+    mode: str
+    num_labels: int
+    backbone: Backbone
+    seeds: list[int]
+    num_seeds: int
+    num_images: int = 0
+    metrics: dict[str, Estimate] = field(default_factory=dict)
+    differences: dict[str, Estimate] = field(default_factory=dict)
+    num_paired: int = 0
+    published: list[dict[str, str]] = field(default_factory=list)
+    problem: str = ""
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether others are held against it."""
+        return self.backbone.baseline == self.backbone.name
+
+    def verdict(self, name: str) -> str:
+        """Whether it is better than from scratch, in words; empty where that is not asked, or not known yet."""
+        found = self.differences.get(name)
+        if found is None:
+            return ""
+        if self.num_paired < 2:
+            return ONE_SEED
+        return BETTER if found.low > 0 else WORSE if found.high < 0 else UNKNOWN
+
+
+def make_rows(cells: Sequence[Cell]) -> list[Row]:
+    """All rows: data set by data set, full first, from few labels to many, from scratch first."""
+    modes = list(dict.fromkeys(cell.mode for cell in cells))
+    names = list(dict.fromkeys(cell.backbone.name for cell in cells))
+
+    def row_of(cell: Cell) -> tuple[str, int, int, int]:
+        return cell.trial.data.name, modes.index(cell.mode), cell.num_labels, names.index(cell.backbone.name)
+
+    found = {key: list(some) for key, some in groupby(sorted(cells, key=row_of), key=row_of)}
+    scores = {key: scores_by_seed(some) for key, some in found.items()}
+    return [
+        make_row(some, scores[key], scores[key[0], 0, key[2], names.index(some[0].backbone.baseline)])
+        for key, some in found.items()
+    ]
+
+
+def scores_by_seed(cells: Sequence[Cell]) -> dict[int, Scores]:
+    """What the cells of a row got, as far as they are done."""
+    return {cell.trial.seed: scores_of(cell.trial) for cell in cells if cell.trial.is_evaluated}
+
+
+def make_row(cells: Sequence[Cell], scores: Mapping[int, Scores], of_baseline: Mapping[int, Scores]) -> Row:
+    """One row, as far as its cells are done."""
+    first = cells[0]
+    data = first.trial.data
+    row = Row(data.name, data.kind, first.mode, first.num_labels, first.backbone, sorted(scores), len(cells))
+    row.problem = "; ".join(text for cell in cells for text in problems_of(cell.trial))
+    row.published = published(row)
+    if scores:
+        found = list(scores.values())
+        row.metrics = {name: over_seeds(found, name) for name in found[0].values}
+        row.num_images = found[0].num_images
+    if not row.is_baseline:
+        paired = {name: difference(scores, of_baseline, name) for name in COMPARED}
+        row.differences = {name: estimate for name, estimate in paired.items() if estimate is not None}
+        row.num_paired = len(set(scores) & set(of_baseline))
+    return row
+
+
+def published(row: Row) -> list[dict[str, str]]:
+    """What others have published of this method with this network and so many labels, on images of this kind."""
+    if row.kind != LENS_FINDING or row.mode != "full":
+        return []
+    asked = row.backbone.method, NETWORKS.get(row.backbone.model_name), str(row.num_labels)
+    return [one for one in all_published() if (one["method"], one["network"], one["num_labels"]) == asked]
+
+
+def all_published() -> list[dict[str, str]]:
+    """All that others have published of lens finding with few labels."""
+    text = resources.files("jobs.comparing").joinpath("published_labels.csv").read_text()
+    return list(csv.DictReader(io.StringIO(text)))
