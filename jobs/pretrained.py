@@ -38,7 +38,8 @@ def read_pretrained(run: Path) -> Pretrained:
     path, reports = checkpoint.newest_good(run / "checkpoints")
     for report in reports:
         say(report)
-    require(path is not None, f"{run} has no good checkpoint yet; pretrain it further.")
+    if path is None:
+        raise ValueError(f"{run} has no good checkpoint yet; pretrain it further.")
     states = checkpoint.load(path)
     prefix = f"{ENCODERS[settings.method]}."
     found = {name.removeprefix(prefix): value for name, value in states["model"].items() if name.startswith(prefix)}

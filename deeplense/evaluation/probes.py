@@ -43,8 +43,8 @@ def linear_probabilities(
     folds = StratifiedKFold(min(MOST_FOLDS, fewest), shuffle=True, random_state=seed)
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     grid = {"logisticregression__C": STRENGTHS}
-    model = GridSearchCV(pipeline, grid, scoring="neg_log_loss", cv=folds).fit(features.astype(float), labels)
-    return in_all_classes(model.predict_proba(asked.astype(float)), model.classes_, num_classes)
+    search = GridSearchCV(pipeline, grid, scoring="neg_log_loss", cv=folds).fit(features.astype(float), labels)
+    return in_all_classes(np.asarray(search.predict_proba(asked.astype(float))), np.unique(labels), num_classes)
 
 
 def in_all_classes(probabilities: np.ndarray, known: np.ndarray, num_classes: int) -> np.ndarray:
