@@ -29,7 +29,7 @@ def knn_probabilities(features: np.ndarray, labels: np.ndarray, asked: np.ndarra
     # Its list of what weights may be lacks functions, its documentation does not.
     model = KNeighborsClassifier(count, metric="cosine", algorithm="brute", weights=cast(Any, weights))
     model.fit(features, labels)
-    return in_all_classes(model.predict_proba(asked), model.classes_, num_classes)
+    return in_all_classes(np.asarray(model.predict_proba(asked)), np.unique(labels), num_classes)
 
 
 def linear_probabilities(
