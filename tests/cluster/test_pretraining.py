@@ -1,6 +1,7 @@
 """Pretrainings of 2 nodes x 2 ranks on a real Slurm: a teacher and its centres survive what weights survive."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,22 @@ from tests.cluster.private_slurm import PrivateSlurm
 from tests.cluster.trainings import NEVER, Training, assert_nothing_was_lost, kill, same, steps_lost, take_all_nodes
 
 
+@pytest.fixture
+def trainings(slurm: PrivateSlurm, stamps: Path, tmp_path: Path) -> Iterator[tuple[Training, Training]]:
+    """Two pretrainings not yet submitted; what is left of them in the end is removed from the queue."""
+    homes = [tmp_path / name for name in ("unbroken", "broken")]
+    for home in homes:
+        home.mkdir()
+    first, second = (Training(slurm, home, stamps, job="pretrain") for home in homes)
+    yield first, second
+    slurm.clear()
+
+
 @pytest.mark.parametrize("method", ["dino", "ibot"])
 def test_a_pretraining_that_is_preempted_and_killed_ends_with_the_bits_of_an_unbroken_one(
-    method: str, slurm: PrivateSlurm, stamps: Path, tmp_path: Path
+    method: str, trainings: tuple[Training, Training]
 ) -> None:
-    unbroken, training = (Training(slurm, tmp_path / name, stamps, job="pretrain") for name in ("unbroken", "broken"))
-    unbroken.home.mkdir()
-    training.home.mkdir()
+    unbroken, training = trainings
     unbroken.submit(method=method)
     unbroken.wait_until_over()
     assert unbroken.ends() == ["finished"], unbroken.describe()
@@ -23,7 +33,7 @@ def test_a_pretraining_that_is_preempted_and_killed_ends_with_the_bits_of_an_unb
     training.hold(6)
     training.submit("--restarts", "crash=4", method=method)
     training.wait_until_held(attempt=1, step=6)
-    take_all_nodes(slurm)
+    take_all_nodes(training.slurm)
     training.wait_for_end(1)
     training.hold(15)
     training.wait_until_held(attempt=2, step=15)
