@@ -1,6 +1,6 @@
 """Measure this machine: simulation against lenstronomy, training against a bare PyTorch loop, reading images and saving
-checkpoints against plain copies and other packages, random views against torchvision. Ratios are of one run, in turns.
-(`deeplense benchmark models` and `benchmark labels` are jobs of their own.)"""
+checkpoints against plain copies and other packages, random views against torchvision, pretraining against lightly.
+Ratios are of one run, in turns. (`deeplense benchmark models` and `benchmark labels` are jobs of their own.)"""
 
 import importlib
 import os
@@ -14,12 +14,13 @@ from jobs.runs import environment, num_cores, version_of
 
 DEFAULTS = {
     "simulate": {"num_images": 96},
-    "train": {"batch_size": 64},
+    "train": {"batch_size": 64, "model_name": "resnet18"},
+    "pretrain": {"batch_size": 64, "model_name": "vit_small"},
     "data": {"num_images": 20_000, "batch_size": 256},
     "views": {"batch_size": 64},
 }
 """What a setting that is 0 stands for."""
-PEERS = ("lenstronomy", "webdataset", "litdata", "mosaicml-streaming", "hdf5plugin")
+PEERS = ("lenstronomy", "webdataset", "litdata", "mosaicml-streaming", "hdf5plugin", "lightly")
 """Packages to compare with, or that are needed for it."""
 
 
@@ -27,17 +28,19 @@ PEERS = ("lenstronomy", "webdataset", "litdata", "mosaicml-streaming", "hdf5plug
 class Settings:
     """What to measure."""
 
-    what: Literal["simulate", "train", "data", "checkpoint", "views"] = field(
-        metadata={"help": "simulate, train, data, checkpoint or views"}
+    what: Literal["simulate", "train", "data", "checkpoint", "views", "pretrain"] = field(
+        metadata={"help": "simulate, train, data, checkpoint, views or pretrain"}
     )
     model: Literal["Model_I", "Model_II", "Model_III"] = "Model_III"
     """simulate, train: kind of images"""
     preset: Literal["published", "noisy", "physical"] = "noisy"
     """simulate: published has the vortex as 100 points, the others as a line"""
-    model_name: str = "resnet18"
-    """train: a model of timm"""
+    model_name: str = ""
+    """train, pretrain: a model of timm, or of the zoo; by default resnet18, vit_small"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """pretrain: of both sides"""
     batch_size: int = 0
-    """train: samples of an update; data: images of a batch; views: images of a round; 0 for 64, 256 and 64"""
+    """train, pretrain: samples of an update; data: images of a batch; views: images of a round; 0 for 64, data 256"""
     num_images: int = 0
     """simulate: images of each class a round; data: images of an epoch; 0 for 96 and 20000"""
     image_size: int = 64
@@ -45,11 +48,11 @@ class Settings:
     dtype: Literal["float32", "float16", "uint8"] = "float32"
     """data: as which the images are stored"""
     num_steps: int = 12
-    """train: updates a round"""
+    """train: updates a round (pretrain: one)"""
     rounds: int = 5
     """each side is timed so often, in turns; the median counts"""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    """train: where"""
+    """train, pretrain: where"""
     folder: Path | None = None
     """data, checkpoint: a folder on the disk to be measured; by default that for temporary files. What is made there,
     up to 6 GB, is removed"""

@@ -16,6 +16,7 @@ from deeplense.data.transforms import normalise
 from deeplense.evaluation.metrics import classification_metrics
 from deeplense.evaluation.predict import Predictions
 from deeplense.evaluation.probes import knn_probabilities, linear_probabilities
+from deeplense.models.tokens import write_out_attention
 from deeplense.ssl.collapse import collapse_panel, verdict
 from deeplense.ssl.dino import DINO
 from deeplense.ssl.ibot import IBOT
@@ -72,8 +73,10 @@ class Pretraining:
         return network
 
     def begin(self, statistics: Mapping[str, list[float]]) -> None:
-        """Take the mean and standard deviation of each band, measure the sky, and let batch norms see all there is."""
+        """Take the mean and standard deviation of each band, measure the sky, and fit the method to the device."""
         device = next(self.method.encoder.parameters()).device
+        if device.type == "cpu" and self.settings.precision == "bf16":
+            write_out_attention(cast(nn.Module, self.method))
         share_batch_statistics(self.method, device=device.type, num_processes=PartialState().num_processes)
         self.mean, self.std = (torch.tensor(statistics[name]) for name in ("mean", "std"))
         chosen = self.train.only(evenly(len(self.train), SKY_SAMPLES))

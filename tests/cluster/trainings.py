@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -25,16 +25,17 @@ ROOT = Path(__file__).parents[2]
 TASKS = 4
 STEPS = range(30)
 NEVER = 10**9
-SETTINGS = {
-    "model_name": "simple_cnn",
+COMMON = {
     "batch_size": 16,
     "epochs": 5.6,
     "evaluate_epochs": 2,
     "log_interval": 1,
     "checkpoint_minutes": 0.0001,
-    "random_rotation": 20,
-    "dropout": 0.1,
     "device": "cpu",
+}
+SETTINGS = {
+    "train": COMMON | {"model_name": "simple_cnn", "random_rotation": 20, "dropout": 0.1},
+    "pretrain": COMMON | {"model_name": "test_vit", "num_local": 2, "hidden_dim": 16, "out_dim": 32, "drop_path": 0.1},
 }
 
 
@@ -56,6 +57,7 @@ class Training:
     home: Path
     dataset: Path
     run_folder: Path | None = None
+    job: Literal["train", "pretrain"] = "train"
 
     @property
     def run(self) -> Path:
@@ -80,9 +82,9 @@ class Training:
     ) -> None:
         """Submit it, with these options and settings, and changes of the profile."""
         self.write_profile(profile or {})
-        values = SETTINGS | {"dataset": self.dataset, "run": self.run} | settings
+        values = SETTINGS[self.job] | {"dataset": self.dataset, "run": self.run} | settings
         words = [f"--{name}={value}" for name, value in values.items()]
-        self.deeplense(verb, "--on", "test", "--allow_untracked", *options, "train", *words)
+        self.deeplense(verb, "--on", "test", "--allow_untracked", *options, self.job, *words)
 
     def write_profile(self, profile: Mapping[str, Any]) -> None:
         """The cluster as the command line knows it."""

@@ -50,12 +50,11 @@ def die_if_told(where: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def patch_experiment(module: Any) -> None:
-    """Note the samples of each update."""
-    objective = module.Objective
-    step = objective.step
+def note_samples(kind: Any) -> None:
+    """Note the samples of each update that a class makes."""
+    step = kind.step
 
-    def noted(self: Any, network: Any, batch: Any) -> Any:
+    def noted(self: Any, network: Any, batch: Any, *words: Any) -> Any:
         # Each step has its checkpoint, on a disk however slow: so it is known how many a fault may cost.
         while any(saver.writing for saver in SAVERS):
             time.sleep(0.002)
@@ -65,9 +64,9 @@ def patch_experiment(module: Any) -> None:
             indices = " ".join(map(str, batch.indices.tolist()))
             file.write(f"{NEXT_STEP[0]} {indices}\n")
         NEXT_STEP[0] += 1
-        return step(self, network, batch)
+        return step(self, network, batch, *words)
 
-    objective.step = noted
+    kind.step = noted
 
 
 NEXT_STEP = [0]
@@ -142,7 +141,8 @@ class Patcher(MetaPathFinder):
     """Patches modules of the project when they are loaded."""
 
     patches = {  # noqa: RUF012
-        "jobs.experiment": patch_experiment,
+        "jobs.experiment": lambda module: note_samples(module.Objective),
+        "jobs.pretraining": lambda module: note_samples(module.Pretraining),
         "deeplense.data.building": patch_building,
         "deeplense.training.loop": patch_loop,
         "deeplense.training.saving": patch_saving,
