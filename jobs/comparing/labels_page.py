@@ -16,6 +16,7 @@ from jobs.comparing.labels_table import (
     BETTER,
     COMPARED,
     LENS_FINDING,
+    ONE_SEED,
     UNKNOWN,
     WORSE,
     Cell,
@@ -40,7 +41,12 @@ METHOD = (
     "recipe, or those that were given."
 )
 PUBLISHED_COLUMNS = ("accuracy", "auc", "source", "caveat")
-WORDS = {BETTER: "better than from scratch", WORSE: "worse than from scratch", UNKNOWN: "cannot be told from scratch"}
+WORDS = {
+    BETTER: "is better than from scratch",
+    WORSE: "is worse than from scratch",
+    UNKNOWN: "cannot be told apart from scratch",
+    ONE_SEED: "cannot be told apart from scratch by one seed",
+}
 
 
 def update_table(output: Path, cells: Sequence[Cell]) -> list[Row]:
@@ -101,12 +107,12 @@ def section_of(rows: Sequence[Row], from_scratch: Sequence[Row]) -> Section:
 def conclusions(rows: Sequence[Row]) -> Iterator[str]:
     """What the table says of each backbone, in a sentence."""
     for name in dict.fromkeys(row.backbone.name for row in rows if not row.is_baseline):
-        said = [(row.verdict("auc_macro"), row.num_labels) for row in rows if row.backbone.name == name]
+        said = [(row.verdict("auc_macro"), f"{row.num_labels:,}") for row in rows if row.backbone.name == name]
         parts = [
-            f"{WORDS.get(verdict, verdict)} with {', '.join(str(count) for other, count in said if other == verdict)}"
+            f"{WORDS[verdict]} with {' and '.join(count for other, count in said if other == verdict)} labels"
             for verdict in dict.fromkeys(verdict for verdict, _ in said if verdict)
         ]
-        yield f"By its AUC, {name} is: {'; '.join(parts)} labels" if parts else f"{name} is not done yet"
+        yield f"By its AUC, {name} {'; '.join(parts)}" if parts else f"{name} is not done yet"
 
 
 def cells_of(row: Row) -> list[str]:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2, chisquare, kstest
 
 from deeplense.data.order import (
+    first_of_each,
     fold_of,
     permutation,
     rank_slice,
@@ -164,3 +165,30 @@ def test_splits_and_folds_are_drawn_by_the_seed() -> None:
     assert fold_of(labels, 5, seed=1).tolist() != fold_of(labels, 5, seed=2).tolist()
     drawn = np.concatenate([split_off(labels, 0.3, seed=seed)[1] for seed in range(100)])
     assert chisquare(np.bincount(drawn, minlength=300)).pvalue > 1e-3
+
+
+@few
+@given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=4), seed=st.integers(0, 1000), data=st.data())
+def test_labels_are_nested_and_have_the_shares_of_their_classes(
+    counts: list[int], seed: int, data: st.DataObject
+) -> None:
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    few_of_them, more = sorted(data.draw(st.tuples(*[st.integers(1, len(labels))] * 2)))
+    chosen = {count: first_of_each(labels, count, seed=seed) for count in (few_of_them, more)}
+    assert set(chosen[few_of_them]) <= set(chosen[more])
+    for count, indices in chosen.items():
+        assert len(set(indices.tolist())) == count == len(indices)
+        assert (np.diff(indices) > 0).all()
+        for label, of_label in enumerate(counts):
+            # As near as it can be where fewer labels are among more: half a sample for one class and two.
+            farthest = 0.5 * max(len(counts) - 1, 1)
+            assert abs((labels[indices] == label).sum() - count * of_label / len(labels)) <= farthest + 1e-9
+
+
+def test_each_seed_draws_other_labels_and_each_sample_is_drawn_equally_often() -> None:
+    labels = np.arange(300) % 3
+    assert first_of_each(labels, 30, seed=1).tolist() == first_of_each(labels, 30, seed=1).tolist()
+    drawn = np.concatenate([first_of_each(labels, 30, seed=seed) for seed in range(300)])
+    assert chisquare(np.bincount(drawn, minlength=300)).pvalue > 1e-3
+    always = np.tile(first_of_each(labels, 30, seed=1), 300)
+    assert chisquare(np.bincount(always, minlength=300)).pvalue < 1e-3, "the control: one seed, again and again"

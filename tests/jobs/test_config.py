@@ -19,13 +19,13 @@ LEAST = {
     "pack": ["--layout", "npz", "--source", "stamps.npz", "--output", "data", "--classes", '["lens", "other"]'],
     "verify": ["data"],
     "train": TRAIN,
-    "pretrain": TRAIN,
-    "finetune": ["--backbone", "runs/dino", *TRAIN],
+    "finetune": ["--backbone", "runs/dino", "--run", "runs/a", "--dataset", "Model_III"],
     "evaluate": ["--run", "runs/a"],
     "export": ["runs/a", "--output", "lens.safetensors"],
     "models": ["resnet18"],
     "benchmark": ["train"],
     "benchmark models": ["--models", "resnet18", "--datasets", "Model_III", "--output", "table"],
+    "benchmark labels": ["--backbones", "runs/dino", "--datasets", "Model_III", "--output", "table"],
 }
 EARLIER = {
     "dataset": "Model_II",
