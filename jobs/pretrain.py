@@ -80,15 +80,8 @@ class Settings(LearningSettings):
             self, ("teacher_momentum",), lambda value: value is None or 0 <= value < 1, "at least 0 and below 1"
         )
         refuse_outside(self, ("num_local",), lambda value: value is None or value >= 0, "0 or more")
-        for names, lacks, what in (
-            (TEACHING, self.method not in TEACHERS, "teacher"),
-            (SIZES, self.method in HEADLESS, "head"),
-        ):
-            for name in names:
-                right = getattr(self, name) is None or not lacks
-                require(
-                    right, f"{name} is given, but {self.method} has no {what}; leave it out, or give --method dino."
-                )
+        refuse_given(self, TEACHING, "teacher", has=self.method in TEACHERS)
+        refuse_given(self, SIZES, "head", has=self.method not in HEADLESS)
         require(
             self.balance != "class",
             "balance=class looks at labels, which a pretraining does not; leave it out, or give --balance survey.",
@@ -97,6 +90,13 @@ class Settings(LearningSettings):
             self.weight_decay_end is None or self.weight_decay > 0,
             "weight_decay_end is given, but weight_decay=0; give both, or none.",
         )
+
+
+def refuse_given(settings: Settings, names: tuple[str, ...], what: str, *, has: bool) -> None:
+    """Raise ValueError, naming the first, where one of these settings is given to a method without what it is of."""
+    for name in names:
+        right = has or getattr(settings, name) is None
+        require(right, f"{name} is given, but {settings.method} has no {what}; leave it out, or give --method dino.")
 
 
 def run(settings: Settings) -> int:

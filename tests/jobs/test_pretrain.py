@@ -68,6 +68,15 @@ def pretrained(dataset: Path | str, run: Path, **changes: Any) -> dict[str, Any]
     return last(run)
 
 
+def pretrained_apart(dataset: Path, run: Path, environments: list[dict[str, str]], **changes: Any) -> dict[str, Any]:
+    """The same in processes of their own."""
+    words = [f"--{name}={value}" for name, value in (SMALL | changes).items()]
+    words = ["pretrain", f"--dataset={dataset}", f"--run={run}", *words]
+    ranks = [Command(words, run.with_suffix(".log"), environment) for environment in environments]
+    assert {rank.wait() for rank in ranks} == {0}, ranks[0].log.read_text()
+    return last(run)
+
+
 def last(run: Path) -> dict[str, Any]:
     """What the last checkpoint holds."""
     path, reports = checkpoint.newest_good(run / "checkpoints")
@@ -115,6 +124,15 @@ def test_each_method_makes_an_epoch_and_leaves_a_backbone(
     assert len(set(losses)) == 5
     assert all(len(logged(run, f"val/{name}")) == 1 for name in ("rankme", "embedding_std", "knn/accuracy"))
     assert len(logged(run, "val/teacher_entropy")) == (method in ("dino", "ibot"))
+
+
+def test_in_bfloat16_a_method_learns_nearly_the_same(plain: dict[str, Any], stamps: Path, tmp_path: Path) -> None:
+    # A process has one precision to its end.
+    found = pretrained_apart(stamps, tmp_path / "run", [{}], precision="bf16")["model"]
+    assert {value.dtype for value in found.values()} == {value.dtype for value in plain["model"].values()}
+    assert not same(found, plain["model"])
+    # Adam's updates are of the size of the learning rate, whatever the gradient.
+    assert apart(found, plain["model"]) < 5 * 2 * 5e-4
 
 
 def seen_by(learner: Pretraining, settings: Settings, step: int, *, rank: int, world_size: int) -> list[Tensor]:
@@ -167,11 +185,8 @@ def test_views_of_a_sample_are_other_ones_in_each_epoch(stamps: Path, tmp_path: 
 @pytest.mark.parametrize("method", ["dino", "ibot"])
 def test_two_processes_learn_what_one_learns(method: str, stamps: Path, tmp_path: Path) -> None:
     one = pretrained(stamps, tmp_path / "one", method=method, **SMOOTH)["model"]
-    words = [f"--{name}={value}" for name, value in (SMALL | SMOOTH).items()]
-    words = ["pretrain", f"--dataset={stamps}", f"--run={tmp_path / 'two'}", f"--method={method}", *words]
-    ranks = [Command(words, tmp_path / "log.txt", variables) for variables in rank_variables(2)]
-    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].log.read_text()
-    assert apart(one, last(tmp_path / "two")["model"]) < 1e-5
+    two = pretrained_apart(stamps, tmp_path / "two", rank_variables(2), method=method, **SMOOTH)["model"]
+    assert apart(one, two) < 1e-5
     assert logged(tmp_path / "two", "train/loss") == pytest.approx(logged(tmp_path / "one", "train/loss"), abs=1e-5)
     faster = pretrained(stamps, tmp_path / "faster", method=method, **SMOOTH | {"lr": 0.021})["model"]
     assert apart(one, faster) > 1e-4, "the negative control"

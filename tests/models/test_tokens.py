@@ -5,11 +5,12 @@ from typing import cast
 import pytest
 import timm
 import torch
+from timm.layers import Attention
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from deeplense.models.registry import build
-from deeplense.models.tokens import TokenEncoder, encoder_of
+from deeplense.models.tokens import TokenEncoder, encoder_of, write_out_attention
 
 PATCH, OWN, TOKENS = 16, 32, 4
 KINDS = {
@@ -87,6 +88,15 @@ def test_blocks_that_are_computed_twice_change_no_gradient() -> None:
         return list(torch.autograd.grad(features.square().sum() + patches.cos().sum(), list(encoder.parameters())))
 
     assert all(map(torch.equal, gradients(is_checkpointed=True), gradients(is_checkpointed=False)))
+
+
+def test_attention_that_is_written_out_is_the_same() -> None:
+    fused, plain = TokenEncoder(vit("a class token")), TokenEncoder(vit("a class token"))
+    write_out_attention(plain)
+    attention = [module for module in plain.modules() if isinstance(module, Attention)]
+    assert len(attention) == 6
+    assert not any(module.fused_attn for module in attention)
+    torch.testing.assert_close(plain(images(OWN)), fused(images(OWN)), atol=1e-5, rtol=0)
 
 
 def test_images_without_whole_patches_are_refused() -> None:
