@@ -124,12 +124,11 @@ def test_a_finetuning_is_checked_by_the_settings_of_its_training(here: Path) -> 
     check_job(command, MINE)
     with pytest.raises(ValueError, match="batch_size=64 does not divide among 1 ranks of 3 pieces"):
         check_job([*command, "--gradient_accumulation", "3"], MINE)
+    with pytest.raises(ValueError, match="finetune runs as one process"):
+        check_job(command, MINE.override(nodes=2))
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["simulate --output ds", "evaluate --run r", "benchmark train", "finetune --run r --dataset d --backbone b"],
-)
+@pytest.mark.parametrize("command", ["simulate --output ds", "evaluate --run r", "benchmark train"])
 def test_a_job_of_one_process_is_refused_several(command: str, here: Path) -> None:
     check_job(command.split(), MINE.override(gpus_per_node=1, cpus_per_task=8))
     for profile in ({"nodes": 2}, {"tasks_per_node": 2}, {"gpus_per_node": 4}):
