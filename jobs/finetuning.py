@@ -99,7 +99,16 @@ def known_and_held(settings: Settings, trained: TrainSettings) -> tuple[Part, Pa
     known = known_part(trained)
     held = open_part(find_datasets(trained.dataset, trained.data_root), settings.split, trained)
     refuse_other_kind(known, held)
+    if settings.backbone != SCRATCH:
+        tell_size(Path(settings.backbone), known)
     return known, held
+
+
+def tell_size(backbone: Path, known: Part) -> None:
+    """Say so where a backbone was pretrained on the middle of images alone, and gets all of them now."""
+    seen, size = pretrain_settings(backbone).image_size, known.split.schema.shape[-1]
+    if seen not in (0, size):
+        say(f"{backbone} was pretrained on {seen} pixels a side, and gets {size}; `deeplense pack --crop {seen}` crops")
 
 
 def evaluate_last(settings: Settings, trained: TrainSettings) -> int:

@@ -18,7 +18,7 @@ from deeplense.data.shards import Samples, Schema
 from deeplense.simulation.populations import ModelName, Population, Preset, default_mass_slope
 
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["jobs.training_run", "jobs.evaluation_run", "jobs.pretraining"])
+CONTEXT.set_forkserver_preload(["jobs.training_run", "jobs.finetuning", "jobs.pretraining"])
 CLASSES = ("left", "right", "middle")
 SIZE = 16
 

@@ -47,7 +47,7 @@ def refuse_same_labels(cells: Sequence[Cell]) -> None:
     for name, some in itertools.groupby(cells, key=lambda cell: cell.trial.data.given):
         of_one = Counter((cell.num_labels, cell.mode, cell.backbone.name, cell.trial.seed) for cell in some)
         twice = [count for (count, *_), number in of_one.items() if number > 1]
-        require(not twice, f"num_labels: {twice[:1]} is all that {name} has; leave out one of the two.")
+        require(not twice, f"num_labels: {max(twice, default=0)} is all that {name} has; leave out one of the two.")
 
 
 def read_backbones(runs: Sequence[str]) -> Iterator[Backbone]:

@@ -35,9 +35,17 @@ def write_stamps(dataset: Path, split: str, num_samples: int, *, seed: int, num_
     list(build(dataset / split, schema, lambda rows: stamps(rows, seed=seed, num_bands=num_bands)))
 
 
-def pretrain(dataset: Path, run: Path, *more: str) -> None:
+def make_stamps(folder: Path, *, num_train: int) -> Path:
+    """A data set of them, with 40 to test on."""
+    write_stamps(folder, "train", num_train, seed=1)
+    write_stamps(folder, "test", 40, seed=2)
+    return folder
+
+
+def pretrain(dataset: Path, run: Path, *more: str) -> Path:
     """A short pretraining of a small vision transformer, in this process."""
     from launch.__main__ import main
 
     words = [f"--dataset={dataset}", f"--run={run}", "--model_name=test_vit", "--num_local=0", "--batch_size=16"]
     assert main(["pretrain", *words, "--epochs=1", "--warmup_epochs=0", "--device=cpu", *more]) == 0
+    return run

@@ -4,7 +4,7 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from stamps import pretrain, write_stamps
+from stamps import make_stamps, pretrain, write_stamps
 from torch.nn import functional
 
 from deeplense.data.dataset import Split
@@ -41,18 +41,13 @@ SHORT = ("--num_updates=4", "--min_epochs=0", "--batch_size=16", "--device=cpu",
 @pytest.fixture(scope="module")
 def stamps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """80 images to learn from, 40 to test on."""
-    folder = tmp_path_factory.mktemp("data") / "stamps"
-    write_stamps(folder, "train", 80, seed=1)
-    write_stamps(folder, "test", 40, seed=2)
-    return folder
+    return make_stamps(tmp_path_factory.mktemp("data") / "stamps", num_train=80)
 
 
 @pytest.fixture(scope="module")
 def backbone(stamps: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pretrained backbone."""
-    run = tmp_path_factory.mktemp("pretrained") / "dino"
-    pretrain(stamps, run)
-    return run
+    return pretrain(stamps, tmp_path_factory.mktemp("pretrained") / "dino")
 
 
 def words(dataset: Path, run: Path, backbone: Path | str, mode: str = "full", *more: str) -> list[str]:
@@ -77,7 +72,7 @@ def held_out(run: Path) -> str:
     return json.loads((run / "report" / "report.json").read_text())["facts"]["held out"]
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
+def weights(run: Path) -> Mapping[str, torch.Tensor]:
     """The model of the last checkpoint."""
     path, _ = checkpoint.newest_good(run / "checkpoints")
     assert path is not None
@@ -350,10 +345,20 @@ def test_runs_of_other_jobs_are_refused_by_what_they_are_for(
     assert "is no run of `deeplense pretrain`" in capsys.readouterr().err
 
 
+def test_images_of_another_size_than_the_pretrainings_are_told_and_the_positions_are_fitted(
+    stamps: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pretrain(stamps, tmp_path / "small", "--image_size=16")
+    assert main(words(stamps, tmp_path / "run", tmp_path / "small", "full", "--lr=1e-30", "--weight_decay=0")) == 0
+    said = f"{tmp_path / 'small'} was pretrained on 16 pixels a side, and gets 32; `deeplense pack --crop 16` crops"
+    assert said in capfd.readouterr().out.replace("\n", "")
+    assert encoder(tmp_path / "small")["pos_embed"].shape == (1, 2, 64)
+    assert weights(tmp_path / "run")["backbone.pos_embed"].shape == (1, 5, 64)
+
+
 def test_what_was_finetuned_can_be_exported(stamps: Path, backbone: Path, tmp_path: Path) -> None:
     assert main(words(stamps, tmp_path / "run", backbone)) == 0
     assert train_settings(tmp_path / "run").backbone == backbone
-    shutil.copytree(backbone, tmp_path / "moved")
     assert (
         main(["export", str(tmp_path / "run"), f"--output={tmp_path / 'weights.safetensors'}", "--weights=last"]) == 0
     )

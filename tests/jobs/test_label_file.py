@@ -47,9 +47,7 @@ def published(public_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="module")
 def backbone(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A backbone for them."""
-    run = tmp_path_factory.mktemp("pretrained") / "dino"
-    pretrain(published, run)
-    return run
+    return pretrain(published, tmp_path_factory.mktemp("pretrained") / "dino")
 
 
 def words(dataset: Path, run: Path, backbone: Path, *more: str) -> list[str]:

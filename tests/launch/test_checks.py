@@ -108,6 +108,26 @@ def test_a_file_that_is_missing_is_refused(command: str, here: Path) -> None:
         check_job([*command.split(), *more], MINE)
 
 
+def test_what_is_learnt_from_several_data_sets_needs_them_all(here: Path) -> None:
+    make_dataset(here / "one", "train")
+    with pytest.raises(ValueError, match="there is no data set 'two'"):
+        check_job(["train", "--run", "r", "--dataset", "one,two"], MINE)
+    make_dataset(here / "two", "train")
+    check_job(["train", "--run", "r", "--dataset", "one,two"], MINE)
+
+
+def test_a_finetuning_is_checked_by_the_settings_of_its_training(here: Path) -> None:
+    command = ["finetune", "--run", "r", "--dataset", "ds", "--backbone", "b"]
+    with pytest.raises(ValueError, match="there is no data set 'ds'"):
+        check_job(command, MINE)
+    make_dataset(here / "ds", "train")
+    check_job(command, MINE)
+    with pytest.raises(ValueError, match="batch_size=64 does not divide among 1 ranks of 3 pieces"):
+        check_job([*command, "--gradient_accumulation", "3"], MINE)
+    with pytest.raises(ValueError, match="finetune runs as one process"):
+        check_job(command, MINE.override(nodes=2))
+
+
 @pytest.mark.parametrize("command", ["simulate --output ds", "evaluate --run r", "benchmark train"])
 def test_a_job_of_one_process_is_refused_several(command: str, here: Path) -> None:
     check_job(command.split(), MINE.override(gpus_per_node=1, cpus_per_task=8))
