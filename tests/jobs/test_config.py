@@ -16,6 +16,7 @@ from jobs.train import Settings
 TRAIN = ["--run", "runs/a", "--dataset", "Model_III"]
 LEAST = {
     "simulate": ["--output", "data"],
+    "pretrain": TRAIN,
     "pack": ["--layout", "npz", "--source", "stamps.npz", "--output", "data", "--classes", '["lens", "other"]'],
     "verify": ["data"],
     "train": TRAIN,
