@@ -20,7 +20,6 @@ LEAST = {
     "pack": ["--layout", "npz", "--source", "stamps.npz", "--output", "data", "--classes", '["lens", "other"]'],
     "verify": ["data"],
     "train": TRAIN,
-    "pretrain": TRAIN,
     "finetune": ["--backbone", "runs/dino", "--run", "runs/a", "--dataset", "Model_III"],
     "evaluate": ["--run", "runs/a"],
     "export": ["runs/a", "--output", "lens.safetensors"],
