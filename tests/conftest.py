@@ -25,12 +25,10 @@ SIZE = 16
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Keep the tests of a file in one process, and all that need the clusters, of which there is one each."""
-    for item in items:
-        folder = Path(item.path).parent.name
-        together = folder if folder in ("cluster", "containers") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group("machine" if folder == together else together))
+    folder = item.path.parent.name
+    item.add_marker(pytest.mark.xdist_group("machine" if folder in ("cluster", "containers") else str(item.path)))
 
 
 def blobs(rows: range, *, split: str, num_bands: int = 1, size: int = SIZE) -> Samples:

@@ -348,7 +348,7 @@ def test_runs_of_other_jobs_are_refused_by_what_they_are_for(
 def test_images_of_another_size_than_the_pretrainings_are_told(
     stamps: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pretrain(stamps, tmp_path / "small", "--image_size=16")
+    pretrain(stamps, tmp_path / "small", "--image_size=16", "--model_name=vit_tiny")
     assert main(words(stamps, tmp_path / "run", tmp_path / "small", "knn")) == 0
     said = f"{tmp_path / 'small'} was pretrained on 16 pixels a side, and gets 32; `deeplense pack --crop 16` crops"
     assert said in capfd.readouterr().out.replace("\n", "")
