@@ -24,11 +24,12 @@ $(VENV)/.installed: pyproject.toml requirements.lock Makefile
 demo: install
 	$(BIN)/deeplense demo --output demo
 
-# Two processes, each with whole files; the clusters of the tests are one file.
-PARALLEL := --numprocesses 2 --dist loadgroup
+# Two processes, each with whole files; then alone what needs the clusters and the image, of which there is one each.
+MACHINE := tests/cluster tests/containers
 
 test: install
-	$(BIN)/python -m pytest -m 'not slow' $(PARALLEL)
+	$(BIN)/python -m pytest -m 'not slow' $(MACHINE:%=--ignore=%) --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest $(MACHINE)
 
 # What takes a quarter of an hour more: every architecture at 150 pixels.
 test-slow: install

@@ -25,12 +25,6 @@ SIZE = 16
 torch.set_num_threads(1)
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Keep the tests of a file in one process, and all that need the clusters, of which there is one each."""
-    folder = item.path.parent.name
-    item.add_marker(pytest.mark.xdist_group("machine" if folder in ("cluster", "containers") else str(item.path)))
-
-
 def blobs(rows: range, *, split: str, num_bands: int = 1, size: int = SIZE) -> Samples:
     """Noisy images with a bright column, left, right or in the middle; `column` says where, but not for the right."""
     generator = np.random.default_rng((len(split), 7))
