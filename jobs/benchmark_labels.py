@@ -1,6 +1,6 @@
-"""How many labels pretrained backbones save: each learns from some, several seeds each, beside the same network from
-scratch, in one table.
+"""Put pretrained backbones beside the same networks from scratch, over numbers of labels, in one table.
 
+Each learns from some of the labels, several seeds each.
 The same command continues what was stopped, and makes the table at once where all is done. `deeplense submit --on
 CLUSTER benchmark labels ...` makes a job array of it, an element for each run of `deeplense finetune`.
 """

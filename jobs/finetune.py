@@ -1,5 +1,8 @@
-"""Learn classes from few labels on a pretrained backbone: all of it, a linear classifier on its features, or the votes
-of nearest neighbours; and evaluate on held-out images. The same command continues a run that was stopped or killed."""
+"""Learn classes from few labels on a pretrained backbone, and evaluate on held-out images.
+
+All of the backbone learns, or a linear classifier on its features, or nearest neighbours vote. The same command
+continues a run that was stopped or killed.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
