@@ -3,7 +3,6 @@ batch, C bands, S pixels a side, D features, K prototypes."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from deeplense.ssl.heads import DINOHead
 from deeplense.ssl.pairs import mean_product
 from deeplense.ssl.schedules import cosine, ramp
-from deeplense.ssl.teacher import Targets, entropy, follow, make_teacher
+from deeplense.ssl.teacher import Distillation, Targets, entropy, follow, make_teacher
 
 
 class Network(nn.Module):
@@ -27,7 +26,7 @@ class Network(nn.Module):
         return self.head(torch.cat(features), frozen=frozen)
 
 
-class DINO(nn.Module):
+class DINO(Distillation):
     """Self-distillation with no labels (Caron et al. 2021, arXiv:2104.14294).
 
     The defaults are for data sets of less than 20,000 images. The paper has out_dim 65536, momentum 0.996, and a
@@ -77,17 +76,6 @@ class DINO(nn.Module):
         self.targets = Targets(out_dim, momentum=center_momentum, temperature=temperature)
         self.num_steps, self.freeze_steps = num_steps, round(freeze_share * num_steps)
         self.momentum, self.student_temp = momentum, student_temp
-
-    @property
-    def encoder(self) -> nn.Module:
-        """The teacher's backbone."""
-        return self.teacher.backbone
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode of all but the teacher, whose outputs have no noise."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
 
     def forward(self, views: Sequence[Tensor], random: Tensor, step: int) -> dict[str, Tensor]:
         """The metrics of a batch after `step` updates, each a mean over samples.

@@ -3,7 +3,7 @@ are large, B batch, C bands, S pixels a side, N patches, M of them hidden, D fea
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from deeplense.ssl.dino import compare_views
 from deeplense.ssl.heads import DINOHead
 from deeplense.ssl.masked import MakeMasks, check_views, draw_masks, token_weights, with_tokens
 from deeplense.ssl.schedules import cosine, ramp
-from deeplense.ssl.teacher import Targets, entropy, follow, make_teacher
+from deeplense.ssl.teacher import Distillation, Targets, entropy, follow, make_teacher
 
 CenterTokens = Literal["all", "masked"]
 
@@ -30,7 +30,7 @@ class Network(nn.Module):
         return head(patches, frozen=frozen)
 
 
-class IBOT(nn.Module):
+class IBOT(Distillation):
     """Image BERT pre-training with an online tokenizer (Zhou et al. 2022, arXiv:2111.07832).
 
     The defaults are for data sets of less than 20,000 images. The paper has out_dim 8192, momentum 0.996 and
@@ -108,17 +108,6 @@ class IBOT(nn.Module):
         self.num_steps, self.freeze_steps = num_steps, round(freeze_share * num_steps)
         self.momentum, self.student_temp = momentum, student_temp
         self.view_weight, self.patch_weight = view_weight, patch_weight
-
-    @property
-    def encoder(self) -> nn.Module:
-        """The teacher's backbone."""
-        return self.teacher.backbone
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode of all but the teacher, whose outputs have no noise."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
 
     def forward(self, views: Sequence[Tensor], random: Tensor, step: int) -> dict[str, Tensor]:
         """The metrics of a batch after `step` updates, each a mean over samples.

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,23 @@ def follow(teacher: nn.Module, student: nn.Module, *, momentum: float) -> None:
     torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
     for own, new in zip(teacher.buffers(), student.buffers(), strict=True):
         own.lerp_(new, 1 - momentum) if own.is_floating_point() else own.copy_(new)
+
+
+class Distillation(nn.Module):
+    """A method in which a student learns what its teacher says."""
+
+    teacher: nn.Module
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The teacher's backbone."""
+        return self.teacher.backbone  # type: ignore[return-value]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all but the teacher, whose outputs have no noise."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
 
 
 class Targets(nn.Module):
