@@ -48,9 +48,9 @@ class Conditions(nn.Module):
         if conditions.shape[1] != self.num_conditions:
             raise ValueError(f"conditions are {tuple(conditions.shape)}; these take (batch, {self.num_conditions}).")
         embedding = conditions.new_zeros(())
-        if self.classes:
+        if self.classes is not None:
             embedding = self.classes((conditions[:, 0].nan_to_num(-1) + 1).long())
-        if self.parameters_mlp:
+        if self.parameters_mlp is not None:
             values = (conditions[:, -len(self.mean) :] - self.mean) / self.std
             embedding = embedding + self.parameters_mlp(torch.cat([values.nan_to_num(0), 1.0 * ~values.isnan()], dim=1))
         return embedding

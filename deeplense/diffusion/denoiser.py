@@ -1,5 +1,5 @@
-"""A network that takes the noise out of images: what it is asked for, how it learns, how it is used. B batch, C channels,
-H W pixels, T times, K conditions.
+"""A network that takes the noise out of images: what it is asked for, how it learns, how it is used. B batch, C
+channels, H W pixels, T times, K conditions.
 
 A noisy image is x = alpha x0 + sigma noise, with the weights of its time (schedules.py).
 """
@@ -78,8 +78,8 @@ def errors(output: Tensor, target: Tensor, loss: Loss) -> Tensor:
     `l1`, which the earlier model had, gives their median instead: a pixel that an arc reaches in one of ten images is
     dark in nine, and the median is dark. In a toy with exact denoisers and 1000 steps of the cosine schedule, pixels
     that are bright with probability 0.100 come out bright with 0.052 (l2: 0.096), those of 0.300 with 0.214 (0.300):
-    faint arcs are lost. `huber` squares errors below 1 and is linear above; it lies between them. Errors are in the unit
-    of the target, which is about 1.
+    faint arcs are lost. `huber` squares errors below 1 and is linear above; it lies between them. Errors are in the
+    unit of the target, which is about 1.
     """
     if loss == "l1":
         each = (output - target).abs()
@@ -94,8 +94,8 @@ class Denoiser(nn.Module):
     """A network with the schedule and the target that it learns.
 
     Args:
-        network: from noisy images (B, C, H, W), times (B,) in [0, T - 1], and an embedding of conditions (B, E) or None,
-            to the target, (B, C, H, W).
+        network: from noisy images (B, C, H, W), times (B,) in [0, T - 1], and an embedding of conditions (B, E) or
+            None, to the target, (B, C, H, W).
         schedule: (T,), of schedules.py. It is not in the state.
         target: what the network is asked for.
         loss: how it is held against that.

@@ -29,8 +29,8 @@ def cosine(num_times: int = 1000, *, offset: float = 0.008) -> Tensor:
 
 
 def sigmoid(num_times: int = 1000, *, start: float = -3, end: float = 3, tau: float = 1) -> Tensor:
-    """The signal falls as a piece of the logistic function, from `start` to `end`, in units of `tau` (Jabri et al. 2022,
-    arXiv:2212.11972, algorithm 2; not the one on betas that diffusers calls so)."""
+    """The signal falls as a piece of the logistic function, from `start` to `end`, in units of `tau` (Jabri et al.
+    2022, arXiv:2212.11972, algorithm 2; not the one on betas that diffusers calls so)."""
     last = 1 / (1 + math.exp(-end / tau))
     return from_signal(num_times, lambda u: last - torch.sigmoid((u * (end - start) + start) / tau))
 
