@@ -23,6 +23,8 @@ JOBS = (
     "train",
     "pretrain",
     "finetune",
+    "diffuse",
+    "sample",
     "evaluate",
     "export",
     "models",
@@ -31,12 +33,12 @@ JOBS = (
     "benchmark labels",
 )
 """By the words that they are called by; `benchmark models` is the module jobs/benchmark_models.py."""
-STOPPABLE = ("train", "pretrain", "finetune")
+STOPPABLE = ("train", "pretrain", "finetune", "diffuse")
 """Jobs that have a run folder, save on a signal, and continue."""
-TRAININGS = ("train", "pretrain")
+TRAININGS = ("train", "pretrain", "diffuse")
 """Those of them that do nothing else: several processes may share the work, and the run folder holds the settings from
 the moment when the job is submitted."""
-DIVISIBLE = ("simulate", "pack")
+DIVISIBLE = ("simulate", "pack", "sample")
 """Jobs that several tasks may do together, each with a --part of its own."""
 SPREAD = ("benchmark models", "benchmark labels")
 """Jobs that are many runs: one after another here, an element for each (--only RUN) in an array elsewhere. Their

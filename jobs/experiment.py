@@ -173,6 +173,25 @@ def learning_parts(settings: "Settings") -> tuple[Part, Part]:
     return train, val
 
 
+def image_parts(settings: "LearningSettings", *, labelled: bool = False) -> tuple[Part, Part]:
+    """What is learnt from, and what is only looked at: the split val, or a part of train, which no label decides. The
+    split test is left alone; the classes of several data sets may differ unless `labelled`."""
+    folders = find_datasets(settings.dataset, settings.data_root)
+    for folder in folders:
+        require("train" in splits_of(folder), f"{folder} has no split 'train'; it has {', '.join(splits_of(folder))}.")
+    train = whole(Split(*(folder / "train" for folder in folders), labelled=labelled))
+    if all("val" in splits_of(folder) for folder in folders):
+        return train, whole(Split(*(folder / "val" for folder in folders), labelled=labelled))
+    kept, held = split_off(np.zeros(len(train)), settings.val_fraction, seed=settings.seed)
+    require(len(held) > 1, f"val_fraction={settings.val_fraction} of {len(train)} images leaves none to look at.")
+    return train.only(kept), train.only(held)
+
+
+def whole(split: Split) -> Part:
+    """All samples of a split, with labels or without."""
+    return Part(split, np.arange(len(split)), None)
+
+
 def held_out_part(settings: "Settings", datasets: Sequence[Path], split_name: str) -> Part:
     """What no training saw: the fold that was left out, or a split of its own."""
     if settings.num_folds:

@@ -5,12 +5,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deeplense.data.dataset import Split, splits_of
-from deeplense.data.order import num_steps, split_off
+from deeplense.data.dataset import Split
+from deeplense.data.order import num_steps
 from deeplense.models.registry import Network, build
 from deeplense.models.tokens import TokenEncoder, encoder_of
 from deeplense.ssl.dino import DINO
@@ -21,7 +20,7 @@ from deeplense.ssl.simmim import SimMIM
 from deeplense.ssl.simsiam import SimSiam
 from deeplense.ssl.views import PRESETS, ViewSettings
 from jobs.config import require
-from jobs.experiment import Part, find_datasets
+from jobs.experiment import Part
 from jobs.pretrain import MASKED, Settings
 
 PAIRS = ("simsiam", "simmim")
@@ -42,25 +41,6 @@ class Method(Protocol):
     def after_update(self, step: int, total: Callable[[Tensor], Tensor]) -> None: ...
 
     def train(self, mode: bool = True) -> nn.Module: ...
-
-
-def unlabelled_parts(settings: Settings) -> tuple[Part, Part]:
-    """What is learnt from, and what is only looked at: the split val, or a part of train, which no label decides. The
-    split test is left alone."""
-    folders = find_datasets(settings.dataset, settings.data_root)
-    for folder in folders:
-        require("train" in splits_of(folder), f"{folder} has no split 'train'; it has {', '.join(splits_of(folder))}.")
-    train = whole(Split(*(folder / "train" for folder in folders), labelled=False))
-    if all("val" in splits_of(folder) for folder in folders):
-        return train, whole(Split(*(folder / "val" for folder in folders), labelled=False))
-    kept, held = split_off(np.zeros(len(train)), settings.val_fraction, seed=settings.seed)
-    require(len(held) > 1, f"val_fraction={settings.val_fraction} of {len(train)} images leaves none to look at.")
-    return train.only(kept), train.only(held)
-
-
-def whole(split: Split) -> Part:
-    """All samples of a split, with labels or without."""
-    return Part(split, np.arange(len(split)), None)
 
 
 def size_of_views(settings: Settings, split: Split) -> int:

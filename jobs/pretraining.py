@@ -23,9 +23,9 @@ from deeplense.ssl.ibot import IBOT
 from deeplense.ssl.schedules import cosine
 from deeplense.ssl.views import estimate_sky, make_views, num_uniforms
 from deeplense.training.loop import from_main, share_buffers, sum_over_ranks
-from jobs.experiment import Part, predict_part
+from jobs.experiment import Part, image_parts, predict_part
 from jobs.learner import Evaluation
-from jobs.methods import Method, make_method, share_batch_statistics, unlabelled_parts, updates_of, view_settings
+from jobs.methods import Method, make_method, share_batch_statistics, updates_of, view_settings
 from jobs.pretrain import TEACHERS, Settings
 from jobs.ranks import announce, on_main
 
@@ -52,7 +52,7 @@ class Pretraining:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.fixed_rate: tuple[str, ...] = ("predictor.",) if settings.method == "simsiam" else ()
-        self.train, self.val = unlabelled_parts(settings)
+        self.train, self.val = image_parts(settings)
         self.views = view_settings(settings, self.train.split)
         self.updates_made = 0
 

@@ -24,6 +24,14 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor, *, stretch: str) -> Ten
     return (images - mean[:, None, None]) / scale
 
 
+def denormalise(images: Tensor, mean: Tensor, std: Tensor, *, stretch: str) -> Tensor:
+    """The inverse of `normalise`: images in the data set's own unit, with their flux."""
+    scale = std.clamp(min=torch.finfo(std.dtype).tiny)[:, None, None]
+    if stretch == "asinh":
+        return torch.sinh(2 * images) * scale / 10
+    return images * scale + mean[:, None, None]
+
+
 def augment(images: Tensor, uniforms: Tensor, *, flips: bool, random_zoom: float, random_rotation: float) -> Tensor:
     """Augment each image by its own random numbers (B, R) in [0, 1[.
 

@@ -1,0 +1,196 @@
+"""From a trained diffusion model to a data set of its images."""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deeplense.data.building import build
+from deeplense.data.shards import Samples, Schema
+from deeplense.diffusion.denoiser import Denoiser
+from deeplense.diffusion.samplers import SAMPLERS, Plan
+from deeplense.training import checkpoint
+from deeplense.training.loop import make_accelerator
+from jobs.config import from_plain, require
+from jobs.diffuse import CLASS
+from jobs.diffuse import Settings as DiffuseSettings
+from jobs.experiment import Part, image_parts
+from jobs.generating import Scaling, conditions_of, make_denoiser, make_images
+from jobs.parts import make_part
+from jobs.progress import say, track
+from jobs.runs import find_run, stored_config
+from jobs.sample import Settings
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A trained model, ready to make images."""
+
+    settings: DiffuseSettings
+    denoiser: Denoiser
+    plan: Plan
+    scaling: Scaling
+    train: Part
+    told: Tensor | None
+    """what images are told to be, in turn, (N, K)"""
+    facts: Mapping[str, Any]
+    """which weights these are"""
+
+
+def sample(settings: Settings) -> int:
+    """Make the images, or what is missing of them."""
+    generator = make_generator(settings)
+    schema, folder = schema_of(settings, generator), settings.output / settings.split
+    make = partial(make_samples, settings=settings, generator=generator)
+    facts = generator.facts
+    say(
+        f"making {settings.num_images} images by {facts['run']} (step {facts['step']}), {settings.sampler} with "
+        f"{settings.num_steps} steps, into {folder}"
+    )
+    if settings.part:
+        make_part({folder: (schema, make)}, settings.part)
+        return 0
+    track(build(folder, schema, make), total=settings.num_images, unit="images")
+    say(f"{folder} is complete")
+    return 0
+
+
+def make_generator(settings: Settings) -> Generator:
+    """Read the weights. Raises ValueError where the run is none of diffusion, or has no good checkpoint."""
+    run = find_run(settings.run, settings.runs_root)
+    stored = stored_config(run)
+    require("noise_schedule" in stored, f"{run} is no run of `deeplense diffuse`, and makes no images; give one.")
+    learnt = from_plain(DiffuseSettings, stored)
+    path, saved = read_weights(run, settings.weights)
+    name = "ema" if settings.weights == "last" and "ema" in saved else "model"
+    train, _ = image_parts(learnt, labelled=CLASS in learnt.condition_names)
+    require(
+        saved["progress"]["dataset_id"] == train.split.dataset_id,
+        f"{train.split.name} is not the data set that {run} learnt from any more; bring that one back.",
+    )
+    accelerator = make_accelerator(device=settings.device, precision="fp32")
+    denoiser = make_denoiser(learnt, train)
+    denoiser.load_state_dict(saved[name])
+    return Generator(
+        settings=learnt,
+        denoiser=denoiser.to(accelerator.device).eval(),
+        plan=SAMPLERS[settings.sampler](denoiser.schedule.cpu(), settings.num_steps),
+        scaling=Scaling(saved["progress"]["statistics"], learnt.stretch),
+        train=train,
+        told=told(settings.conditions, learnt, train),
+        facts={
+            "run": run.resolve().name,
+            "step": saved["progress"]["step"],
+            "weights": checkpoint.read_manifest(path)["files"][f"{name}.safetensors"],
+        },
+    )
+
+
+def read_weights(run: Path, which: str) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint with the weights that are asked for. Raises ValueError where there is none."""
+    path, reports = checkpoint.newest_good(run / "checkpoints", kind={"last": "step", "best": "best"}[which])
+    for report in reports:
+        say(report)
+    require(path is not None, f"{run} has no good checkpoint yet; `deeplense diffuse` makes some.")
+    assert path is not None
+    return path, checkpoint.load(path)
+
+
+def told(text: str, learnt: DiffuseSettings, train: Part) -> Tensor | None:
+    """What images are told to be, in turn (N, K): what is known of those learnt from, or what the text says of all.
+    Raises ValueError for what the model was not told in its training."""
+    known = conditions_of(learnt, train)
+    if not text:
+        return None if known is None else known[train.indices]
+    names, classes = learnt.condition_names, train.split.schema.classes
+    said = torch.full((1, len(names)), torch.nan)
+    for each in text.split(","):
+        name, _, value = (word.strip() for word in each.partition("="))
+        require(name in names, f"conditions: the model was told {names or 'nothing'} of its images, not {name!r}.")
+        number = class_number(value, classes) if name == CLASS else finite(name, value)
+        said[0, names.index(name)] = number
+    return said
+
+
+def class_number(value: str, classes: tuple[str, ...]) -> float:
+    """The number of a class. Raises ValueError where there is none of that name."""
+    require(value in classes, f"conditions: there is no class {value!r}; there are {', '.join(classes)}.")
+    return float(classes.index(value))
+
+
+def finite(name: str, value: str) -> float:
+    """A number. Raises ValueError where it is none."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    require(np.isfinite(number), f"conditions: {name}={value!r} must be a number.")
+    return number
+
+
+def schema_of(settings: Settings, generator: Generator) -> Schema:
+    """What the split will hold, with every parameter that makes it."""
+    real, names = generator.train.split.schema, generator.settings.condition_names
+    return Schema(
+        split=settings.split,
+        num_samples=settings.num_images,
+        shape=real.shape,
+        dtype="float32",
+        bands=real.bands,
+        unit=real.unit,
+        pixel_scale_arcsec=real.pixel_scale_arcsec,
+        classes=real.classes if CLASS in names else (),
+        targets={name: real.targets[name] for name in names if name != CLASS},
+        provenance={
+            "made_by": "deeplense sample",
+            **generator.facts,
+            "seed": settings.seed,
+            "sampler": settings.sampler,
+            "num_steps": settings.num_steps,
+            "guidance": settings.guidance,
+            "conditions": settings.conditions,
+            "precision": settings.precision,
+            "batch_size": settings.batch_size,
+        },
+    )
+
+
+def make_samples(rows: range, *, settings: Settings, generator: Generator) -> Samples:
+    """The images of a range, in batches that each hold the same images whoever makes them."""
+    parts = [rows[k : k + settings.batch_size] for k in range(0, len(rows), settings.batch_size)]
+    said = None if generator.told is None else generator.told[np.asarray(rows) % len(generator.told)]
+    names = generator.settings.condition_names
+    columns = {} if said is None else dict(zip(names, said.double().numpy().T, strict=True))
+    labels = columns.pop(CLASS, np.full(len(rows), -1.0))
+    return Samples(
+        images=np.concatenate([make_batch(part, settings=settings, generator=generator) for part in parts]),
+        labels=np.nan_to_num(labels, nan=-1).astype(np.int64),
+        targets=columns,
+        ids=[f"{settings.split}-{settings.seed}-{k}" for k in rows],
+        source_index=np.asarray(rows),
+    )
+
+
+def make_batch(rows: range, *, settings: Settings, generator: Generator) -> np.ndarray:
+    """The images of these numbers (b, C, H, W), in the unit of the data set."""
+    denoiser, told = generator.denoiser, generator.told
+    numbers = torch.tensor(rows, device=denoiser.schedule.device)
+    said = None if told is None else told[torch.tensor(rows) % len(told)].to(numbers.device)
+    bf16 = torch.autocast(numbers.device.type, torch.bfloat16) if settings.precision == "bf16" else nullcontext()
+    with bf16:
+        made = make_images(
+            denoiser,
+            generator.plan,
+            numbers,
+            generator.train.split.schema.shape,
+            seed=settings.seed,
+            said=said,
+            guidance=settings.guidance,
+        )
+    return generator.scaling.unscaled(made.float()).cpu().numpy()
