@@ -1,0 +1,153 @@
+"""Diffusion: it learns from images, tells of copies, and says what it is not told."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Command, rank_variables
+from torch import Tensor
+
+from deeplense.data.transforms import denormalise, normalise
+from deeplense.training import checkpoint
+from jobs import diffuse
+from jobs.diffuse import Settings
+from jobs.diffusing import Diffusion
+from jobs.generating import conditions_of
+
+SMALL = {
+    "model_name": "unet_small",
+    "batch_size": 16,
+    "epochs": 1,
+    "num_times": 50,
+    "log_interval": 1,
+    "num_sampled": 8,
+    "ema_decay": 0.5,
+    "device": "cpu",
+}
+
+
+def settings_of(dataset: Path, run: Path, **changes: Any) -> Settings:
+    """A small training."""
+    return Settings(run=run, dataset=str(dataset), **(SMALL | changes))
+
+
+def logged(run: Path, name: str) -> list[float]:
+    """The values of a metric, in their order."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if name in line]
+
+
+def last(run: Path) -> dict[str, Any]:
+    """What the last checkpoint holds."""
+    path, reports = checkpoint.newest_good(run / "checkpoints")
+    assert path is not None, reports
+    return checkpoint.load(path)
+
+
+def test_it_learns_shows_what_it_makes_and_looks_for_copies(dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert diffuse.run(settings_of(dataset, run, epochs=8, lr=2e-3, evaluate_epochs=4)) == 0
+    losses = logged(run, "val/loss")
+    assert losses[-1] < 0.8 * logged(run, "train/loss")[0]
+    assert [path.name for path in sorted((run / "samples").iterdir())] == ["step_00000022.png", "step_00000043.png"]
+    assert all(0 < value < 2 for value in logged(run, "val/copies/median"))
+    assert last(run)["progress"]["best"] == pytest.approx(-min(losses))
+
+
+@pytest.mark.parametrize("changes", [{}, {"conditions": "column,class", "predict": "eps", "flips": 1}])
+def test_two_processes_learn_what_one_learns(changes: dict[str, Any], dataset: Path, tmp_path: Path) -> None:
+    smooth = SMALL | {"optimizer": "sgd", "lr": 0.02, "clip_grad": 1e9} | changes
+    assert diffuse.run(settings_of(dataset, tmp_path / "one", **smooth)) == 0
+    words = ["diffuse", f"--dataset={dataset}", f"--run={tmp_path / 'two'}", *(f"--{k}={v}" for k, v in smooth.items())]
+    ranks = [Command(words, tmp_path / "two.log", variables) for variables in rank_variables(2)]
+    assert {rank.wait() for rank in ranks} == {0}, ranks[0].log.read_text()
+    one, two = (last(tmp_path / name)["ema"] for name in ("one", "two"))
+    assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-5
+    assert logged(tmp_path / "two", "val/loss") == pytest.approx(logged(tmp_path / "one", "val/loss"), abs=1e-5)
+    assert logged(tmp_path / "two", "val/copies/median") == pytest.approx(
+        logged(tmp_path / "one", "val/copies/median"), abs=1e-3
+    )
+
+
+def test_what_it_is_told_is_the_class_first_and_what_is_unknown_is_not_said(dataset: Path, tmp_path: Path) -> None:
+    settings = settings_of(dataset, tmp_path / "run", conditions="column, class")
+    assert settings.condition_names == ["class", "column"]
+    learner = Diffusion(settings)
+    said = conditions_of(settings, learner.train)
+    assert said is not None
+    labels, columns = learner.train.split.labels, learner.train.split.column("target/column")
+    assert torch.equal(said[:, 0], torch.from_numpy(labels).float())
+    assert np.array_equal(said[:, 1].isnan(), labels == 1)
+    np.testing.assert_allclose(said[labels != 1, 1], columns[labels != 1], rtol=1e-6)
+    network = learner.make_network(load_pretrained=True)
+    assert network.conditions.num_conditions == 2  # type: ignore[union-attr]
+
+
+def test_an_image_has_one_loss_whatever_batch_it_is_looked_at_in(dataset: Path, tmp_path: Path) -> None:
+    learner = Diffusion(settings_of(dataset, tmp_path / "run"))
+    network = learner.make_network(load_pretrained=True).eval()
+    torch.nn.init.normal_(network.network.last.weight, std=0.1)  # type: ignore[union-attr]
+    learner.begin({"mean": [0.1], "std": [1.2]})
+    rows = learner.val.indices[:4]
+    whole, reversed_ = (
+        learner.losses(network, learner.val.split.batch(chosen, target=None, random=np.zeros((4, 1)))).detach()
+        for chosen in (rows, rows[::-1].copy())
+    )
+    torch.testing.assert_close(whole, reversed_.flip(0))
+    assert whole.std(dim=1).min() > 1e-3
+
+
+@pytest.mark.parametrize("stretch", ["linear", "asinh"])
+def test_images_come_back_from_the_unit_of_the_network_with_their_flux(stretch: str) -> None:
+    images = 30 * torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 4
+    mean, std = torch.tensor([1.0, 2.0, 3.0]).double(), torch.tensor([4.0, 5.0, 0.5]).double()
+    there = normalise(images, mean, std, stretch=stretch)
+    torch.testing.assert_close(denormalise(there, mean, std, stretch=stretch), images, atol=1e-12, rtol=1e-12)
+    assert flux(there) != pytest.approx(flux(images))
+
+
+def flux(images: Tensor) -> float:
+    """The sum of all pixels."""
+    return images.sum().item()
+
+
+WRONG = {
+    "num_times": (1, "num_times=1 must be 2 or more"),
+    "drop_share": (1.0, "drop_share=1.0 must be at least 0 and below 1"),
+    "min_snr_gamma": (0.0, "min_snr_gamma=0.0 must be above 0"),
+    "conditions": ("class,class", "names one twice"),
+    "fsdp": (1, "fsdp=1 keeps no running mean"),
+    "num_sampled": (-1, "num_sampled=-1 must be 0 or more"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_settings_that_make_no_sense_are_refused(name: str, dataset: Path, tmp_path: Path) -> None:
+    value, words = WRONG[name]
+    with pytest.raises(ValueError, match=words):
+        settings_of(dataset, tmp_path / "run", **{name: value})
+
+
+def test_a_condition_that_the_data_set_does_not_know_is_named(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"knows no 'mass' of its images to condition on; it knows \['class', 'colu"):
+        diffuse.run(settings_of(dataset, tmp_path / "run", conditions="mass"))
+
+
+def test_told_to_it_ends_where_it_makes_copies(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs import diffusing
+
+    def copies(self: Diffusion, *_: Any) -> np.ndarray:
+        return self.train.split.images(self.train.indices[:8])
+
+    monkeypatch.setattr(diffusing.Diffusion, "samples", copies)
+    settings = settings_of(dataset, tmp_path / "run", stop_on_copies=1)
+    with pytest.raises(ValueError, match="nearer to training images than new lenses"):
+        diffuse.run(settings)
+    assert diffuse.run(replace(settings, stop_on_copies=0)) == 0
+    assert all(math.isfinite(value) for value in logged(tmp_path / "run", "val/copies/median"))
+    assert logged(tmp_path / "run", "val/copies/median")[-1] < 0.1

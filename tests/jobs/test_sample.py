@@ -1,0 +1,143 @@
+"""Images of a diffusion model: each a function of weights, seed and number alone, whoever makes it and when."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Command
+
+from deeplense.data.dataset import Split
+from jobs import config, diffuse, sample, train
+from jobs.generating import Scaling
+from jobs.sampling import make_generator
+
+SETTINGS = {"num_images": 150, "num_steps": 3, "batch_size": 32, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short training that is told the class."""
+    folder = tmp_path_factory.mktemp("diffusion") / "run"
+    words = [f"--dataset={dataset}", f"--run={folder}", "--model_name=unet_small", "--batch_size=16", "--epochs=2"]
+    words += ["--num_times=50", "--num_sampled=0", "--conditions=class,column", "--device=cpu", "--lr=2e-3"]
+    assert diffuse.run(config.parse("diffuse", words)) == 0
+    return folder
+
+
+def settings_of(run: Path, output: Path, **changes: Any) -> sample.Settings:
+    """A small sampling."""
+    return sample.Settings(run=str(run), output=output, **(SETTINGS | changes))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def made(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """150 images in three shards, made at once."""
+    folder = tmp_path_factory.mktemp("made")
+    assert sample.run(settings_of(run, folder)) == 0
+    return folder
+
+
+def images(folder: Path, split: str = "train") -> np.ndarray:
+    """All images of a split."""
+    opened = Split(folder / split, labelled=False)
+    return opened.images(np.arange(len(opened)))
+
+
+def test_parts_made_by_processes_of_their_own_have_the_bytes_of_one(run: Path, made: Path, tmp_path: Path) -> None:
+    words = ["sample", f"--run={run}", f"--output={tmp_path / 'parts'}", *(f"--{k}={v}" for k, v in SETTINGS.items())]
+    parts = [Command([*words, f"--part={k}/4"], tmp_path / f"{k}.log") for k in (1, 2, 3, 4)]
+    assert {part.wait() for part in parts} == {0}, parts[0].log.read_text()
+    assert files(tmp_path / "parts") == files(made)
+
+
+def test_killed_and_started_again_it_has_the_bytes_of_one_left_in_peace(
+    run: Path, made: Path, tmp_path: Path, start: Callable[..., Command]
+) -> None:
+    import signal
+
+    words = ["sample", f"--run={run}", f"--output={tmp_path / 'out'}", *(f"--{k}={v}" for k, v in SETTINGS.items())]
+    first = start(*words)
+    while first.process.is_alive() and not list((tmp_path / "out").glob("train/shard-*.h5")):
+        first.process.join(0.02)
+    first.send(signal.SIGKILL)
+    first.wait()
+    assert 0 < len(list((tmp_path / "out").glob("train/shard-*.h5"))) < 3
+    assert start(*words).wait() == 0
+    assert files(tmp_path / "out") == files(made)
+
+
+def test_an_image_is_what_it_is_however_many_are_made(run: Path, made: Path, tmp_path: Path) -> None:
+    sample.run(settings_of(run, tmp_path / "fewer", num_images=40))
+    assert np.array_equal(images(tmp_path / "fewer")[:32], images(made)[:32])
+    sample.run(settings_of(run, tmp_path / "other", num_images=40, seed=1))
+    assert np.abs(images(tmp_path / "other") - images(made)[:40]).mean() > 0.1
+
+
+def test_what_they_were_told_is_kept_and_a_classifier_can_learn_from_them(
+    run: Path, made: Path, dataset: Path, tmp_path: Path
+) -> None:
+    split, real = Split(made / "train"), Split(dataset / "train")
+    assert split.schema.classes == real.schema.classes
+    assert set(np.unique(split.labels)) == {0, 1, 2}
+    known = np.isfinite(split.column("target/column"))
+    assert np.array_equal(known, split.labels != 1)
+    provenance = split.schema.provenance
+    assert (provenance["made_by"], provenance["step"], provenance["run"]) == ("deeplense sample", 11, "run")
+    words = [f"--dataset={made},{dataset}", f"--run={tmp_path / 'run'}", "--model_name=simple_cnn", "--epochs=1"]
+    assert train.run(config.parse("train", [*words, "--device=cpu"])) == 0
+
+
+def test_all_may_be_told_the_same(run: Path, tmp_path: Path) -> None:
+    told = {"conditions": "class=middle, column=7.5", "guidance": 2.0, "num_images": 5}
+    sample.run(settings_of(run, tmp_path / "told", **told))
+    split = Split(tmp_path / "told" / "train")
+    assert split.labels.tolist() == [2] * 5
+    np.testing.assert_allclose(split.column("target/column"), 7.5)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "heun"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_each_sampler_makes_images_in_the_unit_of_the_data(
+    sampler: str, precision: str, run: Path, dataset: Path, tmp_path: Path
+) -> None:
+    sample.run(settings_of(run, tmp_path / "out", sampler=sampler, precision=precision, num_images=16, num_steps=6))
+    real = images(dataset)
+    assert 0.3 * real.std() < images(tmp_path / "out").std() < 3 * real.std()
+
+
+def test_the_best_weights_may_be_taken(run: Path, tmp_path: Path) -> None:
+    last, best = (make_generator(settings_of(run, tmp_path, weights=which)) for which in ("last", "best"))
+    assert set(last.facts) == set(best.facts) == {"run", "step", "weights"}
+    assert isinstance(best.scaling, Scaling)
+    assert torch.isfinite(next(best.denoiser.parameters())).all()
+
+
+WRONG = {
+    "class=up": "there is no class 'up'; there are left, right, middle",
+    "mass=1": r"was told \['class', 'column'\] of its images, not 'mass'",
+    "column=x": "column='x' must be a number",
+}
+
+
+@pytest.mark.parametrize("conditions", WRONG)
+def test_what_the_model_was_never_told_is_refused_and_leaves_nothing(
+    conditions: str, run: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=WRONG[conditions]):
+        sample.run(settings_of(run, tmp_path / "out", conditions=conditions))
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_that_make_no_images_are_refused(dataset: Path, tmp_path: Path) -> None:
+    words = [f"--dataset={dataset}", f"--run={tmp_path / 'run'}", "--model_name=simple_cnn", "--epochs=0.2"]
+    assert train.run(config.parse("train", [*words, "--device=cpu"])) == 0
+    with pytest.raises(ValueError, match="is no run of `deeplense diffuse`"):
+        sample.run(settings_of(tmp_path / "run", tmp_path / "out"))
