@@ -39,7 +39,7 @@ def gathered(state: Any, *, keep: bool = True) -> Any:
     not spread, or whole on this process, is not copied. All
     processes must call it."""
     if isinstance(state, DTensor):
-        whole = state.detach().full_tensor()
+        whole = state.full_tensor().detach()
         return whole.cpu() if keep else None
     if isinstance(state, Mapping):
         return {name: gathered(value, keep=keep) for name, value in state.items()}
