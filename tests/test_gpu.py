@@ -87,7 +87,13 @@ def test_each_architecture_learns_in_bf16_on_a_gpu(name: str, dataset: Path, tmp
     assert all(math.isfinite(line["train/loss"]) for line in lines if "train/loss" in line)
 
 
-PRETRAIN = ("--model_name=vit_base_patch8_224", "--batch_size=16", "--num_local=4", "--precision=bf16", "--checkpoint_blocks=1")
+PRETRAIN = (
+    "--model_name=vit_base_patch8_224",
+    "--batch_size=16",
+    "--num_local=4",
+    "--precision=bf16",
+    "--checkpoint_blocks=1",
+)
 PRETRAIN += ("--epochs=4", "--warmup_epochs=1", "--log_interval=1", "--device=cuda", "--hidden_dim=64", "--out_dim=128")
 
 
