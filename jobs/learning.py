@@ -96,6 +96,9 @@ class LearningSettings:
     stage: Literal["auto", "none", "memory", "node_local", "device"] = field(default="auto", metadata=FREE)
     """read from a copy that the processes of a node share: memory (/dev/shm), node_local (the cluster's node_local),
     device (held on the GPU by each process), none; auto: node_local where there is one with room, else none"""
+    fsdp: Literal[0, 1] = field(default=0, metadata=FREE)
+    """1: each process holds only its part of the weights, gradients and optimizer states (fully sharded data parallel),
+    for networks that do not fit; checkpoints are those of 0"""
     device: Literal["auto", "cuda", "mps", "cpu"] = field(default="auto", metadata=FREE)
     """where to compute"""
     wandb: Literal["off", "offline", "online"] = field(default="off", metadata=FREE)
@@ -117,6 +120,10 @@ class LearningSettings:
         require(
             self.stage != "device" or self.num_workers == 0,
             "stage=device holds the images in this process; leave out --num_workers.",
+        )
+        require(
+            not self.fsdp or self.precision != "fp16",
+            "fsdp=1 goes with precision=bf16 or fp32; fp16 scales its loss in each process alone.",
         )
         require(
             not self.decay_lr or self.schedule in ("constant", "restarts"),

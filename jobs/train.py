@@ -65,6 +65,10 @@ class Settings(LearningSettings):
         refuse_outside(
             self, ("ema_decay", "layer_decay"), lambda value: value is None or 0 < value < 1, "between 0 and 1"
         )
+        require(
+            not self.fsdp or self.ema_decay is None,
+            "fsdp=1 keeps no running mean of the weights; leave out --ema_decay, or --fsdp.",
+        )
         require(0 < self.label_fraction <= 1, f"label_fraction={self.label_fraction} must be above 0, and 1 at most.")
         require(self.random_zoom >= 1, f"random_zoom={self.random_zoom} must be at least 1, which is no zoom.")
         require(self.num_folds != 1 and self.num_folds >= 0, f"num_folds={self.num_folds} must be 0, or 2 and more.")

@@ -227,7 +227,7 @@ def evaluate(training: TrainingRun) -> bool:
     """Evaluate on the validation samples; returns whether the weights are the best so far. Raises ValueError where the
     evaluation finds that it is no use to go on."""
     progress = training.progress
-    found = training.learner.evaluate(training.evaluated, training.accelerator, training.watchdog.beat)
+    found = training.learner.evaluate(training.evaluated(), training.accelerator, training.watchdog.beat)
     if training.tracker is not None:
         training.tracker.log(progress.step, {f"val/{name}": value for name, value in found.metrics.items()})
     require(not found.problem, found.problem)
@@ -239,8 +239,9 @@ def evaluate(training: TrainingRun) -> bool:
 
 def prepare_saving(training: TrainingRun) -> None:
     """Get the memory for checkpoints, once the optimizer has its states."""
+    states = training.states()
     if training.accelerator.is_main_process:
-        training.saver.prepare(training.states())
+        training.saver.prepare(states)
 
 
 def save(training: TrainingRun, *, better: bool, last: bool) -> None:
@@ -260,7 +261,8 @@ def save(training: TrainingRun, *, better: bool, last: bool) -> None:
         checkpoint.write(checkpoint.step_folder(folder, step), taken, ready=ready)
         remove_old(training)
 
-    on_main(training.accelerator, lambda: training.saver.begin(training.states(), write))
+    states = training.states()
+    on_main(training.accelerator, lambda: training.saver.begin(states, write))
     if last:
         on_main(training.accelerator, training.saver.wait)
     training.watchdog.beat()
@@ -274,7 +276,8 @@ def save_best(training: TrainingRun) -> None:
         checkpoint.write(path, taken, ready=lambda _: refuse_if_superseded(training.settings.run, training.attempt))
         remove_old(training)
 
-    on_main(training.accelerator, lambda: training.saver.begin(training.best_states(), write))
+    states = training.best_states()
+    on_main(training.accelerator, lambda: training.saver.begin(states, write))
 
 
 def remove_old(training: TrainingRun) -> None:

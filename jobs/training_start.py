@@ -1,5 +1,6 @@
 """What an attempt at a training works with, made anew or taken over from the last good checkpoint."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from deeplense.data.dataset import Split, in_pieces
 from deeplense.data.order import key, num_steps, rank_slice
 from deeplense.data.shards import statistics_of
 from deeplense.files import replacing
-from deeplense.training import checkpoint
+from deeplense.training import checkpoint, fsdp
 from deeplense.training.loop import (
     from_main,
     gather_lists,
@@ -77,6 +78,8 @@ class TrainingRun:
     ema: ModelEmaV3 | None
     watchdog: Watchdog
     record: dict[str, Any]
+    unsharded: nn.Module | None = None
+    """with fsdp, a copy of the network from before its weights were spread"""
     saver: Saver = field(default_factory=Saver)
 
     @property
@@ -85,23 +88,34 @@ class TrainingRun:
         return self.settings.run / "checkpoints"
 
     @property
-    def evaluated(self) -> nn.Module:
+    def counted(self) -> nn.Module:
         """The network whose weights count: the running mean, if there is one."""
         return self.ema.module if self.ema is not None else self.network
 
+    def evaluated(self) -> nn.Module:
+        """The network whose weights count, to be used by each process on its own. All must call it."""
+        if self.unsharded is None:
+            return self.counted
+        return fsdp.whole_copy(self.counted, self.unsharded, self.accelerator.device)
+
     def states(self) -> dict[str, dict[str, Any]]:
-        """Everything that must survive, and what tells later where it came from."""
+        """Everything that must survive, and what tells later where it came from, on the main process. All must call
+        it."""
         parts: dict[str, Any] = {"model": self.network, "optimizer": self.optimizer, "progress": self.progress}
         if self.ema is not None:
             parts["ema"] = self.ema.module
         if self.accelerator.scaler is not None:
             parts["scaler"] = self.accelerator.scaler
         record = self.record | {"time": datetime.now(UTC).isoformat(timespec="seconds")}
-        return {name: part.state_dict() for name, part in parts.items()} | {"record": record}
+        return self.whole({name: part.state_dict() for name, part in parts.items()}) | {"record": record}
 
     def best_states(self) -> dict[str, dict[str, Any]]:
-        """The weights that were evaluated."""
-        return {"model": self.evaluated.state_dict(), "progress": self.progress.state_dict()}
+        """The weights that were evaluated, on the main process. All must call it."""
+        return self.whole({"model": self.counted.state_dict()}) | {"progress": self.progress.state_dict()}
+
+    def whole(self, states: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """States, put together on the main process where they are spread over all."""
+        return states if self.unsharded is None else fsdp.gathered(states, keep=self.accelerator.is_main_process)
 
     @property
     def best_names(self) -> dict[str, str]:
@@ -127,17 +141,17 @@ def begin(
     where = prepare_reading(learner.read, settings.stage, accelerator, copies)
     torch.manual_seed(int(key(settings.seed)[0] >> np.uint64(1)))
     network = learner.make_network(load_pretrained=saved is None).to(accelerator.device)
+    if saved is not None:
+        network.load_state_dict(saved["model"])
+    progress = begin_progress(settings, learner, saved, accelerator)
+    learner.begin(progress.statistics)
+    unsharded = shard(network, accelerator) if settings.fsdp and accelerator.num_processes > 1 else None
     optimizer = make_optimizer(settings, network, layer_decay=learner.layer_decay)
     fix_rate(optimizer, [p for name, p in network.named_parameters() if name.startswith(learner.fixed_rate)])
     ema = ModelEmaV3(network, decay=learner.ema_decay, use_warmup=True) if learner.ema_decay else None
-    progress = Progress(dataset_id=learner.train.split.dataset_id)
     if saved is not None:
-        restore(saved, network, optimizer, progress, ema)
-    else:
-        progress.statistics = statistics_over_ranks(learner.train, accelerator)
-    learner.begin(progress.statistics)
-    progress.best, progress.best_step = best_of(settings.run / "checkpoints", accelerator)
-    model, prepared = prepare(accelerator, network, optimizer)
+        restore(saved, optimizer, ema)
+    model, prepared = prepare(accelerator, network, optimizer, wrap=unsharded is None)
     if saved is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(saved["scaler"])
     if accelerator.is_main_process:
@@ -158,7 +172,21 @@ def begin(
         ema=ema,
         watchdog=watchdog,
         record=record_of(settings, accelerator),
+        unsharded=unsharded,
     )
+
+
+def begin_progress(
+    settings: LearningSettings, learner: Learner, saved: dict[str, Any] | None, accelerator: Accelerator
+) -> Progress:
+    """How far a checkpoint had come, or the start."""
+    progress = Progress(dataset_id=learner.train.split.dataset_id)
+    if saved is not None:
+        progress.load_state_dict(saved["progress"])
+    else:
+        progress.statistics = statistics_over_ranks(learner.train, accelerator)
+    progress.best, progress.best_step = best_of(settings.run / "checkpoints", accelerator)
+    return progress
 
 
 def refuse_other_data(saved: dict[str, Any], split: Split) -> None:
@@ -232,13 +260,17 @@ def best_of(checkpoints: Path, accelerator: Accelerator) -> tuple[float, int]:
     return from_main(accelerator, on_main(accelerator, find))
 
 
-def restore(
-    saved: dict[str, Any], network: nn.Module, optimizer: Optimizer, progress: Progress, ema: ModelEmaV3 | None
-) -> None:
-    """Take over a checkpoint."""
-    network.load_state_dict(saved["model"])
+def shard(network: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Spread the weights of a network over the processes; returns a copy from before, in the memory of the host."""
+    unsharded = copy.deepcopy(network).to("cpu")
+    fsdp.shard(network, accelerator.device)
+    return unsharded
+
+
+def restore(saved: dict[str, Any], optimizer: Optimizer, ema: ModelEmaV3 | None) -> None:
+    """Take over what a checkpoint has beside weights and progress."""
     optimizer.load_state_dict(saved["optimizer"])
-    progress.load_state_dict(saved["progress"])
+    fsdp.shard_states(optimizer)
     if ema is not None:
         ema.module.load_state_dict(saved["ema"])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Command
+from conftest import Command, rank_variables
 
 from deeplense.models.zoo import ARCHITECTURES
 from deeplense.training.checkpoint import load, snapshot, write
@@ -85,3 +85,43 @@ def test_each_architecture_learns_in_bf16_on_a_gpu(name: str, dataset: Path, tmp
     assert train.run(settings) == 0
     lines = [json.loads(line) for line in (settings.run / "metrics.jsonl").read_text().splitlines()]
     assert all(math.isfinite(line["train/loss"]) for line in lines if "train/loss" in line)
+
+
+PRETRAIN = (
+    "--model_name=vit_base_patch8_224",
+    "--batch_size=16",
+    "--num_local=4",
+    "--precision=bf16",
+    "--checkpoint_blocks=1",
+)
+PRETRAIN += ("--epochs=4", "--warmup_epochs=1", "--log_interval=1", "--device=cuda", "--hidden_dim=64", "--out_dim=128")
+
+
+@pytest.mark.parametrize("method", ["dino", "ibot"])
+def test_a_vit_base_is_pretrained_in_bf16_with_its_blocks_computed_twice_and_goes_on_after_a_signal(
+    method: str, stamps: Path, tmp_path: Path, start: Callable[..., Command]
+) -> None:
+    run = tmp_path / "run"
+    words = ["pretrain", f"--dataset={stamps}", f"--run={run}", f"--method={method}", *PRETRAIN]
+    first = start(*words)
+    while first.process.is_alive() and not (run / "metrics.jsonl").exists():
+        first.process.join(0.1)
+    first.send(signal.SIGTERM)
+    assert first.wait() == EXIT_STOPPED, first.log.read_text()
+    assert start(*words).wait() == 0
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(line["train/loss"]) for line in lines if "train/loss" in line)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs on this machine")
+def test_two_gpus_with_parts_of_the_weights_learn_what_one_learns(
+    stamps: Path, tmp_path: Path, start: Callable[..., Command]
+) -> None:
+    losses = {}
+    for name, environments in (("one", [{}]), ("two", rank_variables(2))):
+        words = ["pretrain", f"--dataset={stamps}", f"--run={tmp_path / name}", *PRETRAIN, "--precision=fp32"]
+        ranks = [start(*words, f"--fsdp={len(environments) - 1}", environment=each) for each in environments]
+        assert {rank.wait() for rank in ranks} == {0}, ranks[0].log.read_text()
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        losses[name] = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert losses["two"] == pytest.approx(losses["one"], rel=1e-2)

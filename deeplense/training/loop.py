@@ -84,10 +84,13 @@ KEPT: list[nn.Module] = []
 thread with Python's lock held, which that thread may wait for (torch 2.11): ranks then hang when all is done."""
 
 
-def prepare(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
-    """The model as it exchanges gradients with other ranks, and its optimizer. The process must end by `os._exit` where
-    there are other ranks."""
-    prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
+def prepare(
+    accelerator: Accelerator, model: nn.Module, optimizer: Optimizer, *, wrap: bool = True
+) -> tuple[nn.Module, Optimizer]:
+    """The model as it exchanges gradients with other ranks, and its optimizer; not `wrap` where it does so by itself.
+    The process must end by `os._exit` where there are other ranks."""
+    prepared = accelerator.prepare(model) if wrap else model
+    prepared_optimizer = accelerator.prepare(optimizer)
     KEPT.append(prepared)
     return prepared, prepared_optimizer
 

@@ -39,3 +39,8 @@ def aligned(lines: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+
+
+def images_in_words(most: int, kind: str) -> str:
+    """On how many held-out images of which kind, if that is known."""
+    return f"{most:,} held-out images" + (f" of {kind}" if kind else "")

@@ -11,7 +11,7 @@ from deeplense.evaluation import plots
 from deeplense.evaluation.page import Section, write_page
 from deeplense.evaluation.report import Plot
 from deeplense.files import finite, write_json
-from jobs.comparing.forms import aligned, shown, with_ends, write_csv
+from jobs.comparing.forms import aligned, images_in_words, shown, with_ends, write_csv
 from jobs.comparing.labels_table import (
     BETTER,
     COMPARED,
@@ -92,7 +92,7 @@ def baselines(rows: Sequence[Row], dataset: str) -> list[Row]:
 def section_of(rows: Sequence[Row], from_scratch: Sequence[Row]) -> Section:
     """One way of using backbones on one data set."""
     first = rows[0]
-    images = f"{max(row.num_images for row in rows):,} held-out images" + (f" of {first.kind}" if first.kind else "")
+    images = images_in_words(max(row.num_images for row in rows), first.kind)
     headings = ["labels", "backbone", "mean AUC, 95 % interval", "accuracy"]
     headings += ["AUC less that from scratch", "accuracy less that from scratch", "by AUC, it is", "seeds"]
     return Section(

@@ -11,7 +11,7 @@ from deeplense.evaluation import plots
 from deeplense.evaluation.page import Section, write_page
 from deeplense.evaluation.report import Plot
 from deeplense.files import finite, write_json
-from jobs.comparing.forms import aligned, shown, with_ends, write_csv
+from jobs.comparing.forms import aligned, images_in_words, shown, with_ends, write_csv
 from jobs.comparing.table import Row, make_rows, until_settled
 from jobs.comparing.trials import Trial
 
@@ -80,7 +80,7 @@ def section_of(rows: Sequence[Row]) -> Section:
     classes = [name for name in (done[0].metrics if done else ()) if name not in (first.main, "gain")]
     headings = ["model", f"{LABELS[first.main]}, 95 % interval", "difference to the best", *classes]
     headings += ["clearly above chance", "seeds", "parameters", "operations", "speed", "peak memory", "training time"]
-    images = f"{max(row.num_images for row in rows):,} held-out images" + (f" of {first.kind}" if first.kind else "")
+    images = images_in_words(max(row.num_images for row in rows), first.kind)
     places = sorted({measured_on(row) for row in rows if row.costs})
     where = f". Speed and memory were measured on {'; '.join(places)}." if len(places) == 1 else ""
     return Section(

@@ -30,9 +30,10 @@ class Data:
 
     @property
     def kind(self) -> str:
-        """Of which images it is: Model_I, Model_II, Model_III, gsoc; empty where its provenance does not say."""
+        """Of which images it is: Model_I, Model_II, Model_III, gsoc, lens-finding; empty where its provenance does not
+        say, as of any images in npz files."""
         made = self.held_out.schema.provenance
-        return str(made.get("model") or made.get("layout") or "")
+        return str(made.get("model") or made.get("layout") or "").replace("npz", "")
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,17 @@ def trainings(slurm: PrivateSlurm, stamps: Path, tmp_path: Path) -> Iterator[tup
     slurm.clear()
 
 
-@pytest.mark.parametrize("method", ["dino", "ibot"])
+@pytest.mark.parametrize(("method", "fsdp"), [("dino", 0), ("ibot", 0), ("dino", 1)])
 def test_a_pretraining_that_is_preempted_and_killed_ends_with_the_bits_of_an_unbroken_one(
-    method: str, trainings: tuple[Training, Training]
+    method: str, fsdp: int, trainings: tuple[Training, Training]
 ) -> None:
     unbroken, training = trainings
-    unbroken.submit(method=method)
+    unbroken.submit(method=method, fsdp=fsdp)
     unbroken.wait_until_over()
     assert unbroken.ends() == ["finished"], unbroken.describe()
 
     training.hold(6)
-    training.submit("--restarts", "crash=4", method=method)
+    training.submit("--restarts", "crash=4", method=method, fsdp=fsdp)
     training.wait_until_held(attempt=1, step=6)
     take_all_nodes(training.slurm)
     training.wait_for_end(1)

@@ -64,6 +64,12 @@ KINDS = {
     "iBOT in two processes": Kind(
         PRETRAIN | {"method": "ibot", "gradient_accumulation": 2}, job="pretrain", num_processes=2, examples=1
     ),
+    "DINO, its weights spread over two processes": Kind(
+        PRETRAIN | {"method": "dino", "fsdp": 1}, job="pretrain", num_processes=2, examples=1
+    ),
+    "all of a network spread over two processes": Kind(
+        CNN | {"fsdp": 1, "clip_grad": 1.0, "gradient_accumulation": 2}, num_processes=2, examples=1
+    ),
 }
 
 

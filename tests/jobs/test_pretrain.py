@@ -182,14 +182,26 @@ def test_views_of_a_sample_are_other_ones_in_each_epoch(stamps: Path, tmp_path: 
     assert (first[1][0] - second[1][place]).abs().max() > 0.5
 
 
-@pytest.mark.parametrize("method", ["dino", "ibot"])
-def test_two_processes_learn_what_one_learns(method: str, stamps: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "fsdp"), [("dino", 0), ("ibot", 0), ("dino", 1), ("ibot", 1)])
+def test_two_processes_learn_what_one_learns(method: str, fsdp: int, stamps: Path, tmp_path: Path) -> None:
     one = pretrained(stamps, tmp_path / "one", method=method, **SMOOTH)["model"]
-    two = pretrained_apart(stamps, tmp_path / "two", rank_variables(2), method=method, **SMOOTH)["model"]
+    two = pretrained_apart(stamps, tmp_path / "two", rank_variables(2), method=method, fsdp=fsdp, **SMOOTH)["model"]
     assert apart(one, two) < 1e-5
     assert logged(tmp_path / "two", "train/loss") == pytest.approx(logged(tmp_path / "one", "train/loss"), abs=1e-5)
     faster = pretrained(stamps, tmp_path / "faster", method=method, **SMOOTH | {"lr": 0.021})["model"]
     assert apart(one, faster) > 1e-4, "the negative control"
+
+
+def test_spread_over_two_processes_it_goes_on_in_one_that_holds_all(stamps: Path, tmp_path: Path) -> None:
+    one, run = pretrained(stamps, tmp_path / "one", epochs=2, **SMOOTH)["model"], tmp_path / "run"
+    pretrained_apart(stamps, run, rank_variables(2), epochs=2, fsdp=1, checkpoint_minutes=1e-9, **SMOOTH)
+    newest = max((run / "checkpoints").glob("step_*"))
+    (run / FINISHED).unlink()
+    shutil.rmtree(newest)
+    assert apart(one, pretrained(stamps, run, epochs=2, fsdp=0, **SMOOTH)["model"]) < 1e-5
+    first, second = read_attempts(run)
+    assert (first["num_processes"], second["num_processes"]) == (2, 1)
+    assert 0 < second["first_step"] < first["last_step"]
 
 
 @pytest.mark.parametrize("method", ["dino", "ibot"])

@@ -1,7 +1,5 @@
 """Sharded states: written in pieces by some ranks, read by any number of them, all bits equal."""
 
-import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import CONTEXT, rank_variables
+from group import on_ranks
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -109,27 +107,6 @@ def same(first: Any, second: Any) -> bool:
     if isinstance(first, list | tuple):
         return len(first) == len(second) and all(map(same, first, second))
     return first == second
-
-
-def run_rank(work: Callable[[int, int], None], variables: dict[str, str]) -> None:
-    """Do something as a rank."""
-    os.environ.update(variables)
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    work(dist.get_rank(), dist.get_world_size())
-    dist.barrier()
-    os._exit(0)
-
-
-def on_ranks(num_ranks: int, work: Callable[..., None]) -> None:
-    """Do something on so many ranks."""
-    ranks = [CONTEXT.Process(target=run_rank, args=(work, variables)) for variables in rank_variables(num_ranks)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(120)
-        rank.kill()
-    assert [rank.exitcode for rank in ranks] == [0] * num_ranks
 
 
 @pytest.fixture(scope="module")
