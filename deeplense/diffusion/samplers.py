@@ -1,4 +1,4 @@
-"""From noise to images, in steps. S steps, B batch, T times.
+"""From noise to images, in steps. S evaluations of the denoiser, B batch, T times.
 
 Each sampler is a table: the next image is a sum, with weights, of the last one, of what the denoiser said of it, of
 what it said before, and of fresh noise. So they differ in numbers alone, which are made in float64, and one loop, or
@@ -153,13 +153,17 @@ def walk(denoise: Denoise, plan: Plan, noise: Callable[[int], Tensor]) -> Genera
     weights, times = plan.weights.to(image), plan.times.to(image.device)
     is_random = (plan.weights[:, 3] > 0).tolist()
     for n in range(len(plan)):
-        of_image, of_denoised, of_before, of_noise = weights[n]
         denoised = denoise(image, times[n].expand(len(image)))
-        image = of_image * image + of_denoised * denoised + of_before * before
+        image = advance(image, denoised, before, weights=weights[n])
         if is_random[n]:
-            image = image + of_noise * noise(n + 1)
+            image = image + weights[n, 3] * noise(n + 1)
         before = denoised
         yield image
+
+
+def advance(image: Tensor, denoised: Tensor, before: Tensor, *, weights: Tensor) -> Tensor:
+    """What a step with weights (4,) makes of an image, but for the fresh noise."""
+    return weights[0] * image + weights[1] * denoised + weights[2] * before
 
 
 def sample(denoise: Denoise, plan: Plan, noise: Callable[[int], Tensor]) -> Tensor:

@@ -56,7 +56,7 @@ class Sees(nn.Module):
         self.answer = nn.Parameter(torch.tensor(answer))
 
     def forward(self, noisy: Tensor, times: Tensor, embedding: Tensor | None) -> Tensor:
-        self.shown = noisy, times, embedding
+        self.shown = noisy, times, torch.zeros(0) if embedding is None else embedding
         return 0 * noisy + self.answer
 
 
@@ -146,11 +146,12 @@ def test_the_best_answer_is_the_mean_or_the_median_or_between(loss: Loss, best: 
 
 @pytest.mark.parametrize("loss", get_args(Loss))
 def test_the_loss_is_that_of_the_target_at_the_time_drawn(loss: Loss) -> None:
-    model = Denoiser(Sees(0.25), COSINE, target="v", loss=loss)
+    network = Sees(0.25)
+    model = Denoiser(network, COSINE, target="v", loss=loss)
     images = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     uniforms = uniforms_of(6)
     value = model(images, uniforms)["loss"]
-    noisy, times, _ = model.network.shown
+    noisy, times, _ = network.shown
     assert torch.equal(times, (uniforms[:, 0] * 1000).floor())
     alpha, sigma = weights_at(COSINE, times, images)
     noise = (noisy - alpha * images) / sigma
@@ -162,14 +163,15 @@ def test_the_loss_is_that_of_the_target_at_the_time_drawn(loss: Loss) -> None:
 
 
 def test_a_training_draws_the_same_for_an_image_in_any_batch() -> None:
-    model = Denoiser(Sees(), COSINE, conditions=conditions_of(), drop_share=0.5)
+    network = Sees()
+    model = Denoiser(network, COSINE, conditions=conditions_of(), drop_share=0.5)
     images = torch.randn(8, 2, 5, 5, generator=torch.Generator().manual_seed(0))
     uniforms, conditions = uniforms_of(8), torch.ones(8, 2)
     model(images, uniforms, conditions)
-    together = model.network.shown
+    together = network.shown
     for k in range(8):
         model(images[k : k + 1], uniforms[k : k + 1], conditions[k : k + 1])
-        noisy, times, embedding = model.network.shown
+        noisy, times, embedding = network.shown
         assert torch.equal(noisy[0], together[0][k])
         assert torch.equal(times[0], together[1][k])
         assert torch.allclose(embedding[0], together[2][k], atol=1e-6)
@@ -177,26 +179,28 @@ def test_a_training_draws_the_same_for_an_image_in_any_batch() -> None:
         others = uniforms.clone()
         others[:, column] = torch.rand(8, generator=torch.Generator().manual_seed(9))
         model(images, others, conditions)
-        changed = [not torch.equal(a, b) for a, b in zip(model.network.shown, together, strict=True)]
+        changed = [not torch.equal(a, b) for a, b in zip(network.shown, together, strict=True)]
         assert changed == {0: [True, True, False], 1: [False, False, True]}.get(column, [True, False, False])
 
 
 def test_each_time_is_drawn_as_often_and_none_is_outside() -> None:
-    model = Denoiser(Sees(), cosine(10))
+    network = Sees()
+    model = Denoiser(network, cosine(10))
     uniforms = uniforms_of(4000)
     uniforms[:2, 0] = torch.tensor([0.0, 1 - 2.0**-24])
     model(torch.zeros(4000, 1, 1, 1), uniforms)
-    counts = torch.bincount(model.network.shown[1].long())
+    counts = torch.bincount(network.shown[1].long())
     assert len(counts) == 10
     assert (counts - 400).abs().max() < 80
 
 
 def test_the_share_of_images_of_which_nothing_is_said_is_that_asked_for() -> None:
-    model = Denoiser(Sees(), COSINE, conditions=conditions_of(), drop_share=0.2)
+    network = Sees()
+    model = Denoiser(network, COSINE, conditions=conditions_of(), drop_share=0.2)
     assert model.conditions is not None
     model(torch.zeros(2000, 1, 1, 1), uniforms_of(2000), torch.ones(2000, 2))
     null = model.conditions(torch.full((1, 2), torch.nan))
-    dropped = (model.network.shown[2] - null).abs().amax(dim=1) < 1e-6
+    dropped = (network.shown[2] - null).abs().amax(dim=1) < 1e-6
     assert torch.equal(dropped, uniforms_of(2000)[:, 1] < 0.2)
     assert dropped.float().mean().item() == pytest.approx(0.2, abs=0.04)
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import pytest
 import torch
@@ -96,7 +97,7 @@ def test_ddim_with_all_its_noise_is_ddpm() -> None:
 @pytest.mark.parametrize(("schedule", "theirs"), [(cosine(), "squaredcos_cap_v2"), (linear(), "linear")])
 @pytest.mark.parametrize("n", [0, 1, 300, 700, 990, 999])
 def test_a_step_of_ddpm_is_that_of_diffusers(
-    schedule: Tensor, theirs: str, n: int, monkeypatch: pytest.MonkeyPatch
+    schedule: Tensor, theirs: Literal["linear", "squaredcos_cap_v2"], n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fresh, image, denoised = (torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(k)) for k in range(3))
     denoised = denoised.clamp(-1, 1)
@@ -133,8 +134,9 @@ def test_a_step_of_ddim_is_that_of_diffusers(eta: float, time: int) -> None:
 
 
 def test_steps_of_dpm_solver_are_those_of_diffusers() -> None:
-    settings = {"beta_schedule": "linear", "prediction_type": "sample", "final_sigmas_type": "zero"}
-    oracle = DPMSolverMultistepScheduler(1000, use_lu_lambdas=True, **settings)
+    oracle = DPMSolverMultistepScheduler(
+        1000, beta_schedule="linear", prediction_type="sample", final_sigmas_type="zero", use_lu_lambdas=True
+    )
     oracle.set_timesteps(12)
     sigmas = oracle.sigmas[:-1].double()
     # Their times are rounded; their signal-to-noise ratios are not.
