@@ -3,27 +3,36 @@ D features, R resamples. Everything is in float64.
 
 A Frechet distance of finitely many images is not 0 even where both are of one distribution. What it is expected to be
 then is known in closed form, and what it is between real images is measured: both stand beside it.
+
+Intervals are of half samples: each distance is taken again of random halves of both sets, drawn without replacement,
+whose spread is that of the whole sets (Shao and Wu 1989, Annals of Statistics 17, 1176: the jackknife that leaves out
+half). The bootstrap draws images twice, which makes it blind to a bias where features are many and gives every image
+itself as a neighbour. As a bias that goes with one over the number of images is twice as large in the halves, the same
+resamples take it away (Chong and Forsyth 2020, arXiv:1911.07023, extrapolate it likewise). Where
+two distributions are nearly equal, the intervals are up to twice as wide as they need be.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics.pairwise import euclidean_distances
 
-from deeplense.evaluation.metrics import Estimate, bootstrap_weights, percentiles, widen_if_perfect
+from deeplense.evaluation.metrics import Estimate, widen_if_perfect
 
 Array = NDArray[np.floating]
-FEW = 2
+Halves = tuple[NDArray[np.bool_], NDArray[np.bool_]]
+ENOUGH, ENOUGH_KNOWN = 2, 4
 NEIGHBOURS = 3
-NUM_BLOCKS = 20
+FEWEST = 2 * (NEIGHBOURS + 1)
 ROWS_AT_A_TIME = 512
 
 
 class Moments(NamedTuple):
-    """Mean (D,) and a triangular root R of the covariance, R^T R, of some features."""
+    """Mean (D,) and a root R of the covariance, R^T R, of some features; its rows are no more than D."""
 
     mean: Array
     root: Array
@@ -37,15 +46,16 @@ class Distance:
         name: frechet, kernel, precision or recall.
         features: which features these are, with their number.
         value: the number as others publish it.
-        expected: what part of it is there for two sets of one distribution of that many images, in the mean; None
-            where this is not known.
-        estimate: the value less what is expected, with its 95 % interval.
-        floor: the same less what is expected, of real images against the same held-out ones.
-        floor_value: the same, as others publish it.
+        expected: what it is in the mean for two sets of one distribution of that many images; None where this is not
+            known.
+        estimate: what it would be for any number of images, with its 95 % interval; of precision and recall, which
+            have no such limit, the number itself.
+        floor_value: the number as others publish it, of real images against the held-out ones.
+        floor: the same for any number of images.
         num_generated: number of generated images, n.
         num_real: number of held-out images, m.
-        num_floor: number of images and of images that they are compared with, for the floor.
-        caution: why the expected part is not to be relied on, or nothing.
+        num_floor: number of images on either side of the floor.
+        caution: why the expected value or the estimate is not to be relied on, or nothing.
     """
 
     name: str
@@ -53,31 +63,22 @@ class Distance:
     value: float
     expected: float | None
     estimate: Estimate
-    floor: Estimate
     floor_value: float
+    floor: Estimate
     num_generated: int
     num_real: int
     num_floor: tuple[int, int]
     caution: str
 
     def __str__(self) -> str:
-        chance = "" if not self.expected else f" ({self.expected:.4g} expected of equal distributions)"
-        less = "less that " if self.expected else ""
+        chance = "" if self.expected is None else f" ({self.expected:.4g} expected of equal distributions)"
         first, second = self.num_floor
         return (
-            f"{self.name} on {self.features}: {self.value:.4f}{chance}, {less}{self.estimate}; "
-            f"{self.num_generated} generated against {self.num_real} held-out; real against real "
-            f"{self.floor_value:.4f}, {less}{self.floor} ({first} against {second})"
-            f"{self.caution and '; '}{self.caution}"
+            f"{self.name} on {self.features}: {self.value:.4f}{chance}, of any number of images {self.estimate}; "
+            f"{self.num_generated} generated against {self.num_real} held-out. Real against real: "
+            f"{self.floor_value:.4f}, of any number {self.floor}; {first} against {second}."
+            f"{self.caution and ' '}{self.caution}"
         )
-
-
-class Comparison(NamedTuple):
-    """A value, its part that is expected of equal distributions, and the estimate of what is left."""
-
-    value: float
-    expected: float | None
-    estimate: Estimate
 
 
 def compare_features(
@@ -86,7 +87,7 @@ def compare_features(
     train: Array | None,
     *,
     features: str,
-    num_resamples: int = 200,
+    num_resamples: int = 100,
     seed: int = 0,
 ) -> list[Distance]:
     """All distances of generated (n, D) from held-out real features (m, D).
@@ -99,39 +100,55 @@ def compare_features(
         real: features of images that the generator was not trained on.
         train: features of those that it was trained on.
         features: which features these are, for the words.
-        num_resamples: of the bootstrap.
-        seed: of the bootstrap and of the choice of training images.
+        num_resamples: number of half samples.
+        seed: of the half samples and of the choice of training images.
 
     Raises ValueError where features are too few, of another number, or no finite numbers.
     """
     check_features(generated, real)
     pair = real_pair(real, train, len(generated), seed=seed)
-    ours, floor = (
-        {
-            "frechet": compare_frechet(*sets, num_resamples=num_resamples, seed=seed),
-            "kernel": compare_kernel(*sets, num_resamples=num_resamples, seed=seed),
-            "precision": compare_precision(*sets, seed=seed),
-            "recall": compare_precision(*sets[::-1], seed=seed),
-        }
-        for sets in ((generated, real), pair)
-    )
-    counts = (len(generated), len(real), (len(pair[0]), len(pair[1])))
-    cautions = {"frechet": caution(real, min(len(generated), len(real)))}
-    text = f"{features} ({real.shape[1]})"
+    known = real if train is None else np.concatenate([real, train])
+    bias = frechet_bias(eigenvalues_of(known), len(generated), len(real))
+    cautions = {"frechet": caution(min(len(generated), len(real)), len(known), real.shape[1])}
+    measured = {
+        name: (of_both(generated, real), of_both(*pair))
+        for name, of_both in comparisons(num_resamples=num_resamples, seed=seed).items()
+    }
     return [
-        Distance(name, text, *ours[name], floor[name].estimate, floor[name].value, *counts, cautions.get(name, ""))
-        for name in ours
+        Distance(
+            name=name,
+            features=f"{features} ({real.shape[1]})",
+            value=ours[0],
+            expected={"frechet": bias, "kernel": 0.0}.get(name),
+            estimate=ours[1],
+            floor_value=floor[0],
+            floor=floor[1],
+            num_generated=len(generated),
+            num_real=len(real),
+            num_floor=(len(pair[0]), len(pair[1])),
+            caution=cautions.get(name, ""),
+        )
+        for name, (ours, floor) in measured.items()
     ]
 
 
+def comparisons(*, num_resamples: int, seed: int) -> Mapping[str, Callable[[Array, Array], tuple[float, Estimate]]]:
+    """How each distance is measured of two sets: its value, and its estimate."""
+    return {
+        "frechet": partial(compare_frechet, num_resamples=num_resamples, seed=seed),
+        "kernel": partial(compare_kernel, num_resamples=num_resamples, seed=seed),
+        "precision": partial(compare_precision, num_resamples=num_resamples, seed=seed),
+        "recall": lambda first, second: compare_precision(second, first, num_resamples=num_resamples, seed=seed),
+    }
+
+
 def check_features(first: Array, second: Array) -> None:
-    """Raise ValueError unless both are finite features (n, D) of one number D, of more images than neighbours are asked
-    for."""
+    """Raise ValueError unless both are finite features (n, D) of one number D, of enough images."""
     if first.ndim != 2 or first.shape[1:] != second.shape[1:]:
         raise ValueError(f"features of shapes {first.shape} and {second.shape} differ in number; both are (images, D).")
     for features in (first, second):
-        if len(features) <= NEIGHBOURS:
-            raise ValueError(f"{len(features)} images are too few for a distance; give hundreds or more.")
+        if len(features) < FEWEST:
+            raise ValueError(f"{len(features)} images are too few for a distance; give {FEWEST}, better thousands.")
         if bad := int((~np.isfinite(features)).any(axis=1).sum()):
             raise ValueError(f"features of {bad} of {len(features)} images are no finite numbers.")
 
@@ -142,25 +159,49 @@ def real_pair(real: Array, train: Array | None, count: int, *, seed: int) -> tup
     generator = np.random.default_rng((seed, len(real)))
     if train is None:
         order = generator.permutation(len(real))
-        return real[order[: len(real) // 2]], real[order[len(real) // 2 :]]
+        train, real = real[order[: len(real) // 2]], real[order[len(real) // 2 :]]
     check_features(train, real)
     return train[generator.permutation(len(train))[:count]], real
 
 
-def caution(real: Array, num_images: int) -> str:
-    """Why the closed form is not good for that many images, or nothing."""
-    if num_images < FEW * real.shape[1]:
-        return f"{num_images} images are fewer than twice the {real.shape[1]} features: rely on real against real"
+def caution(num_images: int, num_known: int, num_features: int) -> str:
+    """Why numbers about a Frechet distance are not to be relied on: of the smaller set, and of the eigenvalues."""
+    if num_images < ENOUGH * num_features:
+        return (
+            f"{num_images} images are fewer than {ENOUGH} times the {num_features} features: what is left of any "
+            "number of images is too high; compare the values themselves."
+        )
+    if num_known < ENOUGH_KNOWN * num_features:
+        return (
+            f"{num_known} real images are fewer than {ENOUGH_KNOWN} times the {num_features} features: the expected "
+            "value is too low; rely on real against real."
+        )
     return ""
 
 
-def moments(features: Array, counts: Array) -> Moments:
-    """Mean and root of the covariance (with n - 1) of features (n, D), where each image counts so many times (n,)."""
-    there = counts > 0
-    chosen, times = features[there].astype(np.float64), counts[there]
-    mean = times @ chosen / times.sum()
-    rows = np.sqrt(times / (times.sum() - 1))[:, None] * (chosen - mean)
-    return Moments(mean, np.asarray(np.linalg.qr(rows, mode="r")))
+def halves(num_first: int, num_second: int, num_resamples: int, *, seed: int) -> Halves:
+    """Which images are in each half sample, (R, n) and (R, m), drawn apart."""
+    generator = np.random.default_rng((seed, num_first, num_second))
+    first, second = (
+        generator.permuted(np.tile(np.arange(count) < count // 2, (num_resamples, 1)), axis=1)
+        for count in (num_first, num_second)
+    )
+    return first, second
+
+
+def about(value: float, draws: Array) -> Estimate:
+    """An estimate with the 95 % interval of the spread of its half samples (R,)."""
+    half_width = 1.96 * float(draws.std(ddof=1))
+    return Estimate(value, value - half_width, value + half_width)
+
+
+def moments(features: Array) -> Moments:
+    """Mean and root of the covariance (with n - 1) of features (n, D)."""
+    mean = features.mean(axis=0, dtype=np.float64)
+    rows = (features - mean) / np.sqrt(len(features) - 1)
+    if len(rows) > rows.shape[1]:
+        rows = np.asarray(np.linalg.qr(rows, mode="r"))
+    return Moments(mean, rows)
 
 
 def frechet_of_moments(first: Moments, second: Moments) -> float:
@@ -175,7 +216,7 @@ def frechet_of_moments(first: Moments, second: Moments) -> float:
 def frechet_distance(first: Array, second: Array) -> float:
     """Frechet distance of two sets of features (n, D) and (m, D), as FID is of Inception features (Heusel et al. 2017,
     arXiv:1706.08500)."""
-    return frechet_of_moments(*(moments(features, np.ones(len(features))) for features in (first, second)))
+    return frechet_of_moments(moments(first), moments(second))
 
 
 def frechet_bias(eigenvalues: Array, num_first: int, num_second: int) -> float:
@@ -184,8 +225,8 @@ def frechet_bias(eigenvalues: Array, num_first: int, num_second: int) -> float:
 
     k tr S + k / 2 (sum_ij l_i l_j / (l_i + l_j) + tr S / 2), k = 1 / n + 1 / m
 
-    It is good to a few per cent while it is below a quarter of tr S and there are more than 2 D images. Features with
-    heavy tails have more.
+    Eigenvalues of few images are spread out, and make it too low: by an eighth at 2 D images. Features with heavy tails
+    have more of it.
     """
     l = eigenvalues[eigenvalues > 0].astype(np.float64)
     rate = 1 / num_first + 1 / num_second
@@ -195,53 +236,40 @@ def frechet_bias(eigenvalues: Array, num_first: int, num_second: int) -> float:
 
 def eigenvalues_of(features: Array) -> Array:
     """Eigenvalues of the covariance of features (n, D), largest first."""
-    return np.linalg.svd(moments(features, np.ones(len(features))).root, compute_uv=False) ** 2
+    return np.linalg.svd(moments(features).root, compute_uv=False) ** 2
 
 
-def compare_frechet(first: Array, second: Array, *, num_resamples: int, seed: int) -> Comparison:
-    """Frechet distance, what is expected of equal distributions, and the difference with the interval of a bootstrap
-    over the images of both sets. A resample has the same bias once more, so only the spread of the resamples counts."""
+def compare_frechet(first: Array, second: Array, *, num_resamples: int, seed: int) -> tuple[float, Estimate]:
+    """Frechet distance, and what it would be without its bias, with an interval."""
     value = frechet_distance(first, second)
-    expected = frechet_bias(eigenvalues_of(second), len(first), len(second))
-    weights = resampled(len(first), len(second), num_resamples, seed=seed)
-    draws = np.array([frechet_of_moments(moments(first, w), moments(second, v)) for w, v in zip(*weights, strict=True)])
-    low, high = percentiles(draws - draws.mean() + value - expected)
-    return Comparison(value, expected, Estimate(value - expected, low, high))
-
-
-def resampled(num_first: int, num_second: int, num_resamples: int, *, seed: int) -> tuple[Array, Array]:
-    """How often each image of both sets counts in each resample, (R, n) and (R, m), drawn apart."""
-    first, second = (
-        bootstrap_weights(count, num_resamples, seed=seed, block=side)
-        for side, count in enumerate((num_first, num_second))
-    )
-    return first, second
+    chosen = halves(len(first), len(second), num_resamples, seed=seed)
+    draws = np.array([frechet_distance(first[rows], second[others]) for rows, others in zip(*chosen, strict=True)])
+    return value, about(2 * value - float(draws.mean()), draws)
 
 
 def kernel_distance(first: Array, second: Array) -> float:
     """Squared maximum mean discrepancy with the kernel (x . y / D + 1)^3, without bias: KID on Inception features
     (Binkowski et al. 2018, arXiv:1801.01401)."""
-    ones = np.ones((1, len(first))), np.ones((1, len(second)))
-    return float(kernel_distances(first, second, *ones)[0])
+    everything = np.ones((1, len(first)), bool), np.ones((1, len(second)), bool)
+    return float(kernel_distances(first, second, everything)[0])
 
 
-def kernel_distances(first: Array, second: Array, of_first: Array, of_second: Array) -> Array:
-    """The same for each row of counts (R, n) and (R, m), (R,). Pairs of an image with itself are left out, also where
-    it was drawn twice."""
-    across = weighted_kernel(first, second, of_first, of_second) / of_first.sum(axis=1) / of_second.sum(axis=1)
+def kernel_distances(first: Array, second: Array, chosen: Halves) -> Array:
+    """The same of each choice of images (R, n) and (R, m), (R,)."""
+    of_first, of_second = (members.astype(np.float64) for members in chosen)
+    across = kernel_sums(first, second, of_first, of_second) / of_first.sum(axis=1) / of_second.sum(axis=1)
     return within(first, of_first) + within(second, of_second) - 2 * across
 
 
-def within(features: Array, counts: Array) -> Array:
-    """Mean of the kernel over all pairs of different images, (R,)."""
+def within(features: Array, chosen: Array) -> Array:
+    """Mean of the kernel over all pairs of two different images of each choice, (R,)."""
+    count = chosen.sum(axis=1)
     itself = ((features.astype(np.float64) ** 2).sum(axis=1) / features.shape[1] + 1) ** 3
-    squares = counts**2
-    pairs = weighted_kernel(features, features, counts, counts) - squares @ itself
-    return pairs / (counts.sum(axis=1) ** 2 - squares.sum(axis=1))
+    return (kernel_sums(features, features, chosen, chosen) - chosen @ itself) / (count * (count - 1))
 
 
-def weighted_kernel(first: Array, second: Array, of_first: Array, of_second: Array) -> Array:
-    """Sum of the kernel over all pairs, each as often as both images count, (R,); some rows of the kernel at a time."""
+def kernel_sums(first: Array, second: Array, of_first: Array, of_second: Array) -> Array:
+    """Sum of the kernel over all pairs of each choice, (R,); some rows of the kernel at a time."""
     total, columns = np.zeros(len(of_first)), second.astype(np.float64).T / second.shape[1]
     for start in range(0, len(first), ROWS_AT_A_TIME):
         rows = slice(start, start + ROWS_AT_A_TIME)
@@ -250,12 +278,11 @@ def weighted_kernel(first: Array, second: Array, of_first: Array, of_second: Arr
     return total
 
 
-def compare_kernel(first: Array, second: Array, *, num_resamples: int, seed: int) -> Comparison:
-    """Kernel distance with the interval of a bootstrap over the images of both sets; 0 is expected of equal
-    distributions."""
+def compare_kernel(first: Array, second: Array, *, num_resamples: int, seed: int) -> tuple[float, Estimate]:
+    """Kernel distance, which has no bias, and the same with an interval."""
     value = kernel_distance(first, second)
-    draws = kernel_distances(first, second, *resampled(len(first), len(second), num_resamples, seed=seed))
-    return Comparison(value, 0.0, Estimate(value, *percentiles(draws)))
+    draws = kernel_distances(first, second, halves(len(first), len(second), num_resamples, seed=seed))
+    return value, about(value, draws)
 
 
 def precision(first: Array, second: Array) -> float:
@@ -271,30 +298,23 @@ def share_covered(across: Array, inside: Array) -> float:
     return float((across <= radii).any(axis=1).mean())
 
 
-def compare_precision(first: Array, second: Array, *, seed: int) -> Comparison:
-    """Precision with the 95 % interval of a jackknife that leaves out a twentieth of both sets at a time (Efron and
-    Tibshirani 1993, chapter 11). A bootstrap would draw images twice, who are then their own neighbours."""
+def compare_precision(first: Array, second: Array, *, num_resamples: int, seed: int) -> tuple[float, Estimate]:
+    """Precision, and the same with an interval."""
     across = euclidean_distances(first.astype(np.float64), second.astype(np.float64))
     inside = euclidean_distances(second.astype(np.float64))
     value = share_covered(across, inside)
-    without = np.array(
-        [share_covered(across[np.ix_(rows, kept)], inside[np.ix_(kept, kept)]) for rows, kept in left_out(across, seed)]
-    )
-    half = 1.96 * float(np.sqrt((NUM_BLOCKS - 1) * without.var()))
-    estimate = Estimate(value, max(0.0, value - half), min(1.0, value + half))
-    return Comparison(value, None, widen_at_ends(estimate, len(first)))
+    chosen = halves(len(first), len(second), num_resamples, seed=seed)
+    draws = [
+        share_covered(across[np.ix_(rows, others)], inside[np.ix_(others, others)])
+        for rows, others in zip(*chosen, strict=True)
+    ]
+    return value, as_a_share(about(value, np.array(draws)), len(first))
 
 
-def left_out(across: Array, seed: int) -> Iterator[tuple[NDArray[np.integer], NDArray[np.integer]]]:
-    """Rows and columns that stay where one of twenty random blocks of both is left out."""
-    generator = np.random.default_rng((seed, *across.shape))
-    rows, columns = (generator.permutation(count) % NUM_BLOCKS for count in across.shape)
-    for block in range(NUM_BLOCKS):
-        yield np.flatnonzero(rows != block), np.flatnonzero(columns != block)
-
-
-def widen_at_ends(estimate: Estimate, num_images: int) -> Estimate:
-    """A share that is exactly 0 or 1 is not certain: its interval is that of Clopper and Pearson (1934)."""
+def as_a_share(estimate: Estimate, num_images: int) -> Estimate:
+    """An interval within 0 and 1. A share that is exactly 0 or 1 is not certain: its interval is that of Clopper and
+    Pearson (1934)."""
     if estimate.value == 0.0:
         return Estimate(0.0, 0.0, 1 - 0.025 ** (1 / num_images))
-    return widen_if_perfect(estimate, num_images)
+    within_bounds = Estimate(estimate.value, max(0.0, estimate.low), min(1.0, estimate.high))
+    return widen_if_perfect(within_bounds, num_images)

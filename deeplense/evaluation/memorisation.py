@@ -1,12 +1,15 @@
 """Whether a generator gives back its training images. n images asked about, N training images, V = 8 orientations, D
 numbers of each image.
 
-For each generated image the distance of its nearest training image is taken, over its eight flips and quarter turns,
-and compared with the distances of held-out images, which cannot have been copied.
+For each generated image the distance of the nearest training image is taken, over its eight flips and quarter turns,
+in units of the mean distance of the fifty nearest: a copy has one training image far nearer than all others (as in
+Carlini et al. 2023, arXiv:2301.13188, section 4.2), whereas an image that is faint, smooth or common has all of them
+near. What is normal is seen on held-out images, which cannot have been copied.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +18,25 @@ from deeplense.evaluation.metrics import Estimate, percentiles
 
 Array = NDArray[np.floating]
 GATE = 0.9
+NEIGHBOURHOOD = 50
 LOWEST = 0.01
 NUM_RESAMPLES = 1000
 ROWS_AT_A_TIME = 512
 SAME = 1e-6
 
 
+class Nearest(NamedTuple):
+    """Distance of each image (n,) to the nearest training image over the mean of the fifty nearest, and its number."""
+
+    relative: NDArray[np.floating]
+    indices: NDArray[np.integer]
+
+
 @dataclass(frozen=True)
 class Memorisation:
     """How near generated images are to training images, as ratios to held-out ones: of the medians, and of the lowest
-    hundredth of the distances. 1 is as it should be, 0 is a copy. `nearest` is the training image next to each
-    generated one."""
+    hundredth of the relative distances. 1 is as it should be, 0 is a copy. `nearest` is the training image next to
+    each generated one."""
 
     space: str
     median: Estimate
@@ -92,41 +103,44 @@ def memorisation(
         gate: the ratio below which the generator is refused.
         seed: of the bootstrap over generated and held-out images.
 
-    Raises ValueError where held-out images are among the training images.
+    Raises ValueError where held-out images are among the training images, or these are fewer than two.
     """
+    if len(train) < 2:
+        raise ValueError(f"{len(train)} training images are too few to say what near is; give all of them.")
     known = describe(train)
-    distances, nearest = nearest_of(generated, known, describe)
-    expected, _ = nearest_of(held_out, known, describe)
-    if same := int((expected <= SAME * np.median(expected)).sum() if np.median(expected) > 0 else len(expected)):
+    ours, expected = (nearest_of(images, known, describe) for images in (generated, held_out))
+    if same := int((expected.relative < SAME).sum()):
         raise ValueError(
-            f"{same} of {len(expected)} held-out images are training images, perhaps turned or flipped; they say "
+            f"{same} of {len(held_out)} held-out images are training images, perhaps turned or flipped; they say "
             "nothing about copies. Hold out other images."
         )
-    median, lowest = (ratio_of_quantiles(distances, expected, level, seed=seed) for level in (0.5, LOWEST))
-    return Memorisation(space, median, lowest, gate, len(generated), len(held_out), len(train), nearest)
+    median, lowest = (ratio_of_quantiles(ours.relative, expected.relative, level, seed=seed) for level in (0.5, LOWEST))
+    return Memorisation(space, median, lowest, gate, len(generated), len(held_out), len(train), ours.indices)
 
 
-def nearest_of(
-    images: Array, known: Array, describe: Callable[[Array], Array]
-) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
-    """Distance of each image to the nearest of the known (N, D), over its eight orientations, and which that is."""
-    pairs = [nearest(describe(np.ascontiguousarray(turned)), known) for turned in orientations(images)]
-    distances, indices = (np.stack(column) for column in zip(*pairs, strict=True))
-    best = distances.argmin(axis=0)[None]
-    return np.take_along_axis(distances, best, 0)[0], np.take_along_axis(indices, best, 0)[0]
+def nearest_of(images: Array, known: Array, describe: Callable[[Array], Array]) -> Nearest:
+    """What is nearest to each of the images (n, C, S, S) among the known (N, D), in any of eight orientations."""
+    center = known.mean(axis=0, dtype=np.float64)
+    turned = [describe(np.ascontiguousarray(versions)) - center for versions in orientations(images)]
+    known = known - center
+    parts = [
+        nearest([rows[start : start + ROWS_AT_A_TIME] for rows in turned], known)
+        for start in range(0, len(images), ROWS_AT_A_TIME)
+    ]
+    return Nearest(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def nearest(asked: Array, known: Array) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
-    """Distance of each row (n, D) to the nearest of the known rows (N, D), and its number."""
-    known = known.astype(np.float64)
+def nearest(turned: list[Array], known: Array) -> Nearest:
+    """What is nearest to each image, given its orientations (n, D) each, among the known (N, D)."""
     squares = (known**2).sum(axis=1)
-    indices = []
-    for start in range(0, len(asked), ROWS_AT_A_TIME):
-        rows = asked[start : start + ROWS_AT_A_TIME].astype(np.float64)
-        indices.append((squares - 2 * rows @ known.T).argmin(axis=1))
-    whole = np.concatenate(indices)
-    # Squares cancel for copies: the distance itself is taken of the pair that was found.
-    return np.linalg.norm(asked - known[whole], axis=1), whole
+    best = np.full((len(turned[0]), len(known)), np.inf)
+    for rows in turned:
+        best = np.minimum(best, (rows**2).sum(axis=1)[:, None] + squares - 2 * rows @ known.T)
+    distances = np.sqrt(best.clip(min=0))
+    count = min(NEIGHBOURHOOD, len(known))
+    around = np.partition(distances, count - 1, axis=1)[:, :count].mean(axis=1)
+    first = distances.min(axis=1)
+    return Nearest(np.where(around > 0, first / np.where(around > 0, around, 1), 0.0), distances.argmin(axis=1))
 
 
 def ratio_of_quantiles(first: Array, second: Array, level: float, *, seed: int) -> Estimate:

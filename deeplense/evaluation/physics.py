@@ -204,7 +204,7 @@ def fit_rings(images: Images) -> NDArray[np.floating]:
     weights = weights / weights.sum(axis=1, keepdims=True)
     outer = (rays[:, :, None] * rays[:, None, :]).reshape(len(rays), 9)
     normal = (weights @ outer).reshape(-1, 3, 3) + np.diag([0.0, PENALTY, PENALTY])
-    return np.linalg.solve(normal, (weights * radius) @ rays)[:, 0]
+    return np.linalg.solve(normal, ((weights * radius) @ rays)[:, :, None])[:, 0, 0]
 
 
 def bright_light(images: Images) -> Images:
