@@ -3,7 +3,7 @@ numbers of each image.
 
 For each generated image the distance of the nearest training image is taken, over its eight flips and quarter turns,
 in units of the mean distance of the fifty nearest: a copy has one training image far nearer than all others (as in
-Carlini et al. 2023, arXiv:2301.13188, section 4.2), whereas an image that is faint, smooth or common has all of them
+Carlini et al. 2023, arXiv:2301.13188), whereas an image that is faint, smooth or common has all of them
 near. What is normal is seen on held-out images, which cannot have been copied.
 """
 
@@ -68,7 +68,7 @@ class Memorisation:
 def orientations(images: Array) -> list[Array]:
     """The eight flips and quarter turns of images (n, C, S, S), the images themselves first."""
     turned = [np.rot90(images, quarter, axes=(2, 3)) for quarter in range(4)]
-    return [*turned, *(image[..., ::-1] for image in turned)]
+    return [np.ascontiguousarray(image) for image in (*turned, *(image[..., ::-1] for image in turned))]
 
 
 def pooled_pixels(images: Array) -> Array:
@@ -121,10 +121,9 @@ def memorisation(
 def nearest_of(images: Array, known: Array, describe: Callable[[Array], Array]) -> Nearest:
     """What is nearest to each of the images (n, C, S, S) among the known (N, D), in any of eight orientations."""
     center = known.mean(axis=0, dtype=np.float64)
-    turned = [describe(np.ascontiguousarray(versions)) - center for versions in orientations(images)]
     known = known - center
     parts = [
-        nearest([rows[start : start + ROWS_AT_A_TIME] for rows in turned], known)
+        nearest([describe(turned) - center for turned in orientations(images[start : start + ROWS_AT_A_TIME])], known)
         for start in range(0, len(images), ROWS_AT_A_TIME)
     ]
     return Nearest(*(np.concatenate(column) for column in zip(*parts, strict=True)))
