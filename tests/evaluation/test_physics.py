@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from toy_lenses import PIXEL_SCALE, blurred, normalised_one_by_one, toy_lenses
 from torch.nn import functional
+from toy_lenses import PIXEL_SCALE, blurred, normalised_one_by_one, toy_lenses
 
 from deeplense.evaluation.memorisation import memorisation, orientations
 from deeplense.evaluation.physics import (
@@ -139,21 +139,22 @@ def test_einstein_radii_are_those_that_the_lenses_were_made_with(noise: float, s
     found = einstein_radius_pixels(images)[bright] * 4.0 / size
     error = found - truth[bright]
     assert np.corrcoef(found, truth[bright])[0, 1] > 0.98
-    assert abs(np.median(error)) < 0.01
+    assert abs(np.median(error)) < 0.1 * 4.0 / size
     assert 1.4826 * np.median(np.abs(error - np.median(error))) < 0.025
     slope, _ = np.polyfit(truth[bright], found, 1)
     assert slope == pytest.approx(1, abs=0.03)
 
 
-def test_the_radius_of_a_ring_about_a_source_that_is_off_is_that_of_the_lens() -> None:
+@pytest.mark.parametrize("offset", [0, 4, 8, 12])
+def test_the_radius_is_that_of_an_isothermal_lens_wherever_its_source_is(offset: float) -> None:
+    """The lens equation of the singular isothermal sphere of 25 pixels, and a Gaussian source."""
     along = np.arange(101) - 50.0
-    radius, angle = np.hypot(along[:, None], along[None, :]), np.arctan2(along[:, None], along[None, :])
-    ring = np.exp(-((radius - 25 - 3 * np.cos(angle) + 5 * np.sin(angle)) ** 2) / 8)
-    weight = 1 + 0.9 * np.cos(angle)
-    images = np.stack([ring, ring * weight])[:, None]
-    np.testing.assert_allclose(einstein_radius_pixels(images), 25, atol=0.4)
-    plain = (images * radius).sum(axis=(1, 2, 3)) / images.sum(axis=(1, 2, 3))
-    assert plain[1] > 26.5
+    x, y = np.broadcast_arrays(along[None, :], along[:, None])
+    radius = np.hypot(x, y)
+    shrunk = 1 - 25 / np.maximum(radius, 0.5)
+    image = np.exp(-((shrunk * x - 0.8 * offset) ** 2 + (shrunk * y - 0.6 * offset) ** 2) / (2 * 4**2))
+    assert einstein_radius_pixels(image[None, None]).item() == pytest.approx(25, abs=0.05)
+    assert abs((image * radius).sum() / image.sum() - 25) > 0.5
 
 
 def test_radii_and_spectra_do_not_depend_on_orientation_brightness_and_background(new: np.ndarray) -> None:
@@ -172,7 +173,7 @@ def test_a_wave_has_all_its_power_at_its_wavenumber() -> None:
 
 
 def test_white_noise_has_as_much_power_as_there_are_waves() -> None:
-    images = np.random.default_rng(0).normal(size=(400, 1, 16, 16))
+    images = np.random.default_rng(0).normal(size=(4000, 1, 16, 16))
     along = np.fft.fftfreq(16, 1 / 16)
     radius = np.rint(np.hypot(along[:, None], along[None, :]))
     counts = np.array([(radius == k).sum() for k in range(1, 9)])
