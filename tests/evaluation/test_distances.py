@@ -119,13 +119,16 @@ def test_eigenvalues_are_those_of_the_covariance() -> None:
         np.testing.assert_allclose(eigenvalues_of(sample), expected, atol=1e-12)
 
 
-def test_the_kernel_distance_is_that_of_its_definition_and_of_torch_fidelity() -> None:
+def test_the_kernel_distance_is_that_of_its_definition() -> None:
     first, second = features(40, 6, 0), features(25, 6, 1, shift=0.3)
     assert kernel_distance(first, second) == pytest.approx(kernel_in_plain_loops(first, second), rel=1e-9)
     assert kernel_distance(second, first) == pytest.approx(kernel_distance(first, second), rel=1e-9)
+
+
+def test_the_kernel_distance_is_that_of_torch_fidelity() -> None:
     oracle = pytest.importorskip("torch_fidelity.metric_kid").kernel_mmd
-    expected = oracle(first[:25], second, kid_kernel="poly")
-    assert kernel_distance(first[:25], second) == pytest.approx(expected, rel=1e-9)
+    first, second = features(700, 6, 0), features(700, 6, 1, shift=0.3)
+    assert kernel_distance(first, second) == pytest.approx(oracle(first, second, kid_kernel="poly"), rel=1e-9)
 
 
 def test_the_kernel_distance_of_equal_distributions_is_zero_in_the_mean_though_not_each_time() -> None:
@@ -133,6 +136,14 @@ def test_the_kernel_distance_of_equal_distributions_is_zero_in_the_mean_though_n
     assert abs(draws.mean()) < 3 * draws.std() / np.sqrt(400)
     assert (draws < 0).mean() > 0.3
     assert frechet_distance(features(30, 8, 0), features(50, 8, 0)) > 0.1
+
+
+def test_precision_is_that_of_its_definition() -> None:
+    first, second = features(50, 3, 0, shift=0.6), features(40, 3, 1)
+    radii = [sorted(float(np.linalg.norm(x - y)) for y in second)[3] for x in second]
+    near = [any(np.linalg.norm(x - y) <= r for y, r in zip(second, radii, strict=True)) for x in first]
+    assert 0.1 < np.mean(near) < 0.9
+    assert precision(first, second) == pytest.approx(np.mean(near))
 
 
 def test_precision_and_recall_are_those_of_torch_fidelity() -> None:

@@ -56,6 +56,19 @@ def test_features_are_those_of_torch_fidelity(state: dict[str, Tensor], tmp_path
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_averages_leave_out_what_is_beyond_the_border_and_the_last_block_takes_the_maximum(
+    state: dict[str, Tensor],
+) -> None:
+    network = inception(state)
+    for name, bands in (("5b", 192), ("5d", 288), ("6b", 768), ("6e", 768), ("7b", 1280)):
+        block = network.get_submodule(f"Mixed_{name}")
+        pooled = block(torch.ones(1, bands, 7, 7))[:, -32:]
+        torch.testing.assert_close(pooled, pooled[..., 3:4, 3:4].expand_as(pooled))
+    last, images = network.get_submodule("Mixed_7c"), torch.rand(1, 2048, 8, 8)
+    expected = last.get_submodule("branch_pool")(nn.MaxPool2d(3, stride=1, padding=1)(images))
+    torch.testing.assert_close(last(images)[:, -192:], expected)
+
+
 def test_torchvisions_own_pooling_would_give_other_features(state: dict[str, Tensor]) -> None:
     from torchvision.models import inception_v3
 
@@ -102,6 +115,11 @@ def test_what_is_shown_is_one_range_for_all_images_clipped_at_its_ends() -> None
     images = np.broadcast_to(levels[:, None, None, None], (5, 3, 8, 8))
     shown = inception_features(lambda images: images.mean(dim=(2, 3)), images, low=0.0, high=2.0)
     np.testing.assert_allclose(shown, np.broadcast_to([[0], [0], [127.5], [255], [255]], (5, 3)), atol=1e-3)
+    steep = np.random.default_rng(0).normal(scale=5, size=(2, 1, 8, 8)).astype(np.float32)
+    pixels = [inception_features(lambda x: x.flatten(1), each, low=0.0, high=2.0) for each in (steep, steep.clip(0, 2))]
+    np.testing.assert_array_equal(*pixels)
+    assert pixels[0].min() == 0
+    assert pixels[0].max() == 255
 
 
 def test_two_bands_are_refused() -> None:

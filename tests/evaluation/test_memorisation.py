@@ -7,11 +7,13 @@ from toy_lenses import blurred, normalised_one_by_one, toy_lenses
 from deeplense.evaluation.memorisation import (
     Memorisation,
     memorisation,
+    nearest,
     nearest_of,
     orientations,
     pooled_pixels,
     ratio_of_quantiles,
 )
+from deeplense.evaluation.metrics import Estimate
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,25 @@ def test_a_ratio_of_quantiles_holds_the_truth_in_95_percent_of_cases() -> None:
         estimate = ratio_of_quantiles(first, second, 0.5, seed=seed)
         covered += estimate.low <= np.exp(0.2) <= estimate.high
     assert 180 <= covered <= 199
+
+
+def test_distances_are_in_units_of_those_of_the_fifty_nearest() -> None:
+    known = np.arange(1.0, 201.0)[:, None]
+    found = nearest([np.array([[0.0]]), np.array([[-7.0]])], known)
+    assert found.relative == pytest.approx(1 / np.arange(1, 51).mean())
+    assert found.indices == [0]
+    few = nearest([np.array([[0.0]])], known[:4])
+    assert few.relative == pytest.approx(1 / 2.5)
+
+
+def test_either_ratio_can_refuse_the_lowest_hundredth_only_where_it_is_certain() -> None:
+    def passed(median: float, low: float, high: float) -> bool:
+        estimates = Estimate(median, median, median), Estimate((low + high) / 2, low, high)
+        return Memorisation("f", *estimates, 0.9, 10, 10, 10, np.arange(10)).passed
+
+    assert passed(0.95, 0.7, 1.1)
+    assert not passed(0.85, 0.7, 1.1)
+    assert not passed(0.95, 0.3, 0.6)
 
 
 def test_a_gate_may_be_another(parts: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:

@@ -133,13 +133,14 @@ def test_classes_that_a_classifier_sees_too_rarely_fail(new: np.ndarray, held_ou
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])
 @pytest.mark.parametrize("size", [32, 64])
-def test_einstein_radii_are_those_that_the_lenses_were_made_with(noise: float, size: int) -> None:
+def test_einstein_radii_are_those_that_elliptical_lenses_with_shear_were_made_with(noise: float, size: int) -> None:
+    """Between 0.7 and 1.3 arcsec. The law that is fitted has neither ellipticity nor shear: 1.5 % are theirs."""
     images, truth = toy_lenses(150, 3, label=0, noise=noise, size=size)
     bright = images.max(axis=(1, 2, 3)) > 5 * noise
     found = einstein_radius_pixels(images)[bright] * 4.0 / size
     error = found - truth[bright]
     assert np.corrcoef(found, truth[bright])[0, 1] > 0.98
-    assert abs(np.median(error)) < 0.1 * 4.0 / size
+    assert abs(np.median(error)) < 0.015
     assert 1.4826 * np.median(np.abs(error - np.median(error))) < 0.025
     slope, _ = np.polyfit(truth[bright], found, 1)
     assert slope == pytest.approx(1, abs=0.03)
@@ -181,8 +182,10 @@ def test_white_noise_has_as_much_power_as_there_are_waves() -> None:
     np.testing.assert_allclose(means, counts / counts.sum(), rtol=0.05)
 
 
-def test_a_histogram_is_that_of_numpy_band_by_band() -> None:
-    images = np.random.default_rng(0).normal(size=(5, 2, 8, 8))
+@pytest.mark.parametrize("counted", [False, True])
+def test_a_histogram_is_that_of_numpy_band_by_band(counted: bool) -> None:
+    images = np.random.default_rng(0).normal(scale=3, size=(5, 2, 8, 8))
+    images = np.rint(images) if counted else images
     edges = histogram_edges(images, images + 1)
     shares = pixel_histogram(images, edges)
     assert shares.shape == (5, 2, len(edges) + 1)
