@@ -71,14 +71,19 @@ class Distance:
     caution: str
 
     def __str__(self) -> str:
-        chance = "" if self.expected is None else f" ({self.expected:.4g} expected of equal distributions)"
+        chance = f" ({self.expected:.4g} expected of equal distributions)" if self.expected else ""
         first, second = self.num_floor
         return (
-            f"{self.name} on {self.features}: {self.value:.4f}{chance}, of any number of images {self.estimate}; "
-            f"{self.num_generated} generated against {self.num_real} held-out. Real against real: "
-            f"{self.floor_value:.4f}, of any number {self.floor}; {first} against {second}."
-            f"{self.caution and ' '}{self.caution}"
+            f"{self.name} on {self.features}: {in_words(self.value, self.estimate)}{chance}; {self.num_generated} "
+            f"generated against {self.num_real} held-out. Real against real: "
+            f"{in_words(self.floor_value, self.floor)}; {first} against {second}.{self.caution and ' '}{self.caution}"
         )
+
+
+def in_words(value: float, estimate: Estimate) -> str:
+    """A value with its interval, and what it would be for any number of images where that is another."""
+    limit = "" if estimate.value == value else f", for any number of images {estimate.value:.4g}"
+    return f"{value:.4g}{limit} [{estimate.low:.4g}, {estimate.high:.4g}]"
 
 
 def compare_features(

@@ -227,7 +227,8 @@ def test_a_comparison_says_all_that_is_needed_to_believe_it() -> None:
     assert found["precision"].floor_value > found["precision"].value
     assert json.loads(json.dumps(asdict(frechet)))["features"] == "classifier (8)"
     text = str(frechet)
-    for part in ("classifier (8)", "150 generated against 200 held-out", "expected of equal", "150 against 200"):
+    expected = f"{frechet.expected:.4g} expected of equal distributions"
+    for part in ("classifier (8)", "150 generated against 200 held-out", expected, "150 against 200"):
         assert part in text
     assert "expected" not in str(found["recall"])
 
