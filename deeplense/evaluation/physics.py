@@ -1,0 +1,217 @@
+"""What physics sees of images, and whether generated images have as much of it as real ones. n images, C bands,
+S x S pixels, d numbers of each image, K classes.
+
+The images are in their own unit of flux, as they are in the data set: nothing here normalises them. The lens is in the
+middle and its own light is absent or subtracted.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from deeplense.evaluation.two_sample import NUM_PERMUTATIONS, Verdict, corrected, kolmogorov_smirnov, permutation
+
+Images = NDArray[np.floating]
+AT_A_TIME = 256
+LEAST_SHARE = 1e-12
+QUANTILES = np.r_[0.001, 0.01, 0.05, np.linspace(0.1, 0.9, 9), 0.95, 0.99, 0.999]
+PIXELS_FOR_QUANTILES = 1_000_000
+BRIGHT, SMOOTHING_PIXELS, PENALTY = 0.5, 1.0, 0.1
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The tests of generated images against real ones, and the level that their corrected p-values are held to."""
+
+    verdicts: list[Verdict]
+    num_generated: int
+    num_real: int
+    level: float
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of the tests that say the images are not of one distribution."""
+        return [verdict.name for verdict in self.verdicts if verdict.corrected < self.level]
+
+    def __str__(self) -> str:
+        against = f"{self.num_generated} generated images against {self.num_real} held-out ones"
+        if not self.failed:
+            return f"{against}: none of {len(self.verdicts)} tests tells them apart at {self.level:g}."
+        lines = [str(verdict) for verdict in self.verdicts if verdict.corrected < self.level]
+        return "\n".join([f"{against}: {len(lines)} of {len(self.verdicts)} tests tell them apart.", *lines])
+
+
+def compare_images(
+    generated: Images,
+    real: Images,
+    *,
+    pixel_scale_arcsec: float,
+    probabilities: tuple[NDArray[np.floating], NDArray[np.floating]] | None = None,
+    level: float = 0.05,
+    seed: int = 0,
+    num_permutations: int = NUM_PERMUTATIONS,
+) -> Panel:
+    """Test generated images (n, C, S, S) against held-out real ones (m, C, S, S).
+
+    With thousands of images the smallest fault is significant: read the effect, and beside it the panel of as many
+    training images against the same held-out ones, in which nothing may fail.
+
+    Args:
+        generated: as they would be used, at the size of the real ones.
+        real: images that the generator was not trained on.
+        pixel_scale_arcsec: side of a pixel.
+        probabilities: what a frozen classifier says of both, (n, K) and (m, K).
+        level: chance that one of all tests fails although both are of one distribution.
+        seed: of the permutations.
+        num_permutations: the smallest p-value is one over this.
+
+    Raises ValueError where the images differ in shape, are too few, or hold values that are no finite numbers.
+    """
+    check_images(generated, real)
+    bands = range(real.shape[1])
+    edges = histogram_edges(generated, real)
+
+    def moved(name: str, first: Images, second: Images, labels: list[str]) -> Verdict:
+        return permutation(name, first, second, labels=labels, seed=seed, num_permutations=num_permutations)
+
+    def spectra(images: Images) -> Images:
+        return radial_power_spectrum(images).reshape(len(images), -1)
+
+    def histograms(images: Images) -> Images:
+        return pixel_histogram(images, edges).reshape(len(images), -1)
+
+    waves = [f"log10 of the share of power at {k} cycles per image, band {c}" for c in bands for k in wavenumbers(real)]
+    values = [f"share of pixels {text}, band {c}" for c in bands for text in between(edges)]
+    verdicts = [
+        moved("power_spectrum", spectra(generated), spectra(real), waves),
+        moved("pixel_histogram", histograms(generated), histograms(real), values),
+        kolmogorov_smirnov("total_flux", total_flux(generated), total_flux(real), unit=""),
+        kolmogorov_smirnov("peak_flux", peak_flux(generated), peak_flux(real), unit=""),
+        kolmogorov_smirnov(
+            "einstein_radius",
+            pixel_scale_arcsec * einstein_radius_pixels(generated)[:, None],
+            pixel_scale_arcsec * einstein_radius_pixels(real)[:, None],
+            unit="arcsec",
+        ),
+    ]
+    if probabilities is not None:
+        names = [f"probability of class {k}" for k in range(probabilities[0].shape[1])]
+        verdicts.append(moved("substructure_class", *probabilities, names))
+    return Panel(corrected(verdicts), len(generated), len(real), level)
+
+
+def check_images(generated: Images, real: Images) -> None:
+    """Raise ValueError unless both are square images of one shape, two or more of each, and all finite."""
+    if generated.ndim != 4 or generated.shape[1:] != real.shape[1:] or real.shape[2] != real.shape[3]:
+        raise ValueError(
+            f"generated images are {generated.shape[1:]}, real ones {real.shape[1:]}; both must be (C, S, S), of one "
+            "size. Generate at the size of the data set, for resizing changes the noise."
+        )
+    for name, images in (("generated", generated), ("real", real)):
+        if len(images) < 2:
+            raise ValueError(f"{len(images)} {name} images are too few for a test; give at least 2, better 300.")
+        if bad := sum(int((~np.isfinite(part)).any(axis=(1, 2, 3)).sum()) for part in parts(images)):
+            raise ValueError(f"{bad} of {len(images)} {name} images hold values that are no finite numbers.")
+
+
+def parts(images: Images) -> Iterator[Images]:
+    """The images in float64, some hundred at a time."""
+    for start in range(0, len(images), AT_A_TIME):
+        yield images[start : start + AT_A_TIME].astype(np.float64)
+
+
+def wavenumbers(images: Images) -> range:
+    """Radial wavenumbers up to that of Nyquist, in cycles per image."""
+    return range(1, images.shape[-1] // 2 + 1)
+
+
+def radial_power_spectrum(images: Images) -> Images:
+    """Log10 of the share that each radial wavenumber has of an image's power, (n, C, S // 2): independent of the
+    image's brightness and background, with 1 cycle per image first."""
+    size = images.shape[-1]
+    along = np.fft.fftfreq(size, 1 / size)
+    radius = np.rint(np.hypot(along[:, None], along[None, :])).astype(int).ravel()
+    rings = (radius[:, None] == np.array(wavenumbers(images))).astype(np.float64)
+
+    def share(part: Images) -> Images:
+        power = (np.abs(np.fft.fft2(part)) ** 2).reshape(*part.shape[:2], -1) @ rings
+        total = power.sum(axis=-1, keepdims=True)
+        return np.log10(np.maximum(power / np.where(total > 0, total, 1), LEAST_SHARE))
+
+    return np.concatenate([share(part) for part in parts(images)])
+
+
+def histogram_edges(first: Images, second: Images) -> NDArray[np.floating]:
+    """Quantiles of the pixels of both sets: bins with few and with many pixels, denser in both tails."""
+    pixels = np.concatenate([images.ravel()[:: images.size // PIXELS_FOR_QUANTILES + 1] for images in (first, second)])
+    return np.unique(np.quantile(pixels.astype(np.float64), QUANTILES))
+
+
+def between(edges: NDArray[np.floating]) -> list[str]:
+    """The bins in words: below the first edge, between each two, above the last."""
+    inner = [f"from {low:.3g} to {high:.3g}" for low, high in pairwise(edges)]
+    return [f"below {edges[0]:.3g}", *inner, f"above {edges[-1]:.3g}"]
+
+
+def pixel_histogram(images: Images, edges: NDArray[np.floating]) -> Images:
+    """Share of each image's pixels in each bin, (n, C, bins); there is one bin more than edges."""
+    num_bins = len(edges) + 1
+
+    def shares(part: Images) -> Images:
+        rows = np.searchsorted(edges, part.reshape(part.shape[0] * part.shape[1], -1), side="right")
+        counts = np.bincount((rows + num_bins * np.arange(len(rows))[:, None]).ravel(), minlength=len(rows) * num_bins)
+        return counts.reshape(*part.shape[:2], num_bins) / rows.shape[1]
+
+    return np.concatenate([shares(part) for part in parts(images)])
+
+
+def total_flux(images: Images) -> Images:
+    """Sum of the pixels, (n, C)."""
+    return images.sum(axis=(2, 3), dtype=np.float64)
+
+
+def peak_flux(images: Images) -> Images:
+    """The brightest pixel, (n, C)."""
+    return images.max(axis=(2, 3)).astype(np.float64)
+
+
+def einstein_radius_pixels(images: Images) -> NDArray[np.floating]:
+    """Einstein radius of each image, (n,), in pixels, from where its light is; bands are added.
+
+    Seen from an isothermal lens in the middle, the image of a source at beta is brightest, along the ray at angle phi,
+    at r = theta_E + beta_x cos phi + beta_y sin phi. The three numbers are fitted to the radii of the bright pixels by
+    least squares, each weighted by its light (per unit of radius, for there are more pixels further out) above half of
+    the 99th percentile. Offsets of the source are held to small values by a penalty: a single short arc does not tell
+    them from theta_E.
+    """
+    return np.concatenate([fit_rings(part.sum(axis=1)) for part in parts(images)])
+
+
+def fit_rings(images: Images) -> NDArray[np.floating]:
+    """Einstein radii of images (n, S, S), in pixels."""
+    size = images.shape[-1]
+    along = np.arange(size) - (size - 1) / 2
+    radius = np.hypot(along[:, None], along[None, :]).ravel()
+    # The middle pixel of an odd size has no direction.
+    reach = np.maximum(radius, 0.5)
+    east, north = (np.broadcast_to(a, (size, size)).ravel() / reach for a in (along[None, :], along[:, None]))
+    rays = np.stack([np.ones_like(radius), east, north], axis=1)
+    weights = bright_light(images).reshape(len(images), -1) / reach
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    outer = (rays[:, :, None] * rays[:, None, :]).reshape(len(rays), 9)
+    normal = (weights @ outer).reshape(-1, 3, 3) + np.diag([0.0, PENALTY, PENALTY])
+    return np.linalg.solve(normal, ((weights * radius) @ rays)[:, :, None])[:, 0, 0]
+
+
+def bright_light(images: Images) -> Images:
+    """Light of smoothed images (n, S, S) above half of their 99th percentile, both counted from the median; 1
+    everywhere where an image has none."""
+    smooth = ndimage.gaussian_filter(images, (0, SMOOTHING_PIXELS, SMOOTHING_PIXELS), mode="nearest")
+    smooth = smooth - np.median(smooth, axis=(1, 2), keepdims=True)
+    light = np.maximum(smooth - BRIGHT * np.quantile(smooth, 0.99, axis=(1, 2), keepdims=True), 0.0)
+    light[light.sum(axis=(1, 2)) == 0] = 1.0
+    return light
