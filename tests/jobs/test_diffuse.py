@@ -53,7 +53,7 @@ def test_it_learns_shows_what_it_makes_and_looks_for_copies(dataset: Path, tmp_p
     run = tmp_path / "run"
     assert diffuse.run(settings_of(dataset, run, epochs=8, lr=2e-3, evaluate_epochs=4)) == 0
     losses = logged(run, "val/loss")
-    assert losses[-1] < 0.8 * logged(run, "train/loss")[0]
+    assert losses[-1] < losses[0] < logged(run, "train/loss")[0]
     assert [path.name for path in sorted((run / "samples").iterdir())] == ["step_00000022.png", "step_00000043.png"]
     assert all(0 < value < 2 for value in logged(run, "val/copies/median"))
     assert last(run)["progress"]["best"] == pytest.approx(-min(losses))
