@@ -90,7 +90,7 @@ def test_what_they_were_told_is_kept_and_a_classifier_can_learn_from_them(
     known = np.isfinite(split.column("target/column"))
     assert np.array_equal(known, split.labels != 1)
     provenance = split.schema.provenance
-    assert (provenance["made_by"], provenance["step"], provenance["run"]) == ("deeplense sample", 11, "run")
+    assert (provenance["made_by"], provenance["step"], provenance["run"]) == ("deeplense sample", 10, "run")
     words = [f"--dataset={made},{dataset}", f"--run={tmp_path / 'run'}", "--model_name=simple_cnn", "--epochs=1"]
     assert train.run(config.parse("train", [*words, "--device=cpu"])) == 0
 
