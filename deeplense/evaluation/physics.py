@@ -72,36 +72,47 @@ def compare_images(
     Raises ValueError where the images differ in shape, are too few, or hold values that are no finite numbers.
     """
     check_images(generated, real)
-    bands = range(real.shape[1])
-    edges = histogram_edges(generated, real)
-
-    def moved(name: str, first: Images, second: Images, labels: list[str]) -> Verdict:
-        return permutation(name, first, second, labels=labels, seed=seed, num_permutations=num_permutations)
-
-    def spectra(images: Images) -> Images:
-        return radial_power_spectrum(images).reshape(len(images), -1)
-
-    def histograms(images: Images) -> Images:
-        return pixel_histogram(images, edges).reshape(len(images), -1)
-
-    waves = [f"log10 of the share of power at {k} cycles per image, band {c}" for c in bands for k in wavenumbers(real)]
-    values = [f"share of pixels {text}, band {c}" for c in bands for text in between(edges)]
-    verdicts = [
-        moved("power_spectrum", spectra(generated), spectra(real), waves),
-        moved("pixel_histogram", histograms(generated), histograms(real), values),
-        kolmogorov_smirnov("total_flux", total_flux(generated), total_flux(real), unit=""),
-        kolmogorov_smirnov("peak_flux", peak_flux(generated), peak_flux(real), unit=""),
-        kolmogorov_smirnov(
-            "einstein_radius",
-            pixel_scale_arcsec * einstein_radius_pixels(generated)[:, None],
-            pixel_scale_arcsec * einstein_radius_pixels(real)[:, None],
-            unit="arcsec",
-        ),
-    ]
+    profiles = {
+        "power_spectrum": (*(radial_power_spectrum(images) for images in (generated, real)), waves(real)),
+        "pixel_histogram": histograms(generated, real),
+    }
     if probabilities is not None:
         names = [f"probability of class {k}" for k in range(probabilities[0].shape[1])]
-        verdicts.append(moved("substructure_class", *probabilities, names))
-    return Panel(corrected(verdicts), len(generated), len(real), level)
+        profiles["substructure_class"] = (*probabilities, names)
+    verdicts = [
+        permutation(
+            name,
+            first.reshape(len(first), -1),
+            second.reshape(len(second), -1),
+            labels=labels,
+            seed=seed,
+            num_permutations=num_permutations,
+        )
+        for name, (first, second, labels) in profiles.items()
+    ]
+    return Panel(
+        corrected([*verdicts, *compare_numbers(generated, real, pixel_scale_arcsec)]), len(generated), len(real), level
+    )
+
+
+def compare_numbers(generated: Images, real: Images, pixel_scale_arcsec: float) -> list[Verdict]:
+    """The tests of what is one number of each image and band."""
+
+    def radius(images: Images) -> Images:
+        return pixel_scale_arcsec * einstein_radius_pixels(images)[:, None]
+
+    numbers = {"total_flux": (total_flux, ""), "peak_flux": (peak_flux, ""), "einstein_radius": (radius, "arcsec")}
+    return [
+        kolmogorov_smirnov(name, measure(generated), measure(real), unit=unit)
+        for name, (measure, unit) in numbers.items()
+    ]
+
+
+def histograms(first: Images, second: Images) -> tuple[Images, Images, list[str]]:
+    """Histograms of both with the same edges, and their bins in words."""
+    edges = histogram_edges(first, second)
+    bins = [f"share of pixels {text}, band {c}" for c in range(first.shape[1]) for text in between(edges)]
+    return pixel_histogram(first, edges), pixel_histogram(second, edges), bins
 
 
 def check_images(generated: Images, real: Images) -> None:
@@ -127,6 +138,12 @@ def parts(images: Images) -> Iterator[Images]:
 def wavenumbers(images: Images) -> range:
     """Radial wavenumbers up to that of Nyquist, in cycles per image."""
     return range(1, images.shape[-1] // 2 + 1)
+
+
+def waves(images: Images) -> list[str]:
+    """The numbers of a power spectrum in words, band by band."""
+    text = "log10 of the share of power at {} cycles per image, band {}"
+    return [text.format(k, c) for c in range(images.shape[1]) for k in wavenumbers(images)]
 
 
 def radial_power_spectrum(images: Images) -> Images:
