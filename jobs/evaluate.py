@@ -1,4 +1,4 @@
-"""Evaluate a trained run on images that it never saw, and write a report."""
+"""Evaluate a trained run on images that it never saw, or images that were generated, and write a report."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,17 +11,25 @@ from jobs.config import FREE, require
 class Settings:
     """What to evaluate, and on what."""
 
-    run: str
+    run: str = ""
     """folder of a run, or its W&B id, or a pattern of folders that held out different folds: their predictions are
-    put together"""
+    put together. With `generated`, runs with commas between, whose features distances are taken of"""
     dataset: str | None = None
-    """another data set than the run's own: a folder or a name below data_root"""
+    """another data set than the run's own: a folder or a name below data_root. With `generated`, the real one"""
     split: str = "test"
     """which split; for runs with num_folds it is the fold that was held out"""
     weights: Literal["best", "last"] = "best"
     """the best on the validation samples, or those of the last checkpoint"""
     output: Path | None = None
-    """folder of the report; by default RUN/report"""
+    """folder of the report; by default RUN/report, or that of `generated`"""
+    generated: Path | None = None
+    """data set of generated images, to be held against the real ones of `dataset`"""
+    fid_weights: Path | None = None
+    """file with the weights of Inception that FID is defined on, for `generated`"""
+    num_resamples: int = 100
+    """half samples that the intervals of distances are made of, for `generated`"""
+    gate: float = 0.9
+    """ratio of distances to the nearest image learnt from, below which generated images are called copies"""
     explain: int = 0
     """held-out images for which the report shows what the network looked at, the first of each class; of a pattern of
     folders, the first run's"""
@@ -34,11 +42,22 @@ class Settings:
 
     def __post_init__(self) -> None:
         require(self.batch_size > 0, f"batch_size={self.batch_size} must be above 0.")
+        require(
+            bool(self.run) or self.generated is not None,
+            "there is nothing to evaluate; give --run RUN, or --generated DIR with --dataset DIR.",
+        )
+        require(self.generated is not None or self.fid_weights is None, "fid_weights is for --generated DIR; give one.")
+        require(self.num_resamples > 1, f"num_resamples={self.num_resamples} must be 2 or more.")
+        require(0 < self.gate <= 1, f"gate={self.gate} must be above 0, and 1 at most.")
         require(self.explain >= 0, f"explain={self.explain} must be 0 or more.")
 
 
 def run(settings: Settings) -> int:
     """Write the report and print its numbers."""
+    if settings.generated is not None:
+        from jobs.generated import evaluate_generated
+
+        return evaluate_generated(settings)
     from jobs.evaluation_run import evaluate
 
     return evaluate(settings)

@@ -35,8 +35,8 @@ class Nearest(NamedTuple):
 @dataclass(frozen=True)
 class Memorisation:
     """How near generated images are to training images, as ratios to held-out ones: of the medians, and of the lowest
-    hundredth of the relative distances. 1 is as it should be, 0 is a copy. `nearest` is the training image next to
-    each generated one."""
+    hundredth of the relative distances. 1 is as it should be, 0 is a copy. Of each generated image (n,): `relative`,
+    how far the nearest training image is, and `nearest`, which one that is."""
 
     space: str
     median: Estimate
@@ -45,6 +45,7 @@ class Memorisation:
     num_generated: int
     num_held_out: int
     num_train: int
+    relative: NDArray[np.floating]
     nearest: NDArray[np.integer]
 
     @property
@@ -115,7 +116,7 @@ def memorisation(
             "nothing about copies. Hold out other images."
         )
     median, lowest = (ratio_of_quantiles(ours.relative, expected.relative, level, seed=seed) for level in (0.5, LOWEST))
-    return Memorisation(space, median, lowest, gate, len(generated), len(held_out), len(train), ours.indices)
+    return Memorisation(space, median, lowest, gate, len(generated), len(held_out), len(train), *ours)
 
 
 def nearest_of(images: Array, known: Array, describe: Callable[[Array], Array]) -> Nearest:

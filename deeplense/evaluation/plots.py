@@ -211,3 +211,26 @@ def over_counts(
     axes.minorticks_off()
     axes.grid(axis="y", color="0.9")
     axes.legend(frameon=False)
+
+
+def spectra(axes: Axes, series: Mapping[str, np.ndarray]) -> None:
+    """Named spectra (n, K) of logarithms, from wavenumber 1 on: the median, and the range of two thirds."""
+    for k, (name, values) in enumerate(series.items()):
+        low, middle, high = np.quantile(values, [1 / 6, 1 / 2, 5 / 6], axis=0)
+        waves, colour = np.arange(1, len(middle) + 1), COLOURS[k % len(COLOURS)]
+        axes.plot(waves, middle, color=colour, label=name)
+        axes.fill_between(waves, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.set(xscale="log", xlabel="cycles per image", ylabel="log10 of the share of power")
+    axes.legend(frameon=False)
+
+
+def densities(axes: Axes, series: Mapping[str, np.ndarray], *, xlabel: str) -> None:
+    """Named distributions (n,) of numbers, in the same bins; what is far out is in the last ones."""
+    together = np.concatenate(list(series.values()))
+    low, high = np.quantile(together, [0.005, 0.995])
+    bins = np.linspace(low, high if high > low else low + 1, 31)
+    for k, (name, values) in enumerate(series.items()):
+        colour = COLOURS[k % len(COLOURS)]
+        axes.hist(values.clip(low, high), bins=bins.tolist(), density=True, histtype="step", color=colour, label=name)
+    axes.set(xlabel=xlabel, ylabel="density")
+    axes.legend(frameon=False)
