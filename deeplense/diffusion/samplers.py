@@ -2,7 +2,7 @@
 
 Each sampler is a table: the next image is a sum, with weights, of the last one, of what the denoiser said of it, of
 what it said before, and of fresh noise. So they differ in numbers alone, which are made in float64, and one loop, or
-one recorded step, does them all.
+one recorded step, does them all. They are made on the CPU.
 """
 
 from collections import deque
@@ -146,7 +146,9 @@ def walk(denoise: Denoise, plan: Plan, noise: Callable[[int], Tensor]) -> Genera
         denoise: from noisy images and their times (B,) to what is expected of the images.
         plan: of a sampler.
         noise: the noise of step n, (B, C, H, W), from 1 on; 0 is what it all begins with. Image k depends on its own
-            noise alone, so where that is a function of (seed, k), as in noise.py, the image is.
+            noise alone, so where that is a function of (seed, k), as in noise.py, the image is. To the last bit it is
+            only in batches of one size, by the same number of threads or the same kind of GPU: in others a network adds
+            in another order.
     """
     image = noise(0)
     before = torch.zeros_like(image)

@@ -210,7 +210,8 @@ def test_what_is_not_said_changes_nothing_and_what_is_said_does() -> None:
     rows = conditions(CONDITIONS)
     assert rows.shape == (4, 8)
     assert rows.isfinite().all()
-    assert len(torch.unique(rows[:, 0])) == 4
+    said = torch.cartesian_prod(torch.tensor([0.0, 1, 2, torch.nan]), torch.tensor([0.7, 1.0, torch.nan]))
+    assert len(torch.unique(conditions(said)[:, 0])) == 12
     assert torch.equal(conditions(CONDITIONS[[3]]), conditions(torch.full((1, 2), torch.nan)))
     at_mean, nothing = conditions(torch.tensor([[0.0, 1.0], [0.0, torch.nan]]))
     assert not torch.allclose(at_mean, nothing), "a radius at the mean is not one that is unknown"

@@ -61,3 +61,5 @@ def test_each_of_48_bits_changes_the_noise_of_a_training() -> None:
     for bit in range(1, 25):
         keys += [training_keys(start + torch.tensor([[2.0**-bit, 0]])), training_keys(start + 2.0**-bit * (1 - start))]
     assert len(torch.unique(torch.cat(keys))) == len(keys)
+    ends = torch.tensor([0, 2.0**-24, 0.5, 1 - 2.0**-24])
+    assert len(torch.unique(training_keys(torch.cartesian_prod(ends, ends)))) == 16

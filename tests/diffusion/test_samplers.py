@@ -17,9 +17,10 @@ from exact import (
     of_mixture,
     one_at_a_time,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
-from deeplense.diffusion.denoiser import Denoise, clipped
+from deeplense.diffusion.denoiser import Denoise, Denoiser, clipped
+from deeplense.diffusion.noise import image_keys, normals
 from deeplense.diffusion.samplers import (
     SAMPLERS,
     Plan,
@@ -33,6 +34,7 @@ from deeplense.diffusion.samplers import (
     walk,
 )
 from deeplense.diffusion.schedules import SCHEDULES, alpha_sigma, cosine, linear, log_snr_at
+from deeplense.diffusion.unet import SMALL, UNet
 
 COSINE = cosine()
 MEAN, STD = 0.3, 0.5
@@ -222,6 +224,23 @@ def test_an_image_alone_is_to_the_bit_what_it_is_in_a_batch(name: str) -> None:
     parts = [sample(denoise, plan, noise_of(2, each, (2, 5, 7))) for each in (range(9), range(9, 13))]
     assert torch.equal(torch.cat(parts), together)
     assert not torch.equal(sample(denoise, plan, noise_of(3, range(13), (2, 5, 7))), together)
+
+
+def test_with_a_network_an_image_is_the_same_in_any_batch_of_one_size() -> None:
+    torch.manual_seed(0)
+    network = UNet(1, shape=SMALL).eval()
+    nn.init.normal_(network.last.weight, std=0.05)
+    model, plan = Denoiser(network, COSINE), dpm_solver(COSINE, 3)
+
+    def images_of(*numbers: int) -> Tensor:
+        keys = image_keys(0, torch.tensor(numbers))
+        return sample(model.denoise, plan, lambda step: normals(keys, (1, 18, 18), step))
+
+    together = images_of(0, 1, 2, 3)
+    assert torch.equal(images_of(7, 2, 9, 0)[1], together[2])
+    assert torch.equal(images_of(7, 2, 9, 0)[3], together[0])
+    # Other sizes of the batch add in another order.
+    assert (images_of(2)[0] - together[2]).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
