@@ -6,7 +6,6 @@ from typing import cast
 import numpy as np
 import torch
 from accelerate import Accelerator
-from deeplense.evaluation.memorisation import Memorisation, memorisation
 from torch import Tensor, nn
 
 from deeplense.data.dataset import Batch
@@ -15,10 +14,11 @@ from deeplense.data.transforms import augment
 from deeplense.diffusion.denoiser import Denoiser
 from deeplense.diffusion.noise import image_keys, normals
 from deeplense.diffusion.samplers import dpm_solver
+from deeplense.evaluation.memorisation import Memorisation, memorisation
 from deeplense.training.loop import from_main, gather_lists, share_buffers
 from jobs.diffuse import CLASS, Settings
 from jobs.experiment import Part, image_parts, predict_part
-from jobs.generating import Scaling, conditions_of, make_denoiser, make_images, show
+from jobs.generating import Scaling, bounds_of, conditions_of, make_denoiser, make_images, show
 from jobs.learner import Evaluation
 from jobs.pretraining import evenly
 from jobs.ranks import announce, on_main
@@ -66,6 +66,7 @@ class Diffusion:
     def begin(self, statistics: Mapping[str, list[float]]) -> None:
         """Take the mean and standard deviation of each band of the samples."""
         self.scaling = Scaling(statistics, self.settings.stretch)
+        self.bounds = bounds_of(self.settings, self.train, self.scaling)
 
     def description(self, where: str) -> str:
         """Which network on how many images."""
@@ -140,7 +141,15 @@ class Diffusion:
         for start in range(0, len(mine), EVALUATION_BATCH):
             chosen = torch.from_numpy(mine[start : start + EVALUATION_BATCH]).to(accelerator.device)
             with accelerator.autocast():
-                made = make_images(denoiser, plan, chosen, shape, seed=self.settings.seed, said=self.wanted(chosen))
+                made = make_images(
+                    denoiser,
+                    plan,
+                    chosen,
+                    shape,
+                    seed=self.settings.seed,
+                    said=self.wanted(chosen),
+                    bounds=self.bounds,
+                )
             parts.append(self.scaling.unscaled(made).float().cpu().numpy())
             beat()
         denoiser.train(training)

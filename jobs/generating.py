@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from deeplense.data.transforms import denormalise, normalise
 from deeplense.diffusion.conditions import Conditions
-from deeplense.diffusion.denoiser import Denoiser, guided
+from deeplense.diffusion.denoiser import Denoise, Denoiser, clipped, guided
 from deeplense.diffusion.noise import image_keys, normals
 from deeplense.diffusion.samplers import Plan, sample
 from deeplense.diffusion.schedules import SCHEDULES
@@ -23,6 +24,7 @@ from jobs.experiment import Part, Statistics
 
 SHEET = 36
 """Images on a sheet."""
+MOST_FOR_BOUNDS = 4096
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,15 @@ def conditions_of(settings: Settings, part: Part) -> Tensor | None:
     return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
 
 
+def bounds_of(settings: Settings, train: Part, scaling: Scaling) -> tuple[float, float] | None:
+    """The darkest and brightest pixel of the images that are learnt from, in the unit of the network; None where it is
+    asked for something else than the noise, which makes it so unsure at the start that it must be held within them."""
+    if settings.predict != "eps":
+        return None
+    images = scaling.scaled(torch.from_numpy(train.split.images(train.indices[:MOST_FOR_BOUNDS])))
+    return images.min().item(), images.max().item()
+
+
 def make_images(
     denoiser: Denoiser,
     plan: Plan,
@@ -99,11 +110,13 @@ def make_images(
     seed: int,
     said: Tensor | None,
     guidance: float = 1.0,
+    bounds: tuple[float, float] | None = None,
 ) -> Tensor:
     """Images of these numbers (B,), (B, *shape), each a function of (seed, number), in the unit of the network."""
     keys = image_keys(seed, numbers)
-    denoise = denoiser.denoise if said is None else guided(denoiser.denoise, said, scale=guidance)
-    return sample(denoise, plan, lambda step: normals(keys, shape, step))
+    denoise: Denoise = denoiser.denoise if said is None else guided(denoiser.denoise, said, scale=guidance)
+    denoise = clipped(denoise, *bounds) if bounds else denoise
+    return sample(denoise, plan, partial(normals, keys, shape))
 
 
 def show(path: Path, images: np.ndarray) -> None:

@@ -38,9 +38,11 @@ class Settings:
     precision: Literal["fp32", "bf16"] = "fp32"
     """of the network"""
     batch_size: int = 64
-    """images at a time"""
+    """images at a time, always so many, for another number changes the last digits"""
     device: Literal["auto", "cuda", "mps", "cpu"] = field(default="auto", metadata=FREE)
     """where to compute"""
+    num_workers: int = field(default=0, metadata=FREE)
+    """processes; 0 for one on each core, or one for a GPU. The bytes do not depend on it"""
     part: str | None = field(default=None, metadata=FREE)
     """K/N makes only every N-th shard, from the K-th on; whichever part ends last completes the split"""
     runs_root: Path = field(default=Path("runs"), metadata=FREE)

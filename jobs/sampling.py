@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from jobs.config import from_plain, require
 from jobs.diffuse import CLASS
 from jobs.diffuse import Settings as DiffuseSettings
 from jobs.experiment import Part, image_parts
-from jobs.generating import Scaling, conditions_of, make_denoiser, make_images
+from jobs.generating import Scaling, bounds_of, conditions_of, make_denoiser, make_images
 from jobs.parts import make_part
 from jobs.progress import say, track
-from jobs.runs import find_run, stored_config
+from jobs.runs import find_run, num_cores, stored_config
 from jobs.sample import Settings
 
 
@@ -36,33 +36,41 @@ class Generator:
     denoiser: Denoiser
     plan: Plan
     scaling: Scaling
+    bounds: tuple[float, float] | None
     train: Part
     told: Tensor | None
     """what images are told to be, in turn, (N, K)"""
     facts: Mapping[str, Any]
     """which weights these are"""
 
+    def told_to(self, rows: range) -> Tensor | None:
+        """What images of these numbers are told to be, (n, K)."""
+        return None if self.told is None else self.told[np.asarray(rows) % len(self.told)]
+
 
 def sample(settings: Settings) -> int:
     """Make the images, or what is missing of them."""
     generator = make_generator(settings)
     schema, folder = schema_of(settings, generator), settings.output / settings.split
-    make = partial(make_samples, settings=settings, generator=generator)
-    facts = generator.facts
+    make, facts = partial(make_samples, settings=settings), generator.facts
+    is_cpu = generator.denoiser.schedule.device.type == "cpu"
+    workers = settings.num_workers or (num_cores() if is_cpu else 1)
     say(
         f"making {settings.num_images} images by {facts['run']} (step {facts['step']}), {settings.sampler} with "
         f"{settings.num_steps} steps, into {folder}"
     )
     if settings.part:
-        make_part({folder: (schema, make)}, settings.part)
+        make_part({folder: (schema, make)}, settings.part, num_workers=workers)
         return 0
-    track(build(folder, schema, make), total=settings.num_images, unit="images")
+    track(build(folder, schema, make, num_workers=workers), total=settings.num_images, unit="images")
     say(f"{folder} is complete")
     return 0
 
 
+@cache
 def make_generator(settings: Settings) -> Generator:
-    """Read the weights. Raises ValueError where the run is none of diffusion, or has no good checkpoint."""
+    """Read the weights, once in a process. Raises ValueError where the run is none of diffusion, or has no good
+    checkpoint."""
     run = find_run(settings.run, settings.runs_root)
     stored = stored_config(run)
     require("noise_schedule" in stored, f"{run} is no run of `deeplense diffuse`, and makes no images; give one.")
@@ -75,13 +83,15 @@ def make_generator(settings: Settings) -> Generator:
         f"{train.split.name} is not the data set that {run} learnt from any more; bring that one back.",
     )
     accelerator = make_accelerator(device=settings.device, precision="fp32")
+    scaling = Scaling(saved["progress"]["statistics"], learnt.stretch)
     denoiser = make_denoiser(learnt, train)
     denoiser.load_state_dict(saved[name])
     return Generator(
         settings=learnt,
         denoiser=denoiser.to(accelerator.device).eval(),
         plan=SAMPLERS[settings.sampler](denoiser.schedule.cpu(), settings.num_steps),
-        scaling=Scaling(saved["progress"]["statistics"], learnt.stretch),
+        scaling=scaling,
+        bounds=bounds_of(learnt, train, scaling),
         train=train,
         told=told(settings.conditions, learnt, train),
         facts={
@@ -161,15 +171,18 @@ def schema_of(settings: Settings, generator: Generator) -> Schema:
     )
 
 
-def make_samples(rows: range, *, settings: Settings, generator: Generator) -> Samples:
-    """The images of a range, in batches that each hold the same images whoever makes them."""
-    parts = [rows[k : k + settings.batch_size] for k in range(0, len(rows), settings.batch_size)]
-    said = None if generator.told is None else generator.told[np.asarray(rows) % len(generator.told)]
-    names = generator.settings.condition_names
+def make_samples(rows: range, *, settings: Settings) -> Samples:
+    """The images of a range, in blocks of one size and one thread on a CPU: so an image has the same bits whoever makes
+    it, beside whatever others."""
+    torch.set_num_threads(1)
+    generator = make_generator(settings)
+    size = settings.batch_size
+    blocks = [make_block(range(k, k + size), settings, generator) for k in range(rows.start, rows.stop, size)]
+    names, said = generator.settings.condition_names, generator.told_to(rows)
     columns = {} if said is None else dict(zip(names, said.double().numpy().T, strict=True))
-    labels = columns.pop(CLASS, np.full(len(rows), -1.0))
+    labels = columns.pop(CLASS, np.full(len(rows), np.nan))
     return Samples(
-        images=np.concatenate([make_batch(part, settings=settings, generator=generator) for part in parts]),
+        images=np.concatenate(blocks)[: len(rows)],
         labels=np.nan_to_num(labels, nan=-1).astype(np.int64),
         targets=columns,
         ids=[f"{settings.split}-{settings.seed}-{k}" for k in rows],
@@ -177,20 +190,20 @@ def make_samples(rows: range, *, settings: Settings, generator: Generator) -> Sa
     )
 
 
-def make_batch(rows: range, *, settings: Settings, generator: Generator) -> np.ndarray:
+def make_block(rows: range, settings: Settings, generator: Generator) -> np.ndarray:
     """The images of these numbers (b, C, H, W), in the unit of the data set."""
-    denoiser, told = generator.denoiser, generator.told
-    numbers = torch.tensor(rows, device=denoiser.schedule.device)
-    said = None if told is None else told[torch.tensor(rows) % len(told)].to(numbers.device)
-    bf16 = torch.autocast(numbers.device.type, torch.bfloat16) if settings.precision == "bf16" else nullcontext()
+    device = generator.denoiser.schedule.device
+    said = generator.told_to(rows)
+    bf16 = torch.autocast(device.type, torch.bfloat16) if settings.precision == "bf16" else nullcontext()
     with bf16:
         made = make_images(
-            denoiser,
+            generator.denoiser,
             generator.plan,
-            numbers,
+            torch.tensor(rows, device=device),
             generator.train.split.schema.shape,
             seed=settings.seed,
-            said=said,
+            said=None if said is None else said.to(device),
             guidance=settings.guidance,
+            bounds=generator.bounds,
         )
     return generator.scaling.unscaled(made.float()).cpu().numpy()

@@ -26,6 +26,7 @@ CNN = COMMON | {"model_name": "simple_cnn"}
 RESNET = COMMON | {"model_name": "test_resnet", "dropout": 0.3}
 VIEWS = {"num_local": 2, "evaluate_epochs": 1, "hidden_dim": 16, "out_dim": 32, "warmup_epochs": 1}
 PRETRAIN = COMMON | {"model_name": "test_vit", "drop_path": 0.1, "weight_decay_end": 0.4} | VIEWS
+DIFFUSE = COMMON | {"model_name": "unet_small", "num_times": 50, "num_sampled": 0, "evaluate_epochs": 1}
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,10 @@ KINDS = {
     "only the last layers": Kind(CNN | {"tune": 0, "complex": 1, "dropout": 0.2}),
     "reading ahead": Kind(CNN, free={"num_workers": 1}, ends=(1, 1), examples=1),
     "two processes": Kind(RESNET | {"ema_decay": 0.9, "gradient_accumulation": 2}, num_processes=2),
+    "diffusion": Kind(DIFFUSE | {"conditions": "class,column", "flips": 1}, job="diffuse"),
+    "diffusion in two processes": Kind(
+        DIFFUSE | {"predict": "eps", "num_sampled": 4}, job="diffuse", num_processes=2, ends=(1, 1), examples=1
+    ),
     "DINO": Kind(PRETRAIN | {"method": "dino"}, job="pretrain"),
     "iBOT in two processes": Kind(
         PRETRAIN | {"method": "ibot", "gradient_accumulation": 2}, job="pretrain", num_processes=2, examples=1
@@ -189,7 +194,7 @@ def differing(first: dict[str, Any], second: dict[str, Any]) -> set[str]:
 @pytest.fixture(scope="module")
 def datasets(dataset: Path, stamps: Path) -> Mapping[str, Path]:
     """What each job learns from."""
-    return {"train": dataset, "pretrain": stamps}
+    return {"train": dataset, "pretrain": stamps, "diffuse": dataset}
 
 
 @pytest.fixture(scope="module")
