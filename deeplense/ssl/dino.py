@@ -26,7 +26,7 @@ class Network(nn.Module):
         return self.head(torch.cat(features), frozen=frozen)
 
 
-class DINO(Distillation):
+class DINO(Distillation[Network]):
     """Self-distillation with no labels (Caron et al. 2021, arXiv:2104.14294).
 
     The defaults are for data sets of less than 20,000 images. The paper has out_dim 65536, momentum 0.996, and a

@@ -30,7 +30,7 @@ class Network(nn.Module):
         return head(patches, frozen=frozen)
 
 
-class IBOT(Distillation):
+class IBOT(Distillation[Network]):
     """Image BERT pre-training with an online tokenizer (Zhou et al. 2022, arXiv:2111.07832).
 
     The defaults are for data sets of less than 20,000 images. The paper has out_dim 8192, momentum 0.996 and

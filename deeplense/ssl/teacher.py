@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,10 @@ def follow(teacher: nn.Module, student: nn.Module, *, momentum: float) -> None:
         own.lerp_(new, 1 - momentum) if own.is_floating_point() else own.copy_(new)
 
 
-class Distillation(nn.Module):
-    """A method in which a student learns what its teacher says."""
+class Distillation(nn.Module, Generic[NetworkT]):
+    """A method in which a student learns what its teacher, a network with a backbone, says."""
 
-    teacher: nn.Module
+    teacher: NetworkT
 
     @property
     def encoder(self) -> nn.Module:
