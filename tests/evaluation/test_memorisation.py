@@ -135,7 +135,7 @@ def test_distances_are_in_units_of_those_of_the_fifty_nearest() -> None:
 def test_either_ratio_can_refuse_the_lowest_hundredth_only_where_it_is_certain() -> None:
     def passed(median: float, low: float, high: float) -> bool:
         estimates = Estimate(median, median, median), Estimate((low + high) / 2, low, high)
-        return Memorisation("f", *estimates, 0.9, 10, 10, 10, np.arange(10)).passed
+        return Memorisation("f", *estimates, 0.9, 10, 10, 10, np.ones(10), np.arange(10)).passed
 
     assert passed(0.95, 0.7, 1.1)
     assert not passed(0.85, 0.7, 1.1)
