@@ -86,7 +86,7 @@ def test_every_setting_of_the_earlier_training_script_works_under_its_name() -> 
 def test_the_recipes_that_come_with_the_jobs_are_right() -> None:
     for path in Path(config.__file__).parent.glob("recipes/*.yaml"):
         asked = yaml.safe_load(path.read_text())
-        job = "pretrain" if "method" in asked else "train"
+        job = "pretrain" if "method" in asked else "diffuse" if "noise_schedule" in asked else "train"
         settings = config.parse(job, ["--config", str(path), *TRAIN])
         assert {name: getattr(settings, name) for name in asked} == asked
 
