@@ -158,7 +158,8 @@ class Diffusion:
     def wanted(self, numbers: Tensor) -> Tensor | None:
         """What images that are made are told to be: what is said of those looked at, in turn."""
         said = self.said[self.val.split]
-        return None if said is None else said[self.val.indices[numbers.cpu() % len(self.val)]].to(numbers.device)
+        rows = self.val.indices[numbers.cpu().numpy() % len(self.val)]
+        return None if said is None else said[rows].to(numbers.device)
 
     def judge(self, made: np.ndarray) -> Memorisation:
         """Hold images that were made against those learnt from, and show them."""

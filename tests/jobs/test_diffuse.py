@@ -88,6 +88,11 @@ def test_what_it_is_told_is_the_class_first_and_what_is_unknown_is_not_said(data
     assert network.conditions.num_conditions == 2  # type: ignore[union-attr]
 
 
+def test_one_image_may_be_made_of_what_it_is_told(dataset: Path, tmp_path: Path) -> None:
+    assert diffuse.run(settings_of(dataset, tmp_path / "run", epochs=0.4, num_sampled=1, conditions="class")) == 0
+    assert len(logged(tmp_path / "run", "val/copies/median")) == 1
+
+
 def test_an_image_has_one_loss_whatever_batch_it_is_looked_at_in(dataset: Path, tmp_path: Path) -> None:
     learner = Diffusion(settings_of(dataset, tmp_path / "run"))
     network = learner.make_network(load_pretrained=True).eval()

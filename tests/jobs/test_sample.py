@@ -113,6 +113,11 @@ def test_each_sampler_makes_images_in_the_unit_of_the_data(
     assert 0.3 * real.std() < images(tmp_path / "out").std() < 3 * real.std()
 
 
+def test_one_image_at_a_time_is_an_image_too(run: Path, made: Path, tmp_path: Path) -> None:
+    sample.run(settings_of(run, tmp_path / "out", num_images=3, batch_size=1))
+    np.testing.assert_allclose(images(tmp_path / "out"), images(made)[:3], atol=1e-4)
+
+
 def test_the_best_weights_may_be_taken(run: Path, tmp_path: Path) -> None:
     last, best = (make_generator(settings_of(run, tmp_path, weights=which)) for which in ("last", "best"))
     assert set(last.facts) == set(best.facts) == {"run", "step", "weights"}
