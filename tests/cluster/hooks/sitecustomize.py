@@ -143,6 +143,7 @@ class Patcher(MetaPathFinder):
     patches = {  # noqa: RUF012
         "jobs.experiment": lambda module: note_samples(module.Objective),
         "jobs.pretraining": lambda module: note_samples(module.Pretraining),
+        "jobs.diffusing": lambda module: note_samples(module.Diffusion),
         "deeplense.data.building": patch_building,
         "deeplense.training.loop": patch_loop,
         "deeplense.training.saving": patch_saving,
