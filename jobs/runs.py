@@ -94,6 +94,11 @@ def train_settings(run: Path) -> TrainSettings:
         "learns them, and evaluates.",
     )
     require(
+        "noise_schedule" not in stored,
+        f"{run} is a run of `deeplense diffuse`, which has learnt no classes; `deeplense sample --run {run}` makes images, "
+        "and `deeplense evaluate --generated` judges them.",
+    )
+    require(
         "mode" not in stored,
         f"{run} is a probe of `deeplense finetune --mode {stored.get('mode')}`, and holds no network; its report is "
         f"{run / 'report'}. For another --split, give finetune that and another --run; for a network, --mode full.",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deeplense.data.transforms import denormalise, normalise
 from deeplense.training import checkpoint
-from jobs import diffuse
+from jobs import diffuse, evaluate
 from jobs.diffuse import Settings
 from jobs.diffusing import Diffusion
 from jobs.generating import conditions_of
@@ -119,6 +119,12 @@ def test_images_come_back_from_the_unit_of_the_network_with_their_flux(stretch: 
 def flux(images: Tensor) -> float:
     """The sum of all pixels."""
     return images.sum().item()
+
+
+def test_a_classifier_is_not_looked_for_in_it(dataset: Path, tmp_path: Path) -> None:
+    assert diffuse.run(settings_of(dataset, tmp_path / "run", epochs=0.4, num_sampled=0)) == 0
+    with pytest.raises(ValueError, match="has learnt no classes; `deeplense sample --run"):
+        evaluate.run(evaluate.Settings(run=str(tmp_path / "run")))
 
 
 WRONG = {
