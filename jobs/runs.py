@@ -95,8 +95,8 @@ def train_settings(run: Path) -> TrainSettings:
     )
     require(
         "noise_schedule" not in stored,
-        f"{run} is a run of `deeplense diffuse`, which has learnt no classes; `deeplense sample --run {run}` makes images, "
-        "and `deeplense evaluate --generated` judges them.",
+        f"{run} is a run of `deeplense diffuse`, which has learnt no classes; `deeplense sample --run {run}` makes "
+        "images, and `deeplense evaluate --generated` judges them.",
     )
     require(
         "mode" not in stored,

@@ -21,6 +21,8 @@ LEAST = {
     "verify": ["data"],
     "train": TRAIN,
     "finetune": ["--backbone", "runs/dino", "--run", "runs/a", "--dataset", "Model_III"],
+    "diffuse": TRAIN,
+    "sample": ["--run", "runs/ddpm", "--output", "data", "--num_images", "10"],
     "evaluate": ["--run", "runs/a"],
     "export": ["runs/a", "--output", "lens.safetensors"],
     "models": ["resnet18"],

@@ -62,6 +62,7 @@ def test_settings_that_change_no_number_may_differ(tmp_path: Path) -> None:
         "keep_every_hours": "12",
         "read_ahead": "3",
         "stage": "none",
+        "fsdp": "1",
         "wandb": "offline",
     }
     begin(tmp_path, *(f"--{name}={value}" for name, value in free.items()))
