@@ -1,5 +1,6 @@
 """Measure this machine: simulation against lenstronomy, training against a bare PyTorch loop, reading images and saving
-checkpoints against plain copies and other packages, random views against torchvision, pretraining against lightly.
+checkpoints against plain copies and other packages, random views against torchvision, pretraining against lightly,
+sampling by diffusion against diffusers.
 Ratios are of one run, in turns. (`deeplense benchmark models` and `benchmark labels` are jobs of their own.)"""
 
 import importlib
@@ -18,9 +19,10 @@ DEFAULTS = {
     "pretrain": {"batch_size": 64, "model_name": "vit_small"},
     "data": {"num_images": 20_000, "batch_size": 256},
     "views": {"batch_size": 64},
+    "sample": {"batch_size": 16, "model_name": "unet_small"},
 }
 """What a setting that is 0 stands for."""
-PEERS = ("lenstronomy", "webdataset", "litdata", "mosaicml-streaming", "hdf5plugin", "lightly")
+PEERS = ("lenstronomy", "webdataset", "litdata", "mosaicml-streaming", "hdf5plugin", "lightly", "diffusers")
 """Packages to compare with, or that are needed for it."""
 
 
@@ -28,31 +30,35 @@ PEERS = ("lenstronomy", "webdataset", "litdata", "mosaicml-streaming", "hdf5plug
 class Settings:
     """What to measure."""
 
-    what: Literal["simulate", "train", "data", "checkpoint", "views", "pretrain"] = field(
-        metadata={"help": "simulate, train, data, checkpoint, views or pretrain"}
+    what: Literal["simulate", "train", "data", "checkpoint", "views", "pretrain", "sample"] = field(
+        metadata={"help": "simulate, train, data, checkpoint, views, pretrain or sample"}
     )
     model: Literal["Model_I", "Model_II", "Model_III"] = "Model_III"
     """simulate, train: kind of images"""
     preset: Literal["published", "noisy", "physical"] = "noisy"
     """simulate: published has the vortex as 100 points, the others as a line"""
     model_name: str = ""
-    """train, pretrain: a model of timm, or of the zoo; by default resnet18, vit_small"""
+    """train, pretrain: a model of timm, or of the zoo; by default resnet18, vit_small. sample: a U-Net, as
+    in `deeplense diffuse`; by default unet_small"""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """pretrain: of both sides"""
+    """pretrain, sample: of both sides"""
     batch_size: int = 0
-    """train, pretrain: samples of an update; data: images of a batch; views: images of a round; 0 for 64, data 256"""
+    """train, pretrain: samples of an update; data: images of a batch; views, sample: images of a round; 0 for 64, data
+    256, sample 16"""
     num_images: int = 0
     """simulate: images of each class a round; data: images of an epoch; 0 for 96 and 20000"""
     image_size: int = 64
-    """data: pixels of a side"""
+    """data, sample: pixels of a side"""
     dtype: Literal["float32", "float16", "uint8"] = "float32"
     """data: as which the images are stored"""
     num_steps: int = 12
-    """train: updates a round (pretrain: one)"""
+    """train: updates a round (pretrain: one); sample: evaluations of the network"""
     rounds: int = 5
     """each side is timed so often, in turns; the median counts"""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    """train, pretrain: where"""
+    """train, pretrain, sample: where"""
+    compile: Literal[0, 1] = 0
+    """sample: 1 to compile our network"""
     folder: Path | None = None
     """data, checkpoint: a folder on the disk to be measured; by default that for temporary files. What is made there,
     up to 6 GB, is removed"""

@@ -37,6 +37,8 @@ class Settings:
     """equal numbers of different seeds are different images"""
     precision: Literal["fp32", "bf16"] = "fp32"
     """of the network"""
+    compile: Literal[0, 1] = 0
+    """1: let PyTorch compile the network, and record it for GPUs: a minute at first, and faster after"""
     batch_size: int = 64
     """images at a time, always so many, for another number changes the last digits"""
     device: Literal["auto", "cuda", "mps", "cpu"] = field(default="auto", metadata=FREE)

@@ -21,7 +21,7 @@ from jobs.config import from_plain, require
 from jobs.diffuse import CLASS
 from jobs.diffuse import Settings as DiffuseSettings
 from jobs.experiment import Part, image_parts
-from jobs.generating import Scaling, bounds_of, conditions_of, make_denoiser, make_images
+from jobs.generating import Scaling, bounds_of, compile_network, conditions_of, make_denoiser, make_images
 from jobs.parts import make_part
 from jobs.progress import say, track
 from jobs.runs import find_run, num_cores, stored_config
@@ -86,6 +86,8 @@ def make_generator(settings: Settings) -> Generator:
     scaling = Scaling(saved["progress"]["statistics"], learnt.stretch)
     denoiser = make_denoiser(learnt, train)
     denoiser.load_state_dict(saved[name])
+    if settings.compile:
+        compile_network(denoiser, accelerator.device)
     return Generator(
         settings=learnt,
         denoiser=denoiser.to(accelerator.device).eval(),
@@ -166,6 +168,7 @@ def schema_of(settings: Settings, generator: Generator) -> Schema:
             "guidance": settings.guidance,
             "conditions": settings.conditions,
             "precision": settings.precision,
+            "compile": settings.compile,
             "batch_size": settings.batch_size,
         },
     )

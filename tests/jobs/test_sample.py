@@ -118,6 +118,12 @@ def test_one_image_at_a_time_is_an_image_too(run: Path, made: Path, tmp_path: Pa
     np.testing.assert_allclose(images(tmp_path / "out"), images(made)[:3], atol=1e-4)
 
 
+@pytest.mark.slow
+def test_a_compiled_network_makes_the_same_images(run: Path, made: Path, tmp_path: Path) -> None:
+    sample.run(settings_of(run, tmp_path / "out", num_images=4, batch_size=4, num_workers=1, compile=1))
+    np.testing.assert_allclose(images(tmp_path / "out"), images(made)[:4], atol=1e-3)
+
+
 def test_the_best_weights_may_be_taken(run: Path, tmp_path: Path) -> None:
     last, best = (make_generator(settings_of(run, tmp_path, weights=which)) for which in ("last", "best"))
     assert set(last.facts) == set(best.facts) == {"run", "step", "weights"}

@@ -1,0 +1,118 @@
+"""`deeplense benchmark sample`: images by diffusion against those of diffusers, with the same weights."""
+
+import statistics
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deeplense.diffusion.denoiser import Denoiser
+from deeplense.diffusion.samplers import SAMPLERS
+from deeplense.diffusion.schedules import cosine
+from deeplense.diffusion.unet import SHAPES, Shape, UNet, to_diffusers
+from deeplense.training.loop import make_accelerator
+from jobs.benchmark import Settings
+from jobs.config import require
+from jobs.generating import compile_network, make_images
+from jobs.measuring.timing import Row, compare, timed
+
+INSTALL = "diffusers is not installed: pip install --no-deps diffusers==0.42.1"
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddpm": ("DDPMScheduler", {"variance_type": "fixed_small", "clip_sample": False}),
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
+    "dpm_solver": ("DPMSolverMultistepScheduler", {"lambda_min_clipped": -5.1}),
+}
+"""What their samplers are called."""
+
+
+def measure(settings: Settings) -> list[Row]:
+    """Batches of one-band images, of a network whose weights are random: what it takes does not depend on them. On a
+    CPU each side has one core."""
+    require(
+        settings.model_name in SHAPES,
+        f"model_name={settings.model_name} is no network of diffusion; there are {', '.join(SHAPES)}.",
+    )
+    device = make_accelerator(device=settings.device, precision="fp32").device
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    shape = SHAPES[settings.model_name]
+    network = UNet(1, shape=shape).to(device).eval()
+    peer = make_peer(network, shape, settings.image_size).to(device) if find_spec("diffusers") else None
+    denoiser = Denoiser(network, cosine(), target="eps").to(device).eval()
+    if settings.compile:
+        compile_network(denoiser, device)
+    return [row(name, settings, denoiser, peer) for name in OTHERS]
+
+
+def make_peer(network: UNet, shape: Shape, size: int) -> Any:
+    """The same network of diffusers."""
+    from diffusers import UNet2DModel
+
+    levels = len(shape.channels)
+    peer = UNet2DModel(
+        sample_size=size,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=shape.num_blocks,
+        block_out_channels=shape.channels,
+        down_block_types=("DownBlock2D",) * levels,
+        up_block_types=("UpBlock2D",) * levels,
+        norm_num_groups=shape.num_groups,
+        attn_norm_num_groups=shape.num_groups,
+        attention_head_dim=shape.head_dim,
+        resnet_time_scale_shift="scale_shift" if shape.film else "default",
+    )
+    peer.load_state_dict(to_diffusers(network.state_dict()))
+    return peer.eval()
+
+
+def row(name: str, settings: Settings, denoiser: Denoiser, peer: Any) -> Row:
+    """One sampler; seconds of a batch are told beside."""
+    device = denoiser.schedule.device
+    precise = partial(torch.autocast, device.type, torch.bfloat16) if settings.precision == "bf16" else nullcontext
+    ours = partial(make_ours, name, settings, denoiser, precise)
+    title = f"{settings.model_name}, {name}, {settings.num_steps} steps, {settings.precision} on {device.type}"
+    if peer is None:
+        ours()
+        rate = statistics.median(timed(ours).rate for _ in range(settings.rounds))
+        return Row(what=title, unit="images/s", ours=rate, note=INSTALL)
+    theirs = partial(make_theirs, name, settings, peer, device, precise)
+    return compare(title, ours, theirs, other_name="diffusers", rounds=settings.rounds)
+
+
+Precise = Callable[[], AbstractContextManager[Any]]
+
+
+def make_ours(name: str, settings: Settings, denoiser: Denoiser, precise: Precise) -> float:
+    """A batch of ours."""
+    device, size = denoiser.schedule.device, settings.image_size
+    plan = SAMPLERS[name](denoiser.schedule.cpu(), settings.num_steps)
+    numbers = torch.arange(settings.batch_size, device=device)
+    with precise():
+        return finished(make_images(denoiser, plan, numbers, (1, size, size), seed=0, said=None))
+
+
+@torch.no_grad()
+def make_theirs(name: str, settings: Settings, peer: Any, device: torch.device, precise: Precise) -> float:
+    """A batch of theirs."""
+    import diffusers
+
+    kind, options = OTHERS[name]
+    scheduler = getattr(diffusers, kind)(1000, beta_schedule="squaredcos_cap_v2", **options)
+    scheduler.set_timesteps(settings.num_steps)
+    image = torch.randn(settings.batch_size, 1, settings.image_size, settings.image_size, device=device)
+    for time in scheduler.timesteps:
+        with precise():
+            said = peer(image, time.to(device)).sample
+        image = scheduler.step(said.float(), time, image).prev_sample
+    return finished(image)
+
+
+def finished(images: Tensor) -> float:
+    """How many there are, when the device has made them."""
+    images.sum().item()
+    return float(len(images))
