@@ -129,6 +129,19 @@ def run_command(
     os._exit(main(arguments))
 
 
+def save_at_once() -> None:
+    """Let this process wait for each write of a checkpoint, so that none is put off on a slow disk."""
+    from deeplense.training.saving import Saver
+
+    begin = Saver.begin
+
+    def begin_and_wait(saver: Saver, *words: Any) -> None:
+        begin(saver, *words)
+        saver.wait()
+
+    Saver.begin = begin_and_wait  # type: ignore[method-assign]
+
+
 class Command:
     """A `deeplense` command in another process."""
 

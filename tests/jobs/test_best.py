@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Command, rank_variables
+from conftest import Command, rank_variables, save_at_once
 from scipy.special import softmax
 from sklearn.metrics import roc_auc_score
 
@@ -77,6 +77,7 @@ def die_at_step(step: int) -> None:
 
     from deeplense.training.tracking import Tracker
 
+    save_at_once()
     log = Tracker.log
 
     def log_or_die(tracker: Tracker, now: int, values: dict[str, float]) -> None:

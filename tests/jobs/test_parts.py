@@ -97,7 +97,11 @@ def test_a_part_is_read(text: str, part: tuple[int, int]) -> None:
 def test_what_is_no_part_is_refused_before_anything_is_made(
     job: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    least = {"simulate": [], "pack": ["--layout=gsoc", f"--source={tmp_path}"]}[job]
+    least = {
+        "simulate": [],
+        "pack": ["--layout=gsoc", f"--source={tmp_path}"],
+        "sample": ["--run=run", "--num_images=9"],
+    }[job]
     with pytest.raises(SystemExit) as refused:
         config.parse(job, [*least, f"--output={tmp_path / 'out'}", f"--part={text}"])
     assert refused.value.code == 2

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Command
+from conftest import Command, save_at_once
 
 from deeplense.training import checkpoint
 from jobs import verify
@@ -20,7 +20,8 @@ def finished(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with two checkpoints of the last steps, 9 and 10, and one of the best."""
     run = tmp_path_factory.mktemp("verified") / "run"
     settings = (*SMALL, "--checkpoint_minutes=1e-9", "--log_interval=1")
-    command = Command(["train", f"--dataset={dataset}", f"--run={run}", *settings], run.parent / "log.txt")
+    words = ["train", f"--dataset={dataset}", f"--run={run}", *settings]
+    command = Command(words, run.parent / "log.txt", prepare=save_at_once)
     assert command.wait() == 0, command.log.read_text()
     return run
 
@@ -93,7 +94,7 @@ def test_a_damaged_last_checkpoint_is_made_again_as_it_is_told(
     )
     (run / "finished.json").unlink()
     settings = (*SMALL, "--checkpoint_minutes=1e-9", "--log_interval=1")
-    assert start("train", f"--dataset={dataset}", f"--run={run}", *settings).wait() == 0
+    assert start("train", f"--dataset={dataset}", f"--run={run}", *settings, prepare=save_at_once).wait() == 0
     code, said = told(run)
     assert (code, "damaged_step_00000010: step 10" in said, "set aside and not used" in said) == (0, True, True)
     again, before = (folder / "checkpoints/step_00000010/model.safetensors" for folder in (run, finished))
