@@ -17,10 +17,9 @@ from deeplense.diffusion.samplers import dpm_solver
 from deeplense.evaluation.memorisation import Memorisation, memorisation
 from deeplense.training.loop import from_main, gather_lists, share_buffers
 from jobs.diffuse import CLASS, Settings
-from jobs.experiment import Part, image_parts, predict_part
+from jobs.experiment import Part, evenly, image_parts, predict_part
 from jobs.generating import Scaling, bounds_of, conditions_of, make_denoiser, make_images, show
 from jobs.learner import Evaluation
-from jobs.pretraining import evenly
 from jobs.ranks import announce, on_main
 
 EVALUATION_BATCH = 64

@@ -35,6 +35,7 @@ from jobs.progress import say
 from jobs.ranks import on_main
 from jobs.runs import find_run, train_settings
 from jobs.train import Settings as TrainSettings
+from jobs.weights import newest_weights
 
 GALLERY = 12
 
@@ -85,14 +86,8 @@ def evaluate_run(settings: Settings, run: Path, accelerator: Accelerator, *, num
     held = held_out_part(trained, datasets, settings.split)
     refuse_other_kind(train, held)
     part, num_shared = without_shared(held, [train, val])
-    kind = {"best": "best", "last": "step"}[settings.weights]
-    path, reports = from_main(
-        accelerator, on_main(accelerator, lambda: checkpoint.newest_good(run / "checkpoints", kind=kind))
-    )
-    for line in reports if accelerator.is_main_process else ():
-        say(line)
-    require(path is not None, f"{run} has no good checkpoint of its {settings.weights} weights yet; train it further.")
-    saved = checkpoint.load(path)
+    found = on_main(accelerator, lambda: newest_weights(run, settings.weights))
+    saved = checkpoint.load(from_main(accelerator, found))
     network = make_network(trained, train.split, load_pretrained=False)
     network.load_state_dict(saved["model"])
     objective = make_objective(trained, train, saved["progress"]["statistics"])

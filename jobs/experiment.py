@@ -200,6 +200,11 @@ def held_out_part(settings: "Settings", datasets: Sequence[Path], split_name: st
     return open_part(datasets, split_name, settings)
 
 
+def evenly(number: int, most: int) -> np.ndarray:
+    """Places of some of so many things, evenly spaced."""
+    return np.unique(np.linspace(0, number - 1, min(number, most)).round().astype(np.int64))
+
+
 def make_order(settings: "LearningSettings", part: Part) -> Order:
     """In which order the samples are learnt from: all alike, or classes and data sets by weight."""
     surveys, classes = part.split.sources[part.indices], part.labels

@@ -26,11 +26,12 @@ from deeplense.training.loop import make_accelerator
 from jobs import config
 from jobs.config import require
 from jobs.evaluate import Settings
-from jobs.experiment import find_datasets, learning_parts, make_network
+from jobs.experiment import find_dataset, find_datasets, learning_parts, make_network
 from jobs.pretrained import load_encoder, read_pretrained
 from jobs.progress import say
 from jobs.runs import find_run, stored_config, train_settings
 from jobs.train import Settings as TrainSettings
+from jobs.weights import newest_weights
 
 Images = np.ndarray
 AT_A_TIME = 256
@@ -93,7 +94,7 @@ def open_sides(settings: Settings) -> Sides:
     assert settings.generated is not None
     require(settings.dataset is not None, "generated images are held against real ones; give those as --dataset DIR.")
     assert settings.dataset is not None
-    (real,) = find_datasets(settings.dataset, Path("datasets"))
+    real = find_dataset(settings.dataset, Path("datasets"))
     there = splits_of(settings.generated)
     require(
         len(there) == 1, f"{settings.generated} has the splits {list(there)}; it must have one, of generated images."
@@ -133,10 +134,7 @@ def load_describer(settings: Settings, text: str) -> Describer:
         return encoder_describer(run, device)
     trained = train_settings(run)
     require(not trained.regression, f"{run} has learnt a number; give a run that has learnt classes, or a pretraining.")
-    path, _ = checkpoint.newest_good(run / "checkpoints", kind="best")
-    require(path is not None, f"{run} has no good checkpoint of its best weights yet; train it further.")
-    assert path is not None
-    saved = checkpoint.load(path)
+    saved = checkpoint.load(newest_weights(run, "best"))
     network = make_network(trained, learning_parts(trained)[0].split, load_pretrained=False)
     network.load_state_dict(saved["model"])
     ask = partial(say_of, network.to(device).eval(), saved["progress"]["statistics"], trained.stretch)

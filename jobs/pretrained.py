@@ -11,8 +11,8 @@ from deeplense.models.registry import Network
 from deeplense.training import checkpoint
 from jobs.config import from_plain, require
 from jobs.pretrain import ENCODERS, Settings
-from jobs.progress import say
 from jobs.runs import stored_config
+from jobs.weights import newest_weights
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,7 @@ def pretrain_settings(run: Path) -> Settings:
 def read_pretrained(run: Path) -> Pretrained:
     """The backbone of the newest good checkpoint. Raises ValueError where there is none."""
     settings = pretrain_settings(run)
-    path, reports = checkpoint.newest_good(run / "checkpoints")
-    for report in reports:
-        say(report)
-    if path is None:
-        raise ValueError(f"{run} has no good checkpoint yet; pretrain it further.")
-    states = checkpoint.load(path)
+    states = checkpoint.load(newest_weights(run, "last"))
     prefix = f"{ENCODERS[settings.method]}."
     found = {name.removeprefix(prefix): value for name, value in states["model"].items() if name.startswith(prefix)}
     weights = {name.removeprefix("vit."): value for name, value in found.items()}

@@ -23,7 +23,7 @@ from deeplense.ssl.ibot import IBOT
 from deeplense.ssl.schedules import cosine
 from deeplense.ssl.views import estimate_sky, make_views, num_uniforms
 from deeplense.training.loop import from_main, share_buffers, sum_over_ranks
-from jobs.experiment import Part, image_parts, predict_part
+from jobs.experiment import Part, evenly, image_parts, predict_part
 from jobs.learner import Evaluation
 from jobs.methods import Method, make_method, share_batch_statistics, updates_of, view_settings
 from jobs.pretrain import TEACHERS, Settings
@@ -202,8 +202,3 @@ def judged(val: Predictions, prototypes: np.ndarray | None) -> dict[str, float]:
     """The panel of collapse."""
     said = None if prototypes is None else torch.from_numpy(prototypes)
     return collapse_panel(torch.from_numpy(val.outputs), probabilities=said)
-
-
-def evenly(number: int, most: int) -> np.ndarray:
-    """Places of some of so many things, evenly spaced."""
-    return np.unique(np.linspace(0, number - 1, min(number, most)).round().astype(np.int64))

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from jobs.parts import make_part
 from jobs.progress import say, track
 from jobs.runs import find_run, num_cores, stored_config
 from jobs.sample import Settings
+from jobs.weights import newest_weights
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ def make_generator(settings: Settings) -> Generator:
     stored = stored_config(run)
     require("noise_schedule" in stored, f"{run} is no run of `deeplense diffuse`, and makes no images; give one.")
     learnt = from_plain(DiffuseSettings, stored)
-    path, saved = read_weights(run, settings.weights)
+    path = newest_weights(run, settings.weights)
+    saved = checkpoint.load(path)
     name = "ema" if settings.weights == "last" and "ema" in saved else "model"
     train, _ = image_parts(learnt, labelled=CLASS in learnt.condition_names)
     require(
@@ -102,16 +103,6 @@ def make_generator(settings: Settings) -> Generator:
             "weights": checkpoint.read_manifest(path)["files"][f"{name}.safetensors"],
         },
     )
-
-
-def read_weights(run: Path, which: str) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint with the weights that are asked for. Raises ValueError where there is none."""
-    path, reports = checkpoint.newest_good(run / "checkpoints", kind={"last": "step", "best": "best"}[which])
-    for report in reports:
-        say(report)
-    require(path is not None, f"{run} has no good checkpoint yet; `deeplense diffuse` makes some.")
-    assert path is not None
-    return path, checkpoint.load(path)
 
 
 def told(text: str, learnt: DiffuseSettings, train: Part) -> Tensor | None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -242,14 +243,26 @@ def their_name(name: str) -> str:
 
 
 def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a UNet under the names of the UNet2DModel of diffusers (0.42).
-
-    That has down_block_types ("DownBlock2D",) and up_block_types ("UpBlock2D",) for each level, block_out_channels =
-    channels, layers_per_block = num_blocks, norm_num_groups = attn_norm_num_groups = num_groups, attention_head_dim =
-    head_dim, resnet_time_scale_shift "scale_shift" with film and "default" without; its images must be of a size that
-    is a multiple of `multiple`, and it knows of no conditions.
-    """
+    """The state of a UNet under the names of the UNet2DModel of diffusers (0.42), made with `diffusers_options`. Its
+    images must be of a size that is a multiple of `multiple`, and it knows of no conditions."""
     return {their_name(name): tensor for name, tensor in state.items()}
+
+
+def diffusers_options(shape: Shape, in_chans: int) -> dict[str, Any]:
+    """What makes a UNet2DModel of diffusers that is the same network."""
+    levels = len(shape.channels)
+    return {
+        "in_channels": in_chans,
+        "out_channels": in_chans,
+        "block_out_channels": shape.channels,
+        "layers_per_block": shape.num_blocks,
+        "down_block_types": ("DownBlock2D",) * levels,
+        "up_block_types": ("UpBlock2D",) * levels,
+        "norm_num_groups": shape.num_groups,
+        "attn_norm_num_groups": shape.num_groups,
+        "attention_head_dim": shape.head_dim,
+        "resnet_time_scale_shift": "scale_shift" if shape.film else "default",
+    }
 
 
 def from_diffusers(state: Mapping[str, Tensor], network: UNet) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from deeplense.diffusion.denoiser import Denoiser
 from deeplense.diffusion.samplers import SAMPLERS
 from deeplense.diffusion.schedules import cosine
-from deeplense.diffusion.unet import SHAPES, Shape, UNet, to_diffusers
+from deeplense.diffusion.unet import SHAPES, Shape, UNet, diffusers_options, to_diffusers
 from deeplense.training.loop import make_accelerator
 from jobs.benchmark import Settings
 from jobs.config import require
@@ -41,31 +41,18 @@ def measure(settings: Settings) -> list[Row]:
     torch.manual_seed(0)
     shape = SHAPES[settings.model_name]
     network = UNet(1, shape=shape).to(device).eval()
-    peer = make_peer(network, shape, settings.image_size).to(device) if find_spec("diffusers") else None
+    peer = make_peer(network, shape).to(device) if find_spec("diffusers") else None
     denoiser = Denoiser(network, cosine(), target="eps").to(device).eval()
     if settings.compile:
         compile_network(denoiser, device)
     return [row(name, settings, denoiser, peer) for name in OTHERS]
 
 
-def make_peer(network: UNet, shape: Shape, size: int) -> Any:
+def make_peer(network: UNet, shape: Shape) -> Any:
     """The same network of diffusers."""
     from diffusers import UNet2DModel
 
-    levels = len(shape.channels)
-    peer = UNet2DModel(
-        sample_size=size,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=shape.num_blocks,
-        block_out_channels=shape.channels,
-        down_block_types=("DownBlock2D",) * levels,
-        up_block_types=("UpBlock2D",) * levels,
-        norm_num_groups=shape.num_groups,
-        attn_norm_num_groups=shape.num_groups,
-        attention_head_dim=shape.head_dim,
-        resnet_time_scale_shift="scale_shift" if shape.film else "default",
-    )
+    peer = UNet2DModel(**diffusers_options(shape, network.stem.in_channels))
     peer.load_state_dict(to_diffusers(network.state_dict()))
     return peer.eval()
 

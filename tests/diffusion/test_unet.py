@@ -7,26 +7,25 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from deeplense.diffusion.unet import EARLIER, LARGE, SHAPES, SMALL, Shape, UNet, from_diffusers, pad_to, to_diffusers
+from deeplense.diffusion.unet import (
+    EARLIER,
+    LARGE,
+    SHAPES,
+    SMALL,
+    Shape,
+    UNet,
+    diffusers_options,
+    from_diffusers,
+    pad_to,
+    to_diffusers,
+)
 
 TINY = Shape(channels=(8, 16, 16, 24), num_blocks=2, num_groups=4, head_dim=8, film=False)
 
 
 def theirs(shape: Shape, in_chans: int = 1) -> UNet2DModel:
     """The same network as diffusers builds it."""
-    levels = len(shape.channels)
-    return UNet2DModel(
-        in_channels=in_chans,
-        out_channels=in_chans,
-        block_out_channels=shape.channels,
-        layers_per_block=shape.num_blocks,
-        down_block_types=("DownBlock2D",) * levels,
-        up_block_types=("UpBlock2D",) * levels,
-        norm_num_groups=shape.num_groups,
-        attn_norm_num_groups=shape.num_groups,
-        attention_head_dim=shape.head_dim,
-        resnet_time_scale_shift="scale_shift" if shape.film else "default",
-    ).eval()
+    return UNet2DModel(**diffusers_options(shape, in_chans)).eval()
 
 
 def filled(shape: Shape, in_chans: int = 1) -> UNet:

@@ -1,6 +1,5 @@
 """Diffusion: it learns from images, tells of copies, and says what it is not told."""
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import Command, rank_variables
+from left import last, logged
 from torch import Tensor
 
 from deeplense.data.transforms import denormalise, normalise
-from deeplense.training import checkpoint
 from jobs import diffuse, evaluate
 from jobs.diffuse import Settings
 from jobs.diffusing import Diffusion
@@ -34,19 +33,6 @@ SMALL = {
 def settings_of(dataset: Path, run: Path, **changes: Any) -> Settings:
     """A small training."""
     return Settings(run=run, dataset=str(dataset), **(SMALL | changes))
-
-
-def logged(run: Path, name: str) -> list[float]:
-    """The values of a metric, in their order."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line[name] for line in lines if name in line]
-
-
-def last(run: Path) -> dict[str, Any]:
-    """What the last checkpoint holds."""
-    path, reports = checkpoint.newest_good(run / "checkpoints")
-    assert path is not None, reports
-    return checkpoint.load(path)
 
 
 def test_it_learns_shows_what_it_makes_and_looks_for_copies(dataset: Path, tmp_path: Path) -> None:

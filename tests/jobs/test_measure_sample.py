@@ -17,7 +17,7 @@ def test_both_sides_have_the_same_network() -> None:
     torch.manual_seed(0)
     network = UNet(1, shape=SMALL).eval()
     torch.nn.init.normal_(network.last.weight)
-    peer = sample.make_peer(network, SMALL, 16)
+    peer = sample.make_peer(network, SMALL)
     images, times = torch.randn(2, 1, 16, 16), torch.tensor([3.0, 700.0])
     with torch.no_grad():
         torch.testing.assert_close(network(images, times), peer(images, times).sample, atol=1e-5, rtol=1e-5)

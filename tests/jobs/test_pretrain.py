@@ -1,7 +1,6 @@
 """Pretraining: each method learns from images alone, the same however the work is shared out, and says where it
 fails."""
 
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, Command, rank_variables, write_blobs
+from left import last, logged
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -22,7 +22,6 @@ from deeplense.data.loading import StepBatches
 from deeplense.data.shards import Manifest, Samples
 from deeplense.evaluation.predict import Predictions
 from deeplense.ssl.schedules import cosine
-from deeplense.training import checkpoint
 from jobs import pretrain
 from jobs.attempts import EXIT_REFUSED, read_attempts
 from jobs.experiment import make_order
@@ -75,19 +74,6 @@ def pretrained_apart(dataset: Path, run: Path, environments: list[dict[str, str]
     ranks = [Command(words, run.with_suffix(".log"), environment) for environment in environments]
     assert {rank.wait() for rank in ranks} == {0}, ranks[0].log.read_text()
     return last(run)
-
-
-def last(run: Path) -> dict[str, Any]:
-    """What the last checkpoint holds."""
-    path, reports = checkpoint.newest_good(run / "checkpoints")
-    assert path is not None, reports
-    return checkpoint.load(path)
-
-
-def logged(run: Path, name: str) -> list[float]:
-    """The values of a metric, in their order."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line[name] for line in lines if name in line]
 
 
 def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
