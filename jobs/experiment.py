@@ -1,6 +1,6 @@
 """What the settings of a run mean: its data, its network, its loss. Training and evaluation share it."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,8 @@ from deeplense.data.dataset import Batch, Split, evaluation_batches, splits_of
 from deeplense.data.layouts import read_names
 from deeplense.data.order import first_of_each, fold_of, rank_slice, split_off
 from deeplense.data.sampling import Order, Shuffle
-from deeplense.data.transforms import augment, normalise
+from deeplense.data.scaling import Scaling, Statistics
+from deeplense.data.transforms import augment
 from deeplense.evaluation.predict import Predictions, join, predict
 from deeplense.models.registry import Network, build
 from deeplense.training.loop import gather_lists
@@ -25,8 +26,6 @@ from jobs.pretrained import load_encoder, read_pretrained
 if TYPE_CHECKING:
     from jobs.learning import LearningSettings
     from jobs.train import Settings
-
-Statistics = Mapping[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -279,13 +278,12 @@ class Objective:
     """How a batch becomes a loss: normalisation, augmentation, network, loss."""
 
     settings: "Settings"
-    statistics: Statistics
+    scaling: Scaling
     target_scale: tuple[float, float]
 
     def inputs(self, batch: Batch) -> Tensor:
         """Images as the network gets them, without augmentation."""
-        mean, std = (torch.tensor(self.statistics[name], device=batch.images.device) for name in ("mean", "std"))
-        return normalise(batch.images, mean, std, stretch=self.settings.stretch)
+        return self.scaling.scaled(batch.images)
 
     def forward(self, network: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
         """What the network says of a batch: logits (B, K), or the number (B, 1) in its own unit."""
@@ -326,10 +324,11 @@ class Objective:
 
 def make_objective(settings: "Settings", part: Part, statistics: Statistics) -> Objective:
     """The objective of a run; numbers are learnt in units of their spread among the samples learnt from."""
+    scaling = Scaling(statistics, settings.stretch)
     if part.target is None:
-        return Objective(settings, statistics, (0.0, 1.0))
+        return Objective(settings, scaling, (0.0, 1.0))
     values = part.target[part.indices]
-    return Objective(settings, statistics, (float(np.median(values)), float(np.std(values)) or 1.0))
+    return Objective(settings, scaling, (float(np.median(values)), float(np.std(values)) or 1.0))
 
 
 def predict_part(

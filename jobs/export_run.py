@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from deeplense.data.scaling import FORMULAS
 from deeplense.files import TEMPORARY, read_json, replacing, write_json
 from deeplense.models.portable import Form, write_portable
 from deeplense.models.sizes import InputSize
@@ -20,7 +21,6 @@ from jobs.runs import ENVIRONMENT, find_run, train_settings
 from jobs.train import Settings as TrainSettings
 
 FORMAT = "deeplense-export/1"
-FORMULAS = {"linear": "(x - mean) / std", "asinh": "asinh(10 * x / std) / 2"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def description(trained: Trained, form: Form, why: str | None, input_size: Input
         "normalisation": {
             "formula": FORMULAS[settings.stretch],
             "stretch": settings.stretch,
-            **{name: trained.progress["statistics"][name] for name in ("mean", "std")},
+            **trained.progress["statistics"],
         },
         "sha256": {name: sha256(folder / name) for name in form.files},
         "weights": {

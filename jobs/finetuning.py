@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from deeplense.data.dataset import Batch, in_pieces
-from deeplense.data.shards import statistics_of
-from deeplense.data.transforms import normalise
+from deeplense.data.dataset import Batch
+from deeplense.data.scaling import Scaling
 from deeplense.evaluation.predict import Predictions
 from deeplense.evaluation.probes import knn_probabilities, linear_probabilities
 from deeplense.files import write_json
@@ -38,6 +36,7 @@ from jobs.finetune import SCRATCH, Settings
 from jobs.pretrained import load_encoder, pretrain_settings, read_pretrained
 from jobs.progress import say
 from jobs.runs import FINISHED, open_run
+from jobs.statistics import find_statistics
 from jobs.train import Settings as TrainSettings
 
 PROBES = {"knn": knn_probabilities, "linear": linear_probabilities}
@@ -169,11 +168,9 @@ def features_of(
     network: nn.Module, part: Part, known: Part, trained: TrainSettings, accelerator: Accelerator
 ) -> Predictions:
     """Features (n, D) of a part, with the mean and standard deviation of the samples that are known."""
-    found = statistics_of([known.split.moments(rows) for rows in in_pieces(known.indices)])
-    mean, std = (torch.tensor(found[name]) for name in ("mean", "std"))
+    scaling = Scaling(find_statistics(known, trained.stretch, accelerator), trained.stretch)
 
     def forward(network: nn.Module, batch: Batch) -> Tensor:
-        images = normalise(batch.images, mean.to(batch.images), std.to(batch.images), stretch=trained.stretch)
-        return cast(Network, network).backbone(cast(Network, network).input_size(images))
+        return cast(Network, network).backbone(cast(Network, network).input_size(scaling.scaled(batch.images)))
 
     return predict_part(network, forward, part, accelerator, batch_size=EVALUATION_BATCH)

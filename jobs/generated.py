@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
-from deeplense.data.dataset import Split, in_pieces, splits_of
-from deeplense.data.shards import statistics_of
-from deeplense.data.transforms import normalise
+from deeplense.data.dataset import Split, splits_of
+from deeplense.data.scaling import Scaling
 from deeplense.evaluation import distances, inception, plots
 from deeplense.evaluation.memorisation import Memorisation, memorisation
 from deeplense.evaluation.metrics import softmax
@@ -26,10 +26,11 @@ from deeplense.training.loop import make_accelerator
 from jobs import config
 from jobs.config import require
 from jobs.evaluate import Settings
-from jobs.experiment import find_dataset, find_datasets, learning_parts, make_network
+from jobs.experiment import Part, find_dataset, find_datasets, learning_parts, make_network
 from jobs.pretrained import load_encoder, read_pretrained
 from jobs.progress import say
 from jobs.runs import find_run, stored_config, train_settings
+from jobs.statistics import find_statistics
 from jobs.train import Settings as TrainSettings
 from jobs.weights import newest_weights
 
@@ -129,15 +130,16 @@ def open_sides(settings: Settings) -> Sides:
 def load_describer(settings: Settings, text: str) -> Describer:
     """The network of a run of `deeplense train` or `deeplense pretrain`."""
     run = find_run(text, settings.runs_root)
-    device = make_accelerator(device=settings.device, precision="fp32").device
+    accelerator = make_accelerator(device=settings.device, precision="fp32")
     if "method" in stored_config(run):
-        return encoder_describer(run, device)
+        return encoder_describer(run, accelerator)
     trained = train_settings(run)
     require(not trained.regression, f"{run} has learnt a number; give a run that has learnt classes, or a pretraining.")
     saved = checkpoint.load(newest_weights(run, "best"))
     network = make_network(trained, learning_parts(trained)[0].split, load_pretrained=False)
     network.load_state_dict(saved["model"])
-    ask = partial(say_of, network.to(device).eval(), saved["progress"]["statistics"], trained.stretch)
+    scaling = Scaling(saved["progress"]["statistics"], trained.stretch)
+    ask = partial(say_of, network.to(accelerator.device).eval(), scaling)
     return Describer(
         f"{trained.model_name} of {run.name}",
         lambda images: ask(images, whole=False),
@@ -145,7 +147,7 @@ def load_describer(settings: Settings, text: str) -> Describer:
     )
 
 
-def encoder_describer(run: Path, device: torch.device) -> Describer:
+def encoder_describer(run: Path, accelerator: Accelerator) -> Describer:
     """The backbone of a pretraining, with the statistics of what it learnt from."""
     pretrained = read_pretrained(run)
     learnt = pretrained.settings
@@ -154,8 +156,8 @@ def encoder_describer(run: Path, device: torch.device) -> Describer:
     asked: TrainSettings = config.parse("train", words)
     network = make_network(asked, train, load_pretrained=False)
     load_encoder(network, pretrained)
-    statistics = statistics_of([train.moments(rows) for rows in in_pieces(np.arange(len(train)))])
-    ask = partial(say_of, network.to(device).eval(), statistics, learnt.stretch, whole=False)
+    statistics = find_statistics(Part(train, np.arange(len(train)), None), learnt.stretch, accelerator)
+    ask = partial(say_of, network.to(accelerator.device).eval(), Scaling(statistics, learnt.stretch), whole=False)
     return Describer(f"{learnt.model_name}, {learnt.method}, of {run.name}", ask)
 
 
@@ -170,16 +172,12 @@ def inception_describer(weights: Path, train: Images) -> Describer:
 
 
 @torch.no_grad()
-def say_of(
-    network: Network, statistics: dict[str, list[float]], stretch: str, images: Images, *, whole: bool
-) -> Images:
+def say_of(network: Network, scaling: Scaling, images: Images, *, whole: bool) -> Images:
     """Features (n, D) of images, or of the whole network the outputs (n, K)."""
     device = next(network.parameters()).device
-    mean, std = (torch.tensor(statistics[name], device=device) for name in ("mean", "std"))
 
     def ask(part: Images) -> Tensor:
-        scaled = normalise(torch.from_numpy(part).to(device), mean, std, stretch=stretch)
-        features = network.backbone(network.input_size(scaled))
+        features = network.backbone(network.input_size(scaling.scaled(torch.from_numpy(part).to(device))))
         return network.head(features) if whole else features
 
     parts = [ask(images[k : k + AT_A_TIME]).float().cpu().numpy() for k in range(0, len(images), AT_A_TIME)]

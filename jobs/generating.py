@@ -1,7 +1,6 @@
 """What a diffusion model of given settings is, and how it makes images. Training and sampling share it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deeplense.data.transforms import denormalise, normalise
+from deeplense.data.scaling import Scaling
 from deeplense.diffusion.conditions import Conditions
 from deeplense.diffusion.denoiser import Denoise, Denoiser, clipped, guided
 from deeplense.diffusion.noise import image_keys, normals
@@ -20,32 +19,11 @@ from deeplense.evaluation import plots
 from deeplense.files import replacing
 from jobs.config import require
 from jobs.diffuse import CLASS, Settings
-from jobs.experiment import Part, Statistics
+from jobs.experiment import Part
 
 SHEET = 36
 """Images on a sheet."""
 MOST_FOR_BOUNDS = 4096
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """From the unit of the data set to that of the network, the same for all images, and back."""
-
-    statistics: Statistics
-    stretch: str
-
-    def scaled(self, images: Tensor) -> Tensor:
-        """As the network gets them."""
-        return normalise(images, *self.moments(images), stretch=self.stretch)
-
-    def unscaled(self, images: Tensor) -> Tensor:
-        """As they are in the data set."""
-        return denormalise(images, *self.moments(images), stretch=self.stretch)
-
-    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each band, where the images are."""
-        mean, std = (torch.tensor(self.statistics[name], device=images.device) for name in ("mean", "std"))
-        return mean, std
 
 
 def make_denoiser(settings: Settings, train: Part) -> Denoiser:

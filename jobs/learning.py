@@ -65,8 +65,9 @@ class LearningSettings:
     """in which the learning rate rises to lr"""
     epochs: float = 25.0
     """passes over the training samples"""
-    stretch: Literal["linear", "asinh"] = "linear"
-    """of the pixel values, in units of their standard deviation; asinh for images with bright cores"""
+    stretch: Literal["linear", "asinh", "standard_asinh"] = "linear"
+    """of the pixel values, in units of their standard deviation; asinh for images with bright cores, standard_asinh
+    also about their mean"""
     val_fraction: float = 0.1
     """part of each class of the split train that chooses the best weights, where there is no split val"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

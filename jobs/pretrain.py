@@ -61,8 +61,9 @@ class Settings(LearningSettings):
     """passes over the training samples"""
     clip_grad: float | None = 3.0
     """largest norm of the gradient"""
-    stretch: Literal["linear", "asinh"] = "asinh"
-    """of the pixel values, in units of their standard deviation; asinh for images with bright cores"""
+    stretch: Literal["linear", "asinh", "standard_asinh"] = "standard_asinh"
+    """of the pixel values, in units of their standard deviation; asinh for images with bright cores, standard_asinh
+    also about their mean, without which features collapse where that is not small"""
     evaluate_epochs: float = 5.0
     """epochs between looks at the features: whether they collapse, and what they know of labels, if there are any"""
     checkpoint_blocks: Literal[0, 1] = 0

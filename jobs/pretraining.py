@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
 
 from deeplense.data.dataset import Batch
-from deeplense.data.transforms import normalise
+from deeplense.data.scaling import Scaling
 from deeplense.evaluation.metrics import classification_metrics
 from deeplense.evaluation.predict import Predictions
 from deeplense.evaluation.probes import knn_probabilities, linear_probabilities
@@ -78,7 +78,7 @@ class Pretraining:
         if device.type == "cpu" and self.settings.precision == "bf16":
             write_out_attention(cast(nn.Module, self.method))
         share_batch_statistics(self.method, device=device.type, num_processes=PartialState().num_processes)
-        self.mean, self.std = (torch.tensor(statistics[name]) for name in ("mean", "std"))
+        self.scaling = Scaling(statistics, self.settings.stretch)
         chosen = self.train.only(evenly(len(self.train), SKY_SAMPLES))
         self.sky = estimate_sky(torch.from_numpy(chosen.split.images(chosen.indices)))
 
@@ -98,16 +98,11 @@ class Pretraining:
         self.updates_made = step
         count = num_uniforms(self.views)
         views = make_views(batch.images, batch.uniforms[:, :count], self.views, sky=self.sky.to(batch.images))
-        return model([self.stretched(group) for group in views], batch.uniforms[:, count:], step)
-
-    def stretched(self, images: Tensor) -> Tensor:
-        """Images (..., C, S, S) as the backbone gets them."""
-        mean, std = self.mean.to(images), self.std.to(images)
-        return normalise(images, mean, std, stretch=self.settings.stretch)
+        return model([self.scaling.scaled(group) for group in views], batch.uniforms[:, count:], step)
 
     def inputs(self, batch: Batch) -> Tensor:
         """The middle of images, as the backbone gets them."""
-        return self.stretched(center_crop(batch.images, [self.views.global_size]))
+        return self.scaling.scaled(center_crop(batch.images, [self.views.global_size]))
 
     def weight_decay(self, step: int, num_steps: int) -> float | None:
         """Constant, or a cosine."""

@@ -17,14 +17,12 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
-from deeplense.data.dataset import Split, in_pieces
-from deeplense.data.order import key, num_steps, rank_slice
-from deeplense.data.shards import statistics_of
+from deeplense.data.dataset import Split
+from deeplense.data.order import key, num_steps
 from deeplense.files import replacing
 from deeplense.training import checkpoint, fsdp
 from deeplense.training.loop import (
     from_main,
-    gather_lists,
     make_accelerator,
     prepare,
 )
@@ -39,6 +37,7 @@ from jobs.progress import say
 from jobs.ranks import announce, on_all, on_main
 from jobs.runs import FINISHED, PACKAGES, STOPPED, WANDB_ID, code_version, open_run, version_of
 from jobs.staged import Copies
+from jobs.statistics import find_statistics
 from jobs.watchdog import Watchdog
 
 
@@ -184,7 +183,7 @@ def begin_progress(
     if saved is not None:
         progress.load_state_dict(saved["progress"])
     else:
-        progress.statistics = statistics_over_ranks(learner.train, accelerator)
+        progress.statistics = find_statistics(learner.train, settings.stretch, accelerator)
     progress.best, progress.best_step = best_of(settings.run / "checkpoints", accelerator)
     return progress
 
@@ -206,14 +205,6 @@ def prepare_reading(parts: Sequence[Part], way: str, accelerator: Accelerator, c
         needed = [part.indices for part in parts if part.split is split]
         on_all(accelerator, partial(split.keep_on, accelerator.device, np.concatenate(needed)))
     return f"held on {accelerator.device}"
-
-
-def statistics_over_ranks(part: Part, accelerator: Accelerator) -> dict[str, list[float]]:
-    """Mean and standard deviation of each band over some samples, to which each rank adds its share; they do not depend
-    on how many ranks there are."""
-    pieces = in_pieces(part.indices)
-    mine = pieces[rank_slice(len(pieces), accelerator.process_index, accelerator.num_processes)]
-    return statistics_of(gather_lists(accelerator, on_all(accelerator, lambda: list(map(part.split.moments, mine)))))
 
 
 def announce_beginning(accelerator: Accelerator, description: str, progress: Progress) -> None:

@@ -1,7 +1,7 @@
 """Samples of one split by number, in batches."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -146,9 +146,11 @@ class Split:
             [xxhash.xxh3_64_intdigest(image.tobytes()) for part in parts for image in part], dtype=np.uint64
         )
 
-    def moments(self, indices: np.ndarray) -> Moments:
-        """Number of pixels a band, their sum and their sum of squares over these images."""
-        return moments_of(self.images(indices))
+    def moments(self, indices: np.ndarray, through: Callable[[Tensor], Tensor] | None = None) -> Moments:
+        """Number of pixels a band, their sum and their sum of squares over these images, or over what a function makes
+        of them."""
+        images = self.images(indices)
+        return moments_of(images if through is None else through(torch.from_numpy(images)).numpy())
 
     def keep_on(self, device: torch.device, indices: np.ndarray) -> None:
         """Hold these images on a device from now on, and no others. Raises ValueError where they do not fit."""

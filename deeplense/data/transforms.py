@@ -1,5 +1,4 @@
-"""What is done to a batch of images on its device: normalisation and augmentation. B batch, C bands, H W pixels, R
-random numbers."""
+"""What augmentation does to a batch of images on its device. B batch, C bands, H W pixels, R random numbers."""
 
 import math
 
@@ -8,28 +7,6 @@ from torch import Tensor
 from torch.nn import functional
 
 NUM_UNIFORMS = 3
-
-
-def normalise(images: Tensor, mean: Tensor, std: Tensor, *, stretch: str) -> Tensor:
-    """Images in units of the data set's standard deviation (C,): about its mean, or about zero with what is bright
-    compressed.
-
-    `linear` is (x - mean) / std; `asinh` is asinh(10 x / std) / 2 (Lupton et al. 2004), linear below a tenth of a
-    standard
-    deviation and logarithmic above, so that a small change counts alike in a faint arc and beside a bright core.
-    """
-    scale = std.clamp(min=torch.finfo(std.dtype).tiny)[:, None, None]
-    if stretch == "asinh":
-        return torch.asinh(10 * images / scale) / 2
-    return (images - mean[:, None, None]) / scale
-
-
-def denormalise(images: Tensor, mean: Tensor, std: Tensor, *, stretch: str) -> Tensor:
-    """The inverse of `normalise`: images in the data set's own unit, with their flux."""
-    scale = std.clamp(min=torch.finfo(std.dtype).tiny)[:, None, None]
-    if stretch == "asinh":
-        return torch.sinh(2 * images) * scale / 10
-    return images * scale + mean[:, None, None]
 
 
 def augment(images: Tensor, uniforms: Tensor, *, flips: bool, random_zoom: float, random_rotation: float) -> Tensor:

@@ -20,11 +20,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from deeplense.data.loading import StepBatches
-from deeplense.data.shards import statistics_of
 from deeplense.files import write_json
 from deeplense.training.loop import Update, fit, make_accelerator, prepare
 from jobs import config
-from jobs.experiment import learning_parts, make_network, make_objective, make_order
+from jobs.experiment import Part, learning_parts, make_network, make_objective, make_order
+from jobs.statistics import find_statistics
 from jobs.train import Settings
 from jobs.training_start import make_optimizer
 
@@ -45,7 +45,8 @@ def measure(settings: Settings) -> dict[str, Any]:
     model, optimizer = prepare(
         accelerator, network, make_optimizer(settings, network, layer_decay=settings.layer_decay)
     )
-    objective = make_objective(settings, train, statistics_of([train.split.moments(order.batch(0)[0])]))
+    first = Part(train.split, order.batch(0)[0], None)
+    objective = make_objective(settings, train, find_statistics(first, settings.stretch, accelerator))
     batches = StepBatches(train.split, order, rank=0, world_size=1, target=train.target)
     updates = fit(
         lambda batch: objective.step(model, batch),

@@ -21,11 +21,11 @@ AGREE = """
 import os, time, torch
 from launch.task import become_rank
 become_rank(os.environ)
-from deeplense.training.loop import agree, make_accelerator
+from deeplense.training.loop import Request, agree, make_accelerator
 accelerator = make_accelerator(device="cpu", precision="fp32")
-for _ in range(100): agree(accelerator, 0)
+for _ in range(100): agree(accelerator, Request(0))
 begun = time.perf_counter()
-for _ in range(2000): agree(accelerator, 0)
+for _ in range(2000): agree(accelerator, Request(0))
 took = (time.perf_counter() - begun) / 2000
 told = f"agreement: {1e3 * took:.3f} ms a step, {accelerator.num_processes} ranks"
 if accelerator.is_main_process: print(told, flush=True)

@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import map_coordinates
 from torch import Tensor
 
-from deeplense.data.transforms import NUM_UNIFORMS, augment, flip_and_turn, normalise, zoom_and_rotate
+from deeplense.data.transforms import NUM_UNIFORMS, augment, flip_and_turn, zoom_and_rotate
 
 
 def images(count: int = 3, size: int = 8, bands: int = 2) -> Tensor:
@@ -96,22 +96,3 @@ def test_a_zoom_enlarges_and_its_inverse_undoes_it() -> None:
     back = zoomed(larger, 1 / 1.25, -15.0)
     assert (back - smooth())[..., 8:-8, 8:-8].abs().max() < 0.03
     assert (larger - smooth())[..., 8:-8, 8:-8].abs().max() > 0.1
-
-
-@pytest.mark.parametrize("stretch", ["linear", "asinh"])
-def test_normalised_images_have_the_scale_of_the_data_set(stretch: str) -> None:
-    bright = images(50) * torch.tensor([10.0, 1000.0]).double()[:, None, None] + 5
-    mean, std = bright.mean((0, 2, 3)), bright.std((0, 2, 3))
-    out = normalise(bright, mean, std, stretch=stretch)
-    again = normalise(1e3 * bright, 1e3 * mean, 1e3 * std, stretch=stretch)
-    torch.testing.assert_close(out, again)
-    expected = (bright - mean[:, None, None]) / std[:, None, None]
-    if stretch == "asinh":
-        expected = torch.asinh(10 * bright / std[:, None, None]) / 2
-    torch.testing.assert_close(out, expected)
-
-
-def test_a_band_without_variation_stays_finite() -> None:
-    flat = torch.full((2, 1, 4, 4), 3.0)
-    out = normalise(flat, torch.tensor([3.0]), torch.tensor([0.0]), stretch="linear")
-    assert torch.equal(out, torch.zeros_like(out))

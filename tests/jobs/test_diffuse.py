@@ -10,9 +10,7 @@ import pytest
 import torch
 from conftest import Command, rank_variables
 from left import last, logged
-from torch import Tensor
 
-from deeplense.data.transforms import denormalise, normalise
 from jobs import diffuse, evaluate
 from jobs.diffuse import Settings
 from jobs.diffusing import Diffusion
@@ -91,20 +89,6 @@ def test_an_image_has_one_loss_whatever_batch_it_is_looked_at_in(dataset: Path, 
     )
     torch.testing.assert_close(whole, reversed_.flip(0))
     assert whole.std(dim=1).min() > 1e-3
-
-
-@pytest.mark.parametrize("stretch", ["linear", "asinh"])
-def test_images_come_back_from_the_unit_of_the_network_with_their_flux(stretch: str) -> None:
-    images = 30 * torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 4
-    mean, std = torch.tensor([1.0, 2.0, 3.0]).double(), torch.tensor([4.0, 5.0, 0.5]).double()
-    there = normalise(images, mean, std, stretch=stretch)
-    torch.testing.assert_close(denormalise(there, mean, std, stretch=stretch), images, atol=1e-12, rtol=1e-12)
-    assert flux(there) != pytest.approx(flux(images))
-
-
-def flux(images: Tensor) -> float:
-    """The sum of all pixels."""
-    return images.sum().item()
 
 
 def test_a_classifier_is_not_looked_for_in_it(dataset: Path, tmp_path: Path) -> None:
