@@ -1,17 +1,21 @@
 """What is known of the pixels that are learnt from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
 
-from deeplense.data.dataset import in_pieces
+from deeplense.data.dataset import Split, in_pieces
 from deeplense.data.order import rank_slice
 from deeplense.data.scaling import Scaling
 from deeplense.data.shards import statistics_of
 from deeplense.training.loop import gather_lists
 from jobs.experiment import Part
 from jobs.ranks import on_all
+
+MOST_APART = 5.0
+"""How many times larger the spread of one data set may be than that of another."""
 
 
 def find_statistics(part: Part, stretch: str, accelerator: Accelerator) -> dict[str, list[float]]:
@@ -32,3 +36,15 @@ def measure_bands(
     mine = pieces[rank_slice(len(pieces), accelerator.process_index, accelerator.num_processes)]
     found = on_all(accelerator, lambda: [part.split.moments(rows, through) for rows in mine])
     return statistics_of(gather_lists(accelerator, found))
+
+
+def unit_notes(split: Split) -> Iterator[str]:
+    """That data sets which are learnt from together seem to be in other units; one scale serves them all."""
+    spreads = {float(np.mean(each.statistics["std"])): each.folder for each in split.manifests}
+    low, high = min(spreads), max(spreads)
+    if high > MOST_APART * low:
+        yield (
+            f"note: pixels of {spreads[low]} vary by {low:.3g}, those of {spreads[high]} by {high:.3g}; a network that "
+            "learns from both hardly sees the former. Bring them to one unit and pack them again (integers by "
+            "`pack --scale`)."
+        )

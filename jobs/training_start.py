@@ -37,7 +37,7 @@ from jobs.progress import say
 from jobs.ranks import announce, on_all, on_main
 from jobs.runs import FINISHED, PACKAGES, STOPPED, WANDB_ID, code_version, open_run, version_of
 from jobs.staged import Copies
-from jobs.statistics import find_statistics
+from jobs.statistics import find_statistics, unit_notes
 from jobs.watchdog import Watchdog
 
 
@@ -156,7 +156,7 @@ def begin(
     if accelerator.is_main_process:
         restore_wandb_id(settings.run, (saved or {}).get("record", {}).get("wandb_id"))
     attempt, tracker = start_record(settings, accelerator, progress.step)
-    announce_beginning(accelerator, learner.description(where), progress)
+    announce_beginning(accelerator, learner, where, progress)
     return TrainingRun(
         settings=settings,
         accelerator=accelerator,
@@ -207,9 +207,12 @@ def prepare_reading(parts: Sequence[Part], way: str, accelerator: Accelerator, c
     return f"held on {accelerator.device}"
 
 
-def announce_beginning(accelerator: Accelerator, description: str, progress: Progress) -> None:
+def announce_beginning(accelerator: Accelerator, learner: Learner, where: str, progress: Progress) -> None:
     """What is about to happen."""
-    announce(accelerator, f"{description}; {accelerator.num_processes} processes on {accelerator.device.type}")
+    processes = f"{accelerator.num_processes} processes on {accelerator.device.type}"
+    announce(accelerator, f"{learner.description(where)}; {processes}")
+    for text in unit_notes(learner.train.split):
+        announce(accelerator, text)
     if progress.step:
         announce(accelerator, f"continuing after step {progress.step}")
 

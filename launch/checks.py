@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deeplense.models.zoo import require_known
 from jobs import config
 from jobs.config import require
 from launch import slurm
@@ -70,6 +71,8 @@ def check_job(command: Sequence[str], cluster: Cluster) -> None:
     learning = settings.learning if job == "finetune" else settings
     if job in config.STOPPABLE:
         check_batch(learning.batch_size, learning.gradient_accumulation, cluster.tasks)
+    if job in ("train", "pretrain"):
+        require_known(settings.model_name)
     if "dependency" not in cluster.sbatch:
         check_inputs(job, learning)
 

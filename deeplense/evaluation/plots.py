@@ -15,7 +15,7 @@ from sklearn.metrics import roc_curve
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: told apart by all
 mpl.use("Agg")
-GAP, LINE = 1.06, 1.22
+GAP, LINE, TITLED = 1.06, 1.22, 1.28
 """From one picture to the next, and from one row with a line of text to the next, in sides of a picture."""
 
 
@@ -170,11 +170,11 @@ def frame(axes: Axes, width: float, height: float, size: int) -> None:
 def gallery(axes: Axes, images: np.ndarray, titles: Sequence[str], *, columns: int = 6) -> None:
     """Images (N, C, H, W), their first band, asinh-stretched, with a title each."""
     size = images.shape[-1]
-    rows = -(-len(images) // columns)
+    rows, step = -(-len(images) // columns), TITLED if any(titles) else GAP
     for k, (image, title) in enumerate(zip(images[:, 0], titles, strict=True)):
-        corner = k % columns * GAP * size, k // columns * 1.28 * size
+        corner = k % columns * GAP * size, k // columns * step * size
         picture(axes, image, corner, title=title, cmap="magma")
-    axes.set(xlim=(0, columns * size * GAP), ylim=(rows * size * 1.28, -0.2 * size))
+    axes.set(xlim=(0, columns * size * GAP), ylim=(rows * size * step, (GAP - step) * size))
     axes.axis("off")
 
 

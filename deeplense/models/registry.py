@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from deeplense.models.heads import MapAttention, attention_layers, last_layers
 from deeplense.models.pretrained import Weights, create, load_own
 from deeplense.models.sizes import BorderCut, InputSize, input_sizes, padded_to, require_borders
-from deeplense.models.zoo import ARCHITECTURES, Architecture, nearest
+from deeplense.models.zoo import ARCHITECTURES, Architecture, require_known
 
 
 @dataclass(frozen=True)
@@ -171,11 +170,7 @@ def drop_path_option(drop_path: float) -> dict[str, Any]:
 
 def any_timm_trunk(name: str, image_size: int, given: dict[str, Any], weights: Weights) -> Trunk:
     """A model of timm without its classifier, in the first form that takes the images and cuts off no border."""
-    if not timm.is_model(name):
-        raise ValueError(
-            f"there is no model {name!r}. Nearest: {nearest(name, timm.list_models())}; `deeplense models` lists the "
-            "zoo, `timm.list_models()` the rest."
-        )
+    require_known(name)
     refusals = []
     for size, extra in input_sizes(name, image_size):
         options = {**given, "num_classes": 0, **extra}

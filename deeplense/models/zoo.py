@@ -3,7 +3,7 @@ imported."""
 
 import csv
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from types import MappingProxyType
@@ -91,6 +91,16 @@ def from_row(row: Mapping[str, str]) -> Architecture:
 ARCHITECTURES = read_zoo()
 
 
-def nearest(name: str, others: Iterable[str] = ()) -> str:
-    """The names nearest to a wrong one, with commas between, for an error."""
-    return ", ".join(difflib.get_close_matches(name, {*ARCHITECTURES, *others}, n=3)) or "none"
+def require_known(name: str) -> None:
+    """Raise ValueError, telling the nearest names, where neither the zoo nor timm has a model of this name. timm, which
+    takes seconds to import, is asked only for what the zoo does not have."""
+    if name in ARCHITECTURES:
+        return
+    import timm
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, {*ARCHITECTURES, *timm.list_models()}, n=3)
+        raise ValueError(
+            f"there is no model {name!r}. Nearest: {', '.join(near) or 'none'}; `deeplense models` lists the zoo, "
+            "`timm.list_models()` the rest."
+        )

@@ -5,10 +5,8 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-import timm
-
 from deeplense.data.dataset import splits_of
-from deeplense.models.zoo import ARCHITECTURES, nearest
+from deeplense.models.zoo import ARCHITECTURES, require_known
 from jobs import config
 from jobs.benchmark_models import Settings
 from jobs.comparing.page import lines_of, update_table
@@ -37,7 +35,7 @@ def make_plan(settings: Settings) -> list[Trial]:
     setting is not what can be trained, or a run has been begun with other settings; nothing is written."""
     models = settings.names("models")
     for model in models:
-        refuse_unknown(model)
+        require_known(model)
     root = settings.training.get("data_root", TrainSettings.data_root)
     all_data = find_all_data(settings, root, num_folds=lambda folder: num_folds(settings, folder))
     trials = [
@@ -69,12 +67,6 @@ def recipe_of(model: str) -> Path | None:
     train`."""
     known = ARCHITECTURES.get(model)
     return RECIPES / f"{known.recipe}.yaml" if known else None
-
-
-def refuse_unknown(model: str) -> None:
-    """Raise ValueError, naming the nearest, unless there is such a model."""
-    known = model in ARCHITECTURES or timm.is_model(model)
-    require(known, f"there is no model {model!r}. Nearest: {nearest(model, timm.list_models())}.")
 
 
 def trainings_of(settings: Settings, model: str, data: Data, seed: int, *, name: str) -> Iterator[Training]:

@@ -72,6 +72,16 @@ def test_a_batch_that_does_not_divide_is_refused_in_the_words_of_the_job(
     assert problem in str(ours.value)
 
 
+@pytest.mark.parametrize("job", ["train", "pretrain"])
+def test_a_model_that_there_is_not_is_refused_before_it_queues(job: str, here: Path) -> None:
+    make_dataset(here / "data", "train")
+    words = ["--dataset=data", f"--run={here / 'run'}"]
+    for known in ("resnet18", "vit_small", "convnext_femto"):
+        check_job([job, f"--model_name={known}", *words], MINE)
+    with pytest.raises(ValueError, match=r"there is no model 'resnet81'\. Nearest: resnet18"):
+        check_job([job, "--model_name=resnet81", *words], MINE)
+
+
 def test_a_data_set_that_is_missing_is_refused_in_the_words_of_the_job(here: Path) -> None:
     from jobs.experiment import find_dataset
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deeplense.models.registry import Network, build
-from deeplense.models.zoo import ARCHITECTURES, nearest
+from deeplense.models.zoo import ARCHITECTURES, require_known
 from jobs.train import Settings
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes" / "models"
@@ -107,6 +107,9 @@ def test_pretrained_weights_keep_the_patches_that_they_were_published_with() -> 
     assert ARCHITECTURES["cpvt_tiny"].as_published == ARCHITECTURES["cpvt_tiny"]
 
 
-def test_a_wrong_name_is_answered_with_the_nearest() -> None:
-    assert nearest("convit_tny").startswith("convit_tiny")
-    assert nearest("xyzzy") == "none"
+@pytest.mark.parametrize(("wrong", "near"), [("convit_tny", "convit_tiny"), ("xyzzy", "none")])
+def test_a_wrong_name_is_answered_with_the_nearest(wrong: str, near: str) -> None:
+    require_known("convit_tiny")
+    require_known("convnext_femto")
+    with pytest.raises(ValueError, match=f"there is no model '{wrong}'\\. Nearest: {near}"):
+        require_known(wrong)
