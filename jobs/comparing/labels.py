@@ -29,6 +29,7 @@ def make_plan(settings: Settings) -> list[Cell]:
     """All runs. Raises ValueError, or exits with a line on stderr, where a backbone, a data set or a setting is not
     what can be learnt with, or a run has been begun with other settings; nothing is written."""
     data_root = settings.training.get("data_root", TrainSettings.data_root)
+    require("+" not in settings.datasets, f"datasets={settings.datasets}: labels are counted in one data set each.")
     backbones = [*read_backbones(settings.names("backbones"))]
     used = itertools.product(backbones, settings.names("modes"))
     starts = [*((each, "full") for each in baselines_of(backbones)), *used]

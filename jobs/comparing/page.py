@@ -21,7 +21,9 @@ METHOD = (
     "between the seeds (Student's t) and the test images (1000 bootstrap resamples, the same for all models), put "
     "together as by Zou and Donner (2008); with one seed it covers the images alone, and says so. A difference is to "
     "the model with the best number of its data set, on the same images and by the seeds that both have; that one was "
-    "picked by these very numbers, and nothing is corrected for the many comparisons. A model is clearly above chance "
+    "picked by these very numbers, and nothing is corrected for the many comparisons. Where data were added (A+B), as "
+    "many updates are made as on A alone, a part of both chooses the weights, the test images are those of A, and the "
+    "change is the difference to the same model on A alone. A model is clearly above chance "
     "where the lower end for its mean AUC is above 0.5, or the upper end for its error below that of always guessing."
 )
 COSTS = (
@@ -53,7 +55,8 @@ def flat(row: Row) -> dict[str, Any]:
     """A row as plain columns."""
     values: dict[str, Any] = {name: getattr(row, name) for name in ("dataset", "model", "kind", "target", "problem")}
     values |= {"seeds": " ".join(map(str, row.seeds)), "num_seeds": row.num_seeds, "num_images": row.num_images}
-    values |= with_ends(row.metrics | ({"difference": row.difference} if row.difference else {}))
+    compared = {"difference": row.difference, "change": row.change}
+    values |= with_ends(row.metrics | {name: each for name, each in compared.items() if each})
     values |= {"best": row.best, "above_chance": row.above_chance, "train_seconds": row.train_seconds}
     values |= {name: row.costs.get(name) for name in COSTS_COLUMNS}
     return values | {
@@ -78,7 +81,8 @@ def section_of(rows: Sequence[Row]) -> Section:
     first = rows[0]
     done = [row for row in rows if row.metrics]
     classes = [name for name in (done[0].metrics if done else ()) if name not in (first.main, "gain")]
-    headings = ["model", f"{LABELS[first.main]}, 95 % interval", "difference to the best", *classes]
+    headings = ["model", f"{LABELS[first.main]}, 95 % interval", "difference to the best", "change by what was added"]
+    headings += classes
     headings += ["clearly above chance", "seeds", "parameters", "operations", "speed", "peak memory", "training time"]
     images = images_in_words(max(row.num_images for row in rows), first.kind)
     places = sorted({measured_on(row) for row in rows if row.costs})
@@ -116,6 +120,7 @@ def cells_of(row: Row, classes: Sequence[str], *, say_where: bool) -> list[str]:
         row.model + (f"\n{row.problem}" if row.problem else ""),
         shown(row.metrics.get(row.main)),
         "best" if row.best else shown(row.difference, signed=True),
+        shown(row.change, signed=True),
         *(shown(row.metrics.get(name)) for name in classes),
         {None: "", True: "yes", False: "no"}[row.above_chance],
         f"{len(row.seeds)} of {row.num_seeds}{alone}",
@@ -173,6 +178,7 @@ def words_of(row: Row) -> tuple[str, ...]:
     found, accuracy = row.metrics.get(row.main), row.metrics.get("accuracy")
     notes = [] if row.above_chance is None else ["above chance" if row.above_chance else "not clearly above chance"]
     notes += ["one seed: the interval covers the images alone"] if len(row.seeds) == 1 else []
+    notes += [f"change by what was added: {row.change}"] if row.change else []
     return (
         row.dataset,
         row.model,

@@ -12,7 +12,7 @@ from jobs.benchmark_models import Settings
 from jobs.comparing.page import lines_of, update_table
 from jobs.comparing.table import costs_file
 from jobs.comparing.trials import Data, Table, Training, Trial, find_all_data, refuse_begun
-from jobs.config import require
+from jobs.config import plain, require
 from jobs.train import Settings as TrainSettings
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "models"
@@ -59,6 +59,7 @@ def make_trial(settings: Settings, model: str, data: Data, seed: int) -> Trial:
     refuse_target(first.settings, data)
     pattern = f"{glob.escape(str(first.run.with_name(name)))}-fold*" if data.num_folds else str(first.run)
     evaluation = ("evaluate", f"--run={pattern}", f"--device={first.settings.device}")
+    evaluation += (f"--dataset={data.given}",) if data.added else ()
     return Trial(name, model, data, seed, trainings, evaluation, first.settings.target)
 
 
@@ -76,11 +77,20 @@ def trainings_of(settings: Settings, model: str, data: Data, seed: int, *, name:
     for fold in range(max(data.num_folds, 1)):
         own_name = name + (f"-fold{fold}" if data.num_folds else "")
         run = settings.output / "runs" / own_name
-        own = {"run": run, "dataset": data.given, "model_name": model, "seed": seed}
+        own = {"run": run, "dataset": data.learnt_from, "model_name": model, "seed": seed}
         own |= {"num_folds": data.num_folds, "fold": fold}
         words = [f"--config={recipe}"] if recipe else []
         words += [f"--{key}={value}" for key, value in (given | own).items()]
+        words += in_as_many_updates(config.parse("train", words), data.share)
         yield Training(own_name, run, ("train", *words), config.parse("train", words))
+
+
+def in_as_many_updates(settings: TrainSettings, share: float) -> list[str]:
+    """Settings by which a training makes as many updates as it would by those given on a share of its samples."""
+    if share == 1:
+        return []
+    epochs = {name: value for name, value in plain(settings).items() if name.endswith("epochs") and value is not None}
+    return [f"--{name}={value * share}" for name, value in epochs.items()]
 
 
 def refuse_target(settings: TrainSettings, data: Data) -> None:

@@ -11,7 +11,8 @@ class TableSettings:
     """On which data, with which seeds, and where."""
 
     datasets: str
-    """data sets, with commas between: folders, or names below data_root; the runs on each are compared"""
+    """data sets, with commas between: folders, or names below data_root; the runs on each are compared. real+made
+    (of models) is learnt from both, in as many updates as real alone, and tested on real"""
     output: Path
     """folder of the table, and of the runs"""
     seeds: str = "0:3"

@@ -25,7 +25,8 @@ KINDS = ("values", "draws", "trials")
 
 @dataclass
 class Row:
-    """A model on a data set, over its seeds. `best` is the one that the differences are to."""
+    """A model on a data set, over its seeds. `best` is the one that the differences are to; `change` is the difference
+    to the same model without what was added to the data set."""
 
     model: str
     dataset: str
@@ -36,6 +37,7 @@ class Row:
     num_images: int = 0
     metrics: dict[str, Estimate] = field(default_factory=dict)
     difference: Estimate | None = None
+    change: Estimate | None = None
     best: bool = False
     above_chance: bool | None = None
     costs: dict[str, Any] = field(default_factory=dict)
@@ -86,7 +88,20 @@ def make_rows(output: Path, trials: Sequence[Trial]) -> list[Row]:
         of_data = list(found)
         models = list(dict.fromkeys(trial.model for trial in of_data))
         rows += rows_of_data(output, [[trial for trial in of_data if trial.model == model] for model in models])
+    for row in rows:
+        row.change = change_of(row, trials)
     return rows
+
+
+def change_of(row: Row, trials: Sequence[Trial]) -> Estimate | None:
+    """How much more a model has than without what was added to its data set; None where nothing was, or where that is
+    not known."""
+    ours = [trial for trial in trials if (trial.model, trial.data.name) == (row.model, row.dataset)]
+    if not ours[0].data.added:
+        return None
+    alone = [each for each in trials if each.model == row.model and each.data.learnt_from == ours[0].data.given]
+    scores = [{each.seed: scores_of(each) for each in some if each.is_evaluated} for some in (ours, alone)]
+    return difference(scores[0], scores[1], row.main)
 
 
 def rows_of_data(output: Path, by_model: Sequence[Sequence[Trial]]) -> list[Row]:

@@ -21,12 +21,20 @@ from jobs.runs import CONFIG, FINISHED, refuse_differences, stored_config
 @dataclass(frozen=True)
 class Data:
     """A data set: what the user calls it, its name here, what is held out of it (a split, or each of the folds of
-    train in turn), and the manifest of the split that has it."""
+    train in turn), the manifest of the split that has it, and what is learnt from beside it."""
 
     given: str
     name: str
     num_folds: int
     held_out: Manifest
+    added: tuple[str, ...] = ()
+    share: float = 1.0
+    """of the samples that are learnt from, those that are its own"""
+
+    @property
+    def learnt_from(self) -> str:
+        """All data sets that are learnt from, as settings name them."""
+        return ",".join([self.given, *self.added])
 
     @property
     def kind(self) -> str:
@@ -97,19 +105,28 @@ class Table:
 def find_all_data(settings: TableSettings, data_root: Path, *, num_folds: Callable[[Path], int]) -> list[Data]:
     """The data sets of a table; how many folds each is divided into is a function of its folder. Raises ValueError
     where one is not there, or two have the same name."""
-    folders = {given: find_dataset(given, data_root) for given in settings.names("datasets")}
-    found = [find_data(given, folder, num_folds=num_folds(folder)) for given, folder in folders.items()]
+    found = [find_data(given.split("+"), data_root, num_folds=num_folds) for given in settings.names("datasets")]
     names = [data.name for data in found]
     require(len(set(names)) == len(names), f"two of the data sets {names} have the same name; rename a folder.")
     return found
 
 
-def find_data(given: str, folder: Path, *, num_folds: int) -> Data:
-    """A data set. Raises ValueError where there is nothing to learn from, or to test on."""
-    splits, held_out = splits_of(folder), "train" if num_folds else "test"
-    for split in ("train", held_out):
-        require(split in splits, f"{folder} has no split {split!r}; it has {', '.join(splits)}.")
-    return Data(given, folder.resolve().name, num_folds, Manifest.read(folder / held_out))
+def find_data(given: Sequence[str], data_root: Path, *, num_folds: Callable[[Path], int]) -> Data:
+    """A data set, with others that are only learnt from behind it. Raises ValueError where there is nothing to learn
+    from, or to test on."""
+    folders = [find_dataset(each, data_root) for each in given]
+    folder, folds = folders[0], num_folds(folders[0])
+    held_out = "train" if folds else "test"
+    for place, split in [*((each, "train") for each in folders), (folder, held_out)]:
+        splits = splits_of(place)
+        require(split in splits, f"{place} has no split {split!r}; it has {', '.join(splits)}.")
+    require(
+        not (folds and len(folders) > 1),
+        f"{'+'.join(given)}: folds of {folder} would be held out, and what is added with them; give it a split test.",
+    )
+    sizes = [Manifest.read(each / "train").schema.num_samples for each in folders]
+    name = "+".join(each.resolve().name for each in folders)
+    return Data(given[0], name, folds, Manifest.read(folder / held_out), tuple(given[1:]), sizes[0] / sum(sizes))
 
 
 def chosen(trials: Sequence[Trial], only: str) -> list[tuple[Trial, Training]]:

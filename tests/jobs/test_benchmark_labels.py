@@ -233,6 +233,7 @@ def test_backbones_of_two_networks_are_each_held_against_their_own_from_scratch(
         ({"seeds": "3:3"}, "seeds='3:3' holds none"),
         ({"only": "dino-full-20-stamps-7"}, "Did you mean"),
         ({"datasets": "nowhere"}, "there is no data set 'nowhere'"),
+        ({"datasets": "a+b"}, "datasets=a+b: labels are counted in one data set each"),
         ({"model_name": "resnet18"}, "there is no setting 'model_name'"),
     ],
 )

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import write_blobs
 from forked import Forked, StopAtStepTwo
 
 from deeplense.data.dataset import Split
 from jobs import children, config
-from jobs.attempts import EXIT_STOPPED, FOLDER, NUMBER, open_attempt, read_attempts
+from jobs.attempts import EXIT_REFUSED, EXIT_STOPPED, FOLDER, NUMBER, open_attempt, read_attempts
 from jobs.children import Command
 from jobs.comparing import page, queue
 from jobs.comparing import plan as plans
@@ -248,6 +249,42 @@ def test_a_data_set_without_a_test_split_is_cross_validated(dataset: Path, tmp_p
     plan = make_plan(words(tmp_path / "out", tmp_path / "data", models="simple_cnn", seeds="0"))
     assert [one.settings.fold for trial in plan for one in trial.trainings] == [0, 1, 2, 3, 4]
     assert {one.settings.num_folds for trial in plan for one in trial.trainings} == {5}
+
+
+def test_what_is_added_is_learnt_from_in_as_many_updates_and_its_change_told(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_blobs(tmp_path / "more", "train", 48)
+    both, output = f"{dataset}+{tmp_path / 'more'}", tmp_path / "out"
+    asked = words(output, dataset, Path(both), models="simple_cnn", more=("--warmup_epochs=0.6",))
+    assert main(asked) == 0
+    alone, added = table(output)
+    assert (alone["dataset"], added["dataset"]) == (dataset.name, f"{dataset.name}+more")
+    assert alone["change"] is None
+    assert alone["num_images"] == added["num_images"] == 45
+    change = added["metrics"]["auc_macro"]["value"] - alone["metrics"]["auc_macro"]["value"]
+    assert added["change"]["value"] == pytest.approx(change)
+    assert added["change"]["low"] <= change <= added["change"]["high"]
+    assert "change by what was added: " in capsys.readouterr().out
+    for seed in (0, 1):
+        steps = {
+            read_attempts(output / "runs" / f"simple_cnn-{row['dataset']}-{seed}")[-1]["last_step"]
+            for row in table(output)
+        }
+        assert len(steps) == 1
+    settings = config.parse(
+        "train", [f"--config={output / 'runs' / f'simple_cnn-{dataset.name}+more-0' / 'config.yaml'}"]
+    )
+    assert settings.epochs == pytest.approx(2 / 3)
+    assert settings.warmup_epochs == pytest.approx(0.4)
+
+
+def test_nothing_is_added_to_what_is_cross_validated(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_blobs(tmp_path / "more", "train", 48)
+    assert main(words(tmp_path / "out", Path(f"{tmp_path / 'more'}+{dataset}"))) == EXIT_REFUSED
+    assert "would be held out, and what is added with them" in capsys.readouterr().err
 
 
 def test_a_number_is_learnt_and_held_against_guessing(dataset: Path, tmp_path: Path) -> None:
