@@ -1,6 +1,6 @@
 """Measure this machine: simulation against lenstronomy, training against a bare PyTorch loop, reading images and saving
 checkpoints against plain copies and other packages, random views against torchvision, pretraining against lightly,
-sampling by diffusion against diffusers.
+diffusion models and sampling from them against diffusers.
 Ratios are of one run, in turns. (`deeplense benchmark models` and `benchmark labels` are jobs of their own.)"""
 
 import importlib
@@ -19,6 +19,7 @@ DEFAULTS = {
     "pretrain": {"batch_size": 64, "model_name": "vit_small"},
     "data": {"num_images": 20_000, "batch_size": 256},
     "views": {"batch_size": 64},
+    "diffuse": {"batch_size": 16, "model_name": "unet_small"},
     "sample": {"batch_size": 16, "model_name": "unet_small"},
 }
 """What a setting that is 0 stands for."""
@@ -30,33 +31,33 @@ PEERS = ("lenstronomy", "webdataset", "litdata", "mosaicml-streaming", "hdf5plug
 class Settings:
     """What to measure."""
 
-    what: Literal["simulate", "train", "data", "checkpoint", "views", "pretrain", "sample"] = field(
-        metadata={"help": "simulate, train, data, checkpoint, views, pretrain or sample"}
+    what: Literal["simulate", "train", "data", "checkpoint", "views", "pretrain", "diffuse", "sample"] = field(
+        metadata={"help": "simulate, train, data, checkpoint, views, pretrain, diffuse or sample"}
     )
     model: Literal["Model_I", "Model_II", "Model_III"] = "Model_III"
     """simulate, train: kind of images"""
     preset: Literal["published", "noisy", "physical"] = "noisy"
     """simulate: published has the vortex as 100 points, the others as a line"""
     model_name: str = ""
-    """train, pretrain: a model of timm, or of the zoo; by default resnet18, vit_small. sample: a U-Net, as
-    in `deeplense diffuse`; by default unet_small"""
+    """train, pretrain: a model of timm, or of the zoo; by default resnet18, vit_small. diffuse,
+    sample: a U-Net, as in `deeplense diffuse`; by default unet_small"""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """pretrain, sample: of both sides"""
+    """pretrain, diffuse, sample: of both sides"""
     batch_size: int = 0
-    """train, pretrain: samples of an update; data: images of a batch; views, sample: images of a round; 0 for 64, data
-    256, sample 16"""
+    """train, pretrain, diffuse: samples of an update; data: images of a batch; views, sample: images of a round; 0 for
+    64, data 256, diffuse and sample 16"""
     num_images: int = 0
     """simulate: images of each class a round; data: images of an epoch; 0 for 96 and 20000"""
     image_size: int = 64
-    """data, sample: pixels of a side"""
+    """data, diffuse, sample: pixels of a side"""
     dtype: Literal["float32", "float16", "uint8"] = "float32"
     """data: as which the images are stored"""
     num_steps: int = 12
-    """train: updates a round (pretrain: one); sample: evaluations of the network"""
+    """train: updates a round (pretrain, diffuse: one); sample: evaluations of the network"""
     rounds: int = 5
     """each side is timed so often, in turns; the median counts"""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    """train, pretrain, sample: where"""
+    """train, pretrain, diffuse, sample: where"""
     compile: Literal[0, 1] = 0
     """sample: 1 to compile our network"""
     folder: Path | None = None

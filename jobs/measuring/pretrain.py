@@ -9,29 +9,25 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from deeplense.data.building import build
-from deeplense.data.shards import Samples, Schema
 from deeplense.models.registry import Network
 from deeplense.ssl.views import LENSES, make_views, num_uniforms
 from deeplense.training.stopping import StopFlag
 from jobs.benchmark import Settings
+from jobs.measuring.made import NEVER, begun_learning, make_noise, update
 from jobs.measuring.timing import Row, compare
 from jobs.measuring.views import NUM_BANDS, STAMP, transforms_of, view_batch, view_each
 from jobs.methods import make_backbone
 from jobs.pretrain import Settings as PretrainSettings
 from jobs.pretraining import Pretraining
 from jobs.runs import num_cores
-from jobs.staged import Copies
 from jobs.training_run import advance
-from jobs.training_start import TrainingRun, begin
-from jobs.watchdog import Watchdog
+from jobs.training_start import TrainingRun
 
 OUT_DIM, HIDDEN_DIM, BOTTLENECK_DIM = 1024, 2048, 256
 INSTALL = "lightly is not installed: pip install --no-deps lightly==1.6.0"
@@ -57,7 +53,7 @@ def begun(settings: Settings, folder: Path) -> TrainingRun:
     """A pretraining of `deeplense pretrain` before its first update, which neither evaluates nor saves."""
     asked = PretrainSettings(
         run=folder / "run",
-        dataset=str(make_stamps(folder / "data", 4 * settings.batch_size)),
+        dataset=str(make_noise(folder / "data", 4 * settings.batch_size, (NUM_BANDS, STAMP, STAMP))),
         model_name=settings.model_name,
         batch_size=settings.batch_size,
         out_dim=OUT_DIM,
@@ -65,37 +61,10 @@ def begun(settings: Settings, folder: Path) -> TrainingRun:
         precision=settings.precision,
         device=settings.device,
         clip_grad=None,
-        epochs=1e6,
-        evaluate_epochs=1e6,
-        checkpoint_minutes=1e6,
         stage="none",
+        **NEVER,
     )
-    stop, watchdog = StopFlag(), Watchdog(asked.run, minutes=0)
-    training = begin(asked, lambda: Pretraining(asked), watchdog, Copies(stop, watchdog))
-    assert training is not None
-    return training
-
-
-def make_stamps(dataset: Path, number: int) -> Path:
-    """A data set of noise."""
-    schema = Schema(
-        split="train",
-        num_samples=number,
-        shape=(NUM_BANDS, STAMP, STAMP),
-        dtype="float32",
-        bands=("g", "r", "i"),
-        unit="",
-        pixel_scale_arcsec=None,
-        classes=(),
-        targets={},
-    )
-
-    def make(rows: range) -> Samples:
-        images = np.random.default_rng(rows.start).normal(size=(len(rows), *schema.shape)).astype(np.float32)
-        return Samples(images, np.full(len(rows), -1), {}, [str(row) for row in rows], np.arange(rows.start, rows.stop))
-
-    list(build(dataset / "train", schema, make))
-    return dataset
+    return begun_learning(asked, lambda: Pretraining(asked))
 
 
 def rows_of(training: TrainingRun, settings: Settings) -> Iterator[Row]:
@@ -122,18 +91,6 @@ def rows_of(training: TrainingRun, settings: Settings) -> Iterator[Row]:
         yield timed(f"update alone, {title}", alone, theirs, other_name=name)
     each = partial(view_each, some, transforms_of(LENSES))
     yield timed("views alone", partial(view_batch, some, LENSES), each, other_name="torchvision, each image")
-
-
-def update(updates: Iterator[Any], *, device: torch.device, num_images: int) -> Callable[[], int]:
-    """Work that makes the next update."""
-
-    def make() -> int:
-        next(updates)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return num_images
-
-    return make
 
 
 def updates_of_ours(training: TrainingRun, groups: Sequence[Tensor]) -> Iterator[None]:

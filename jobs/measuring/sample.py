@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -32,10 +33,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 def measure(settings: Settings) -> list[Row]:
     """Batches of one-band images, of a network whose weights are random: what it takes does not depend on them. On a
     CPU each side has one core."""
-    require(
-        settings.model_name in SHAPES,
-        f"model_name={settings.model_name} is no network of diffusion; there are {', '.join(SHAPES)}.",
-    )
+    refuse_other_networks(settings)
     device = make_accelerator(device=settings.device, precision="fp32").device
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -46,6 +44,14 @@ def measure(settings: Settings) -> list[Row]:
     if settings.compile:
         compile_network(denoiser, device)
     return [row(name, settings, denoiser, peer) for name in OTHERS]
+
+
+def refuse_other_networks(settings: Settings) -> None:
+    """Raise ValueError for a network that diffusion does not have."""
+    require(
+        settings.model_name in SHAPES,
+        f"model_name={settings.model_name} is no network of diffusion; there are {', '.join(SHAPES)}.",
+    )
 
 
 def make_peer(network: UNet, shape: Shape) -> Any:
@@ -66,9 +72,13 @@ def row(name: str, settings: Settings, denoiser: Denoiser, peer: Any) -> Row:
     if peer is None:
         ours()
         rate = statistics.median(timed(ours).rate for _ in range(settings.rounds))
-        return Row(what=title, unit="images/s", ours=rate, note=INSTALL)
+        return Row(
+            what=title, unit="images/s", ours=rate, note=INSTALL, extra={"s a batch": settings.batch_size / rate}
+        )
     theirs = partial(make_theirs, name, settings, peer, device, precise)
-    return compare(title, ours, theirs, other_name="diffusers", rounds=settings.rounds)
+    found = compare(title, ours, theirs, other_name="diffusers", rounds=settings.rounds)
+    assert found.ours is not None
+    return replace(found, extra={"s a batch": settings.batch_size / found.ours})
 
 
 Precise = Callable[[], AbstractContextManager[Any]]

@@ -27,7 +27,11 @@ def test_each_sampler_has_a_line_and_without_the_other_side_a_word(monkeypatch: 
     pytest.importorskip("diffusers")
     rows = sample.measure(SETTINGS)
     assert [row.what.split(", ")[1] for row in rows] == ["ddpm", "ddim", "dpm_solver"]
-    assert all(row.ours and row.other and row.ratio for row in rows)
+    for row in rows:
+        assert row.ours
+        assert row.other
+        assert row.ratio
+        assert row.extra["s a batch"] == pytest.approx(SETTINGS.batch_size / row.ours)
     monkeypatch.setattr(sample, "find_spec", lambda name: None)
     for row in sample.measure(SETTINGS):
         assert row.ours

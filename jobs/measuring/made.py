@@ -1,0 +1,62 @@
+"""What measurements of trainings share: data to learn from, a training before its first update, work that is timed."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deeplense.data.building import build
+from deeplense.data.shards import Samples, Schema
+from deeplense.training.stopping import StopFlag
+from jobs.learner import Learner
+from jobs.learning import LearningSettings
+from jobs.staged import Copies
+from jobs.training_start import TrainingRun, begin
+from jobs.watchdog import Watchdog
+
+NEVER: dict[str, Any] = {"epochs": 1e6, "evaluate_epochs": 1e6, "checkpoint_minutes": 1e6}
+"""Settings by which a training neither ends, nor evaluates, nor saves."""
+
+
+def make_noise(dataset: Path, number: int, shape: tuple[int, int, int]) -> Path:
+    """A data set of noise (C, H, W), without labels."""
+    schema = Schema(
+        split="train",
+        num_samples=number,
+        shape=shape,
+        dtype="float32",
+        bands=tuple(f"band{k}" for k in range(shape[0])),
+        unit="",
+        pixel_scale_arcsec=None,
+        classes=(),
+        targets={},
+    )
+
+    def make(rows: range) -> Samples:
+        images = np.random.default_rng(rows.start).normal(size=(len(rows), *shape)).astype(np.float32)
+        return Samples(images, np.full(len(rows), -1), {}, [str(row) for row in rows], np.arange(rows.start, rows.stop))
+
+    list(build(dataset / "train", schema, make))
+    return dataset
+
+
+def begun_learning(settings: LearningSettings, make_learner: Callable[[], Learner]) -> TrainingRun:
+    """A training before its first update."""
+    stop, watchdog = StopFlag(), Watchdog(settings.run, minutes=0)
+    training = begin(settings, make_learner, watchdog, Copies(stop, watchdog))
+    assert training is not None
+    return training
+
+
+def update(updates: Iterator[Any], *, device: torch.device, num_images: int) -> Callable[[], int]:
+    """Work that makes the next update."""
+
+    def make() -> int:
+        next(updates)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return num_images
+
+    return make
