@@ -20,6 +20,13 @@ class Settings:
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be above 0.")
 
 
+def require_model(name: str) -> None:
+    """Raise ValueError, telling the nearest names, where there is no model of this name."""
+    from deeplense.models.zoo import require_known
+
+    require_known(name)
+
+
 def run(settings: Settings) -> int:
     """Print a line for each name, or a paragraph for one."""
     if settings.name:

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deeplense.models.zoo import require_known
 from jobs import config
 from jobs.config import require
+from jobs.models import require_model
 from launch import slurm
 from launch.clusters import Cluster
 from launch.findings import Finding, note, one_line, wrong
@@ -72,7 +72,7 @@ def check_job(command: Sequence[str], cluster: Cluster) -> None:
     if job in config.STOPPABLE:
         check_batch(learning.batch_size, learning.gradient_accumulation, cluster.tasks)
     if job in ("train", "pretrain"):
-        require_known(settings.model_name)
+        require_model(settings.model_name)
     if "dependency" not in cluster.sbatch:
         check_inputs(job, learning)
 

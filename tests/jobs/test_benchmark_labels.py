@@ -134,7 +134,7 @@ def test_all_rows_of_a_seed_learn_from_the_same_labels_and_the_baseline_is_the_s
         trained = training_of(config.parse(command[0], command[1:]))
         expected = first_of_each(labels_of, cell.num_labels, seed=cell.trial.seed)
         assert known_part(trained).indices.tolist() == expected.tolist()
-        assert (trained.model_name, trained.stretch) == ("test_vit", "asinh")
+        assert (trained.model_name, trained.stretch) == ("test_vit", "standard_asinh")
         assert (trained.backbone is None) == (cell.backbone.name == "scratch")
 
 

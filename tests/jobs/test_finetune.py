@@ -90,9 +90,10 @@ def features(backbone: Path, split: Split, known: np.ndarray) -> np.ndarray:
     network = timm.create_model("test_vit", img_size=32, in_chans=1, num_classes=0).eval()
     ours = encoder(backbone)
     network.load_state_dict({name: ours[name] for name in network.state_dict()})
-    images, std = split.images(np.arange(len(split))), Split(split.folders[0].parent / "train").images(known).std()
+    images, learnt = split.images(np.arange(len(split))), Split(split.folders[0].parent / "train").images(known)
+    stretched, of_known = (np.arcsinh(10 * some / learnt.std()) / 2 for some in (images, learnt))
     with torch.no_grad():
-        return network(torch.asinh(torch.from_numpy(10 * images / std)) / 2).numpy()
+        return network(torch.from_numpy((stretched - of_known.mean()) / of_known.std())).numpy()
 
 
 def test_full_starts_from_the_pretrained_weights_to_the_bit_and_scratch_does_not(
@@ -256,7 +257,7 @@ def test_there_are_as_many_updates_as_are_told_whatever_the_number_of_labels(
 
 def test_settings_that_are_given_go_over_those_that_are_found(stamps: Path, backbone: Path, tmp_path: Path) -> None:
     found = training_of(parsed(words(stamps, tmp_path / "run", backbone)))
-    assert (found.model_name, found.stretch, found.weight_decay) == ("test_vit", "asinh", 0.05)
+    assert (found.model_name, found.stretch, found.weight_decay) == ("test_vit", "standard_asinh", 0.05)
     more = ("--evaluate_epochs=3.5", "--warmup_epochs=0", "--stretch=linear", "--weight_decay=0.1")
     given = training_of(parsed(words(stamps, tmp_path / "run", backbone, "full", *more)))
     assert (given.evaluate_epochs, given.warmup_epochs, given.stretch, given.weight_decay) == (3.5, 0, "linear", 0.1)

@@ -146,7 +146,7 @@ def test_processes_see_together_what_one_sees(stamps: Path, tmp_path: Path) -> N
     settings = settings_of(stamps, tmp_path / "run", method="ibot")
     learner = Pretraining(settings)
     learner.make_network(load_pretrained=True)
-    learner.begin({"mean": [0.1], "std": [2.0]})
+    learner.begin({"mean": [0.1], "std": [2.0], "stretched_mean": [0.2], "stretched_std": [1.5]})
     for step in (0, 3, 7):
         whole = seen_by(learner, settings, step, rank=0, world_size=1)
         assert [len(tensor) for tensor in whole] == [16] * 4
@@ -161,7 +161,7 @@ def test_views_of_a_sample_are_other_ones_in_each_epoch(stamps: Path, tmp_path: 
     settings = settings_of(stamps, tmp_path / "run", batch_size=86)
     learner = Pretraining(settings)
     learner.make_network(load_pretrained=True)
-    learner.begin({"mean": [0.1], "std": [2.0]})
+    learner.begin({"mean": [0.1], "std": [2.0], "stretched_mean": [0.2], "stretched_std": [1.5]})
     first, again, second = (seen_by(learner, settings, step, rank=0, world_size=1) for step in (0, 0, 1))
     assert torch.equal(first[1], again[1])
     place = int((second[0] == first[0][0]).nonzero())
