@@ -17,21 +17,6 @@ from tests.conftest import write_blobs
 
 ROUNDS = 5
 IMPORTS = {"import of torch": "torch", "import of all": "torch, submitit, jobs.training_run"}
-AGREE = """
-import os, time, torch
-from launch.task import become_rank
-become_rank(os.environ)
-from deeplense.training.loop import Request, agree, make_accelerator
-accelerator = make_accelerator(device="cpu", precision="fp32")
-for _ in range(100): agree(accelerator, Request(0))
-begun = time.perf_counter()
-for _ in range(2000): agree(accelerator, Request(0))
-took = (time.perf_counter() - begun) / 2000
-told = f"agreement: {1e3 * took:.3f} ms a step, {accelerator.num_processes} ranks"
-if accelerator.is_main_process: print(told, flush=True)
-accelerator.wait_for_everyone()
-os._exit(0)
-"""
 
 
 def measure_restart(slurm: PrivateSlurm, home: Path) -> dict[str, float]:
@@ -83,6 +68,17 @@ def measure_imports(slurm: PrivateSlurm, home: Path, modules: str) -> float:
     return max(map(float, log.read_text().split())) - start_of(slurm, job_id.split()[0])
 
 
+def measure_agreement(slurm: PrivateSlurm, work: Path) -> str:
+    """What `tests.cluster.agreement` says, on two nodes with two ranks each."""
+    script, log = work / "agree.sh", work / "agree.out"
+    addresses = f"DEEPLENSE_NODE_ADDRESSES='{slurm.address(1)} {slurm.address(2)}'"
+    setup = f"export OMP_NUM_THREADS=1 PYTHONPATH={ROOT} MASTER_ADDR=node1 MASTER_PORT=23456 {addresses}"
+    script.write_text(f"#!/bin/bash\n{setup}\nsrun {ROOT}/.venv/bin/python -m tests.cluster.agreement\n")
+    nodes = ("-N2", "--ntasks-per-node=2", "-w", "node[1-2]")
+    slurm.ask("sbatch", "--wait", *nodes, "-o", str(log), str(script))
+    return log.read_text()
+
+
 def main() -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory(prefix="dl", dir="/tmp", ignore_cleanup_errors=True) as folder:
@@ -99,24 +95,7 @@ def main() -> None:
             for name in rows[0]:
                 values = [row[name] for row in rows]
                 print(f"{name}: median {statistics.median(values):.1f} s [{min(values):.1f}, {max(values):.1f}]")
-            (work / "agree.py").write_text(AGREE)
-            meeting = "MASTER_ADDR=node1 MASTER_PORT=23456"
-            addresses = f"DEEPLENSE_NODE_ADDRESSES='{slurm.address(1)} {slurm.address(2)}'"
-            setup = f"export PYTHONPATH={ROOT} {meeting} {addresses}"
-            script = work / "agree.sh"
-            script.write_text(f"#!/bin/bash\n{setup}\nsrun {ROOT}/.venv/bin/python {work / 'agree.py'}\n")
-            slurm.ask(
-                "sbatch",
-                "--wait",
-                "-N2",
-                "--ntasks-per-node=2",
-                "-w",
-                "node[1-2]",
-                "-o",
-                str(work / "agree.out"),
-                str(script),
-            )
-            print((work / "agree.out").read_text())
+            print(measure_agreement(slurm, work))
         finally:
             slurm.stop()
 
