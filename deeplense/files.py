@@ -1,4 +1,5 @@
-"""The one way a file that must survive is written: beside, synced, then renamed into place."""
+"""The one way a file that must survive is written: beside, synced, then renamed into place; and how files are found
+where others write so."""
 
 import ctypes
 import json
@@ -87,6 +88,12 @@ def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def find_below(root: Path, name: str) -> list[Path]:
+    """All files of a name at or below a folder, in order. What vanishes meanwhile, as unfinished checkpoints do, is
+    left out, where `Path.rglob` raises FileNotFoundError before Python 3.13."""
+    return sorted(Path(folder) / name for folder, _, files in os.walk(root) if name in files)
 
 
 def read_json(path: Path) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from deeplense.files import TEMPORARY, read_json, replacing, write_json
+from deeplense.files import TEMPORARY, find_below, read_json, replacing, write_json
 from jobs.attempts import ATTEMPTS, STACKS, has_begun
 from jobs.config import dump, from_plain, plain, require
 from jobs.train import Settings as TrainSettings
@@ -110,10 +110,10 @@ def find_run(text: str, root: Path) -> Path:
     """The run folder that a path or a W&B run id names; ids are looked for below `root`."""
     if (Path(text) / CONFIG).exists():
         return Path(text)
-    ids = {path.read_text().strip(): path.parent for path in sorted(root.rglob(WANDB_ID))} if root.is_dir() else {}
+    ids = {path.read_text().strip(): path.parent for path in find_below(root, WANDB_ID)}
     if text in ids:
         return ids[text]
-    known = [*ids, *(str(path.parent) for path in root.rglob(CONFIG))] if root.is_dir() else []
+    known = [*ids, *(str(path.parent) for path in find_below(root, CONFIG))]
     near = difflib.get_close_matches(text, known, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise ValueError(f"{text} is neither a run folder nor the W&B id of a run below {root}.{hint}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deeplense.files import read_json
+from deeplense.files import find_below, read_json
 from jobs.attempts import read_attempts
 from jobs.progress_file import read_progress
 from jobs.runs import FINISHED, LAUNCH, WANDB_ID
@@ -48,8 +48,7 @@ def launched(folder: Path) -> Launched:
 
 def find_launched(roots: Sequence[Path]) -> list[Path]:
     """Folders of all submitted runs at or below these."""
-    found = [path.parent for root in roots for path in sorted(root.rglob(LAUNCH))]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(path.parent for root in roots for path in find_below(root, LAUNCH)))
 
 
 def states(runs: Sequence[Launched]) -> dict[Path, tuple[str, str]]:

@@ -13,7 +13,7 @@ import pytest
 import xxhash
 
 from deeplense import files
-from deeplense.files import TEMPORARY, checksum, read_json, remove_leftovers, replacing
+from deeplense.files import TEMPORARY, checksum, find_below, read_json, remove_leftovers, replacing
 
 
 def write_file(path: Path, text: str) -> None:
@@ -123,6 +123,22 @@ def test_only_leftovers_are_removed(tmp_path: Path) -> None:
     (tmp_path / "shard.h5").write_text("whole")
     remove_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == [tmp_path / "shard.h5"]
+
+
+def test_files_are_found_where_folders_vanish_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b", "a", "gone"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "it").touch()
+    scan = os.scandir
+
+    def vanishing(path: str) -> Any:
+        if os.fspath(path).endswith("gone"):
+            raise FileNotFoundError(path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert find_below(tmp_path, "it") == [tmp_path / "a" / "it", tmp_path / "b" / "it"]
+    assert find_below(tmp_path / "nowhere", "it") == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{}", b"{'a': 1}"])
