@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from jobs.train import Settings as TrainSettings
 from jobs.weights import newest_weights
 
 Images = np.ndarray
+Result = TypeVar("Result")
 AT_A_TIME = 256
 SHOWN = 24
 NEAREST = 8
@@ -76,14 +77,13 @@ def evaluate_generated(settings: Settings) -> int:
     why_no_fid = inception.why_not(settings.fid_weights)
     if settings.fid_weights and not why_no_fid:
         describers.append(inception_describer(settings.fid_weights, sides.train))
-    found = [line for describer in describers for line in measure_distances(settings, describer, sides)]
-    panel, control = (physics(side, sides, describers) for side in (sides.generated, sides.learnt))
-    copies = [look_for_copies(sides, settings)] + [look_for_copies(sides, settings, each) for each in describers]
+    found = [told(line) for describer in describers for line in measure_distances(settings, describer, sides)]
+    panel, control = told(physics(sides.generated, sides, describers)), physics(sides.learnt, sides, describers)
     failed = ", ".join(control.failed) or "none of the tests"
-    real = f"Of as many images that were learnt from, {failed} would be told apart."
-    for line in [*found, panel, real, *copies, why_no_fid]:
-        if str(line):
-            say(str(line))
+    say(f"Of as many images that were learnt from, {failed} would be told apart.")
+    copies = [told(look_for_copies(sides, settings, each)) for each in (None, *describers)]
+    if why_no_fid:
+        say(why_no_fid)
     folder = settings.output or settings.generated / "report"
     write(folder, settings, sides, found, (panel, control), copies, why_no_fid)
     say(f"report: {folder / 'index.html'}")
@@ -182,6 +182,12 @@ def say_of(network: Network, scaling: Scaling, images: Images, *, whole: bool) -
 
     parts = [ask(images[k : k + AT_A_TIME]).float().cpu().numpy() for k in range(0, len(images), AT_A_TIME)]
     return np.concatenate(parts).astype(np.float64)
+
+
+def told(result: Result) -> Result:
+    """A result, which is said at once: the next may take minutes."""
+    say(str(result))
+    return result
 
 
 def measure_distances(settings: Settings, describer: Describer, sides: Sides) -> list[distances.Distance]:
