@@ -107,8 +107,11 @@ def settle_finished(run: Path) -> None:
 
 
 def end_attempt(run: Path, number: int, *, reason: str, last_step: int | None = None, concluded: bool = False) -> None:
-    """Record why an attempt ends, and after which step; `concluded` by a launcher, who knows more than the job."""
+    """Record why an attempt ends, and after which step; `concluded` by a launcher, who knows more than the job. What it
+    has concluded stays: a rank that says more was left behind on a lost node."""
     attempts = read_attempts(run)
+    if "concluded" in attempts[number - 1] and not concluded:
+        return
     attempts[number - 1]["ended"] = reason
     if concluded:
         attempts[number - 1]["concluded"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -160,3 +160,14 @@ def test_whatever_happens_attempts_are_counted_and_all_but_the_last_have_an_end(
     assert number == len(events) - events.count("end")
     write_attempts(run, attempts)
     assert read_attempts(run) == attempts
+
+
+def test_what_the_launcher_has_concluded_is_not_written_over_by_a_rank_that_was_left_behind(tmp_path: Path) -> None:
+    number = open_attempt(tmp_path)
+    end_attempt(tmp_path, number, reason="node lost", concluded=True)
+    open_attempt(tmp_path)
+    before = (tmp_path / ATTEMPTS).read_bytes()
+    end_attempt(tmp_path, number, last_step=18, reason="error: RuntimeError: connection reset by peer")
+    assert (tmp_path / ATTEMPTS).read_bytes() == before
+    end_attempt(tmp_path, number, reason="hang", concluded=True)
+    assert told(tmp_path)[0][3] == "hang"
