@@ -26,7 +26,7 @@ from deeplense.training.loop import make_accelerator
 from jobs import config
 from jobs.config import require
 from jobs.evaluate import Settings
-from jobs.experiment import Part, find_dataset, find_datasets, learning_parts, make_network
+from jobs.experiment import find_dataset, find_datasets, learning_parts, make_network, whole
 from jobs.pretrained import load_encoder, read_pretrained
 from jobs.progress import say
 from jobs.runs import find_run, stored_config, train_settings
@@ -156,7 +156,7 @@ def encoder_describer(run: Path, accelerator: Accelerator) -> Describer:
     asked: TrainSettings = config.parse("train", words)
     network = make_network(asked, train, load_pretrained=False)
     load_encoder(network, pretrained)
-    statistics = find_statistics(Part(train, np.arange(len(train)), None), learnt.stretch, accelerator)
+    statistics = find_statistics(whole(train), learnt.stretch, accelerator)
     ask = partial(say_of, network.to(accelerator.device).eval(), Scaling(statistics, learnt.stretch), whole=False)
     return Describer(f"{learnt.model_name}, {learnt.method}, of {run.name}", ask)
 
