@@ -1,6 +1,8 @@
 """What every job that learns is told beside what it learns: on which samples, how long, how it saves; and the frame in
 which it runs."""
 
+import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,6 +151,7 @@ def require_weights(mix: str, *, balance: str) -> None:
 
 def learn(settings: LearningSettings, make_learner: Callable[[], "Learner"]) -> int:
     """Learn until done or told to stop; returns 0, or 85 when stopped with the state saved (or none made)."""
+    import_without("timm", "wandb")
     from deeplense.training.stopping import StopFlag
     from jobs.staged import Copies, ToldToStop
     from jobs.training_run import train_to_the_end
@@ -167,3 +170,15 @@ def learn(settings: LearningSettings, make_learner: Callable[[], "Learner"]) -> 
         if training is None:
             return 0
         return train_to_the_end(training, stop)
+
+
+def import_without(name: str, other: str) -> None:
+    """Import a package as if another were not installed, one that it can do without: each rank of each attempt would
+    wait a third of a second for the Weights & Biases of timm, which nobody uses here."""
+    if other in sys.modules:
+        return
+    sys.modules[other] = None  # type: ignore[assignment]  # Python's way to say that there is none
+    try:
+        importlib.import_module(name)
+    finally:
+        del sys.modules[other]

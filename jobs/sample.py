@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from jobs.config import FREE, require
-from jobs.learning import refuse_outside
+from jobs.learning import import_without, refuse_outside
 from jobs.parts import read_part
 
 
@@ -60,6 +60,7 @@ class Settings:
 
 def run(settings: Settings) -> int:
     """Write the split; a second call with the same settings continues or finds it done."""
+    import_without("timm", "wandb")
     from jobs.sampling import sample
 
     return sample(settings)

@@ -17,7 +17,6 @@ import pytest
 from tests.cluster.private_slurm import NUM_HOSTS, PrivateSlurm
 from tests.cluster.trainings import (
     NEVER,
-    TASKS,
     Training,
     assert_no_process_is_left,
     assert_nothing_was_lost,
@@ -182,7 +181,7 @@ def test_a_hang_ends_with_the_stacks_of_all_ranks_and_a_taken_port_is_left_alone
     with listening(training.slurm, port):
         training.wait_until_over()
     assert training.ends() == ["hang", "finished"], training.describe()
-    for rank in range(TASKS):
+    for rank in range(training.num_ranks):
         log = (training.run / "logs" / f"{training.job_id}_{rank}_log.out").read_text()
         assert "no step for 0.4 minutes" in log, rank
         assert "most recent call first" in log, rank

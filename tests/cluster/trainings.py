@@ -22,7 +22,6 @@ from tests.cluster.private_slurm import NUM_HOSTS, PrivateSlurm
 
 HOOKS = Path(__file__).parent / "hooks"
 ROOT = Path(__file__).parents[2]
-TASKS = 4
 STEPS = range(30)
 NEVER = 10**9
 COMMON = {
@@ -52,13 +51,19 @@ def wait_for(condition: Callable[[], Any], what: Callable[[], str], *, seconds: 
 
 @dataclass(frozen=True)
 class Training:
-    """One submitted training of 2 nodes x 2 ranks, in a folder of the test with hooks for its ranks."""
+    """One submitted training on 2 nodes, in a folder of the test with hooks for its ranks."""
 
     slurm: PrivateSlurm
     home: Path
     dataset: Path
     run_folder: Path | None = None
     job: Literal["train", "pretrain", "diffuse"] = "train"
+    tasks_per_node: int = 2
+
+    @property
+    def num_ranks(self) -> int:
+        """On both nodes."""
+        return 2 * self.tasks_per_node
 
     @property
     def run(self) -> Path:
@@ -93,7 +98,7 @@ class Training:
             "slurm_conf": str(self.slurm.folder / "slurm.conf"),
             "partition": "normal",
             "nodes": 2,
-            "tasks_per_node": 2,
+            "tasks_per_node": self.tasks_per_node,
             "hours": 0.5,
             "environment": {"DEEPLENSE_TEST": str(self.home), "OMP_NUM_THREADS": "1"},
             "setup": [f'export PYTHONPATH="$PYTHONPATH:{HOOKS}"'],
@@ -124,7 +129,7 @@ class Training:
 
     def wait_until_held(self, *, attempt: int, step: int) -> None:
         """Wait until all ranks of an attempt wait before this step, the steps before being done."""
-        files = [self.home / f"samples_{attempt}_{rank}.txt" for rank in range(TASKS)]
+        files = [self.home / f"samples_{attempt}_{rank}.txt" for rank in range(self.num_ranks)]
 
         def there() -> bool:
             begun = len(self.attempts()) >= attempt and self.attempts()[attempt - 1]["first_step"] is not None
@@ -190,7 +195,7 @@ class Training:
         """For each step the samples of each rank, once for each time that it was made."""
         found: dict[int, list[list[list[int]]]] = {}
         for attempt in range(1, len(self.attempts()) + 1):
-            ranks = [read_samples(self.home / f"samples_{attempt}_{rank}.txt") for rank in range(TASKS)]
+            ranks = [read_samples(self.home / f"samples_{attempt}_{rank}.txt") for rank in range(self.num_ranks)]
             # A step that only some ranks came to was not made.
             for step in set.intersection(*(set(rank) for rank in ranks)):
                 found.setdefault(step, []).append([rank[step] for rank in ranks])
