@@ -24,7 +24,8 @@ class Settings(LearningSettings):
     loss: Literal["l2", "huber", "l1"] = "l2"
     """l1, the earlier one, learns the median of what could be below the noise, and loses faint arcs"""
     min_snr_gamma: float | None = 5.0
-    """times of little noise count by min(signal to noise, gamma), as an error of the image; none: all times alike"""
+    """times of little noise count by min(signal to noise, gamma), as an error of the image, which learns fast what is
+    large; none: all times alike, which learns the noise of an instrument and small structure better"""
     conditions: str = ""
     """what images are told to be, with commas between: class, and names of numbers, such as log10_axion_mass,theta_E"""
     drop_share: float = 0.1
