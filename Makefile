@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # What tests compare with, without what it names beside: of lenstronomy some is not free, of lightly none is needed.
-ORACLES := lenstronomy==1.14.2 lightly==1.6.0 diffusers==0.42.1
+ORACLES := lenstronomy==1.14.2 lightly==1.6.0 diffusers==0.42.1 torch-fidelity==0.4.0
 
 # A real Slurm with four hosts on this machine, to rehearse on (as root on Debian, with the packages that .ci/run names).
 REHEARSAL := /tmp/deeplense-rehearsal

@@ -44,9 +44,11 @@ def state() -> dict[str, Tensor]:
 
 
 def test_features_are_those_of_torch_fidelity(state: dict[str, Tensor], tmp_path: Path) -> None:
-    oracle = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     torch.save(state, tmp_path / "weights.pth")
-    theirs = oracle("i", ["2048"], feature_extractor_weights_path=str(tmp_path / "weights.pth"))
+    weights = str(tmp_path / "weights.pth")
+    theirs = FeatureExtractorInceptionV3("i", ["2048"], feature_extractor_weights_path=weights)
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, size=(2, 3, 299, 299), dtype=np.uint8))
     with torch.no_grad():
         ours = inception(state)((images.float() - 128) / 128)

@@ -14,7 +14,6 @@ SETTINGS = benchmark.Settings(
 
 
 def test_both_sides_are_timed_and_held_against_products_of_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("diffusers")
     (row,) = diffuse.measure(SETTINGS)
     assert row.ours
     assert row.other
@@ -27,7 +26,6 @@ def test_both_sides_are_timed_and_held_against_products_of_matrices(monkeypatch:
 
 
 def test_the_other_side_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("diffusers")
     seen: list[torch.Tensor] = []
     updates = diffuse.updates_of_diffusers
 

@@ -13,7 +13,6 @@ SETTINGS = benchmark.Settings(
 
 
 def test_both_sides_have_the_same_network() -> None:
-    pytest.importorskip("diffusers")
     torch.manual_seed(0)
     network = UNet(1, shape=SMALL).eval()
     torch.nn.init.normal_(network.last.weight)
@@ -24,7 +23,6 @@ def test_both_sides_have_the_same_network() -> None:
 
 
 def test_each_sampler_has_a_line_and_without_the_other_side_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("diffusers")
     rows = sample.measure(SETTINGS)
     assert [row.what.split(", ")[1] for row in rows] == ["ddpm", "ddim", "dpm_solver"]
     for row in rows:
