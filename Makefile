@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # What tests compare with, without what it names beside: of lenstronomy some is not free, of lightly none is needed.
+# torch-fidelity brings its own tests, too, under the name of ours.
 ORACLES := lenstronomy==1.14.2 lightly==1.6.0 diffusers==0.42.1 torch-fidelity==0.4.0
 
 # A real Slurm with four hosts on this machine, to rehearse on (as root on Debian, with the packages that .ci/run names).
@@ -19,6 +20,7 @@ $(VENV)/.installed: pyproject.toml requirements.lock Makefile
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[test]'
 	$(BIN)/python -m pip install --quiet --no-deps $(ORACLES)
+	rm -rf $(VENV)/lib/python3*/site-packages/tests
 	touch $@
 
 demo: install
