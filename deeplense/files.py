@@ -16,6 +16,7 @@ import xxhash
 
 TEMPORARY = ".writing-"
 BLOCK = 1 << 20
+LONGEST_NAME = 255
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
@@ -102,6 +103,34 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); it is damaged or of another program.") from error
+
+
+def inside(folder: Path, name: object, *, record: Path) -> Path:
+    """The path of a file of a folder that a record names, which may come from anyone.
+
+    Raises ValueError, naming the record, unless the name is a plain one (no folder in it, no control character) and
+    what stands there, if anything does, is no symbolic link that leads out of the folder.
+    """
+    if not is_plain(name):
+        raise ValueError(
+            f"{record} names the file {name!r}, which is no plain name of a file beside it; do not use it."
+        )
+    path = folder / str(name)
+    if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise ValueError(f"{path} is a symbolic link that leads out of its folder; put the file itself there.")
+    return path
+
+
+def is_plain(name: object) -> bool:
+    """Whether this is the name of a file in a folder, and can be of no other place: text without `/`, not `.` or `..`,
+    of characters that can be printed, and short enough for a file system."""
+    return (
+        isinstance(name, str)
+        and name not in ("", ".", "..")
+        and "/" not in name
+        and name.isprintable()
+        and len(name.encode(errors="surrogatepass")) <= LONGEST_NAME
+    )
 
 
 def checksum(path: Path) -> str:

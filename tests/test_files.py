@@ -13,7 +13,7 @@ import pytest
 import xxhash
 
 from deeplense import files
-from deeplense.files import TEMPORARY, checksum, find_below, read_json, remove_leftovers, replacing
+from deeplense.files import TEMPORARY, checksum, find_below, inside, read_json, remove_leftovers, replacing
 
 
 def write_file(path: Path, text: str) -> None:
@@ -153,3 +153,31 @@ def test_a_checksum_is_that_of_all_bytes(tmp_path: Path, size: int) -> None:
     content = (bytes(range(256)) * (size // 256 + 1))[:size]
     (tmp_path / "it").write_bytes(content)
     assert checksum(tmp_path / "it") == xxhash.xxh3_128_hexdigest(content)
+
+
+@pytest.mark.parametrize("name", ["shard-00000.h5", "..h5", "a b", "числ", "x" * 255])
+def test_a_plain_name_is_of_a_file_beside_the_record_that_names_it(tmp_path: Path, name: str) -> None:
+    assert inside(tmp_path, name, record=tmp_path / "it.json") == tmp_path / name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", ".", "..", "/etc/passwd", "../x", "a/b", "a/", "a\nb", "a\0b", "\x1b[2J", "x" * 256, "\u202ea", "\ud800"),
+        *(None, 3, ["a"]),
+    ],
+)
+def test_a_name_that_is_of_another_place_or_no_plain_one_is_refused(tmp_path: Path, name: Any) -> None:
+    with pytest.raises(ValueError, match=r"it\.json names the file .* no plain name"):
+        inside(tmp_path, name, record=tmp_path / "it.json")
+
+
+def test_a_link_may_not_lead_out_of_the_folder(tmp_path: Path) -> None:
+    folder, linked = tmp_path / "folder", tmp_path / "linked"
+    folder.mkdir()
+    linked.symlink_to(folder)
+    (folder / "within").symlink_to("a.h5")
+    (folder / "out").symlink_to(tmp_path / "secret")
+    assert inside(linked, "within", record=folder / "it.json") == linked / "within"
+    with pytest.raises(ValueError, match="out is a symbolic link"):
+        inside(linked, "out", record=folder / "it.json")
