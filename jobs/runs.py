@@ -1,7 +1,7 @@
 """The run folder: everything about a run, under one path.
 
-RUN/ config.yaml environment.json attempts.jsonl metrics.jsonl wandb/ checkpoints/ report/ stopped.json finished.json
-     and, where it was submitted, launch.json code/ logs/
+RUN/ config.yaml environment.json attempts.jsonl metrics.jsonl seen.npz wandb/ checkpoints/ report/ stopped.json
+     finished.json and, where it was submitted, launch.json code/ logs/
 """
 
 import difflib
@@ -25,9 +25,14 @@ from jobs.train import Settings as TrainSettings
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 STOPPED, FINISHED = "stopped.json", "finished.json"
 SNAPSHOT = "snapshot.json"
+SEEN = "seen.npz"
+"""Which images a training has seen."""
 LAUNCH, CODE, LOGS = "launch.json", "code", "logs"
 WANDB_ID = "wandb_id.txt"
-OURS = {CONFIG, ENVIRONMENT, ATTEMPTS, STACKS, LAUNCH, CODE, LOGS}
+CONFIG_HASH = "config_hash"
+"""In the record of a checkpoint, the checksum of config.yaml."""
+RESTORE = "restore it from a copy; `deeplense verify RUN` shows the settings if a checkpoint has them"
+OURS = {CONFIG, ENVIRONMENT, ATTEMPTS, STACKS, LAUNCH, CODE, LOGS, SEEN}
 """What may lie in the folder of a run that has not begun."""
 PACKAGES = (
     "deeplense",
@@ -77,32 +82,52 @@ def refuse_differences(run: Path, stored: Mapping[str, Any], settings: Any) -> N
 
 
 def stored_config(run: Path) -> dict[str, Any]:
-    """The settings of a run, as plain values. Raises ValueError where the folder is no run."""
+    """The settings of a run, as plain values. Raises ValueError where the folder is no run, or they cannot be read."""
     path = run / CONFIG
     if not path.exists():
         raise ValueError(f"{run} is no run folder: it has no {CONFIG}.")
-    return yaml.safe_load(path.read_text())
+    try:
+        stored = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        told = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read ({told}); {RESTORE}.") from error
+    require(isinstance(stored, dict), f"{path} holds no settings: it was damaged or edited; {RESTORE}.")
+    return stored
+
+
+def job_of(settings: Mapping[str, Any]) -> str:
+    """Whose settings these are: `train`, `pretrain`, `diffuse`, or `finetune` for a probe."""
+    told = {"method": "pretrain", "noise_schedule": "diffuse", "mode": "finetune"}
+    return next((job for name, job in told.items() if name in settings), "train")
+
+
+def require_job(run: Path, settings: Mapping[str, Any], job: str) -> None:
+    """Raise ValueError where a run of these settings is none of this job, saying what it is for."""
+    found = job_of(settings)
+    if found == job:
+        return
+    if job == "diffuse":
+        raise ValueError(f"{run} is no run of `deeplense diffuse`, and makes no images; give one.")
+    if job == "pretrain":
+        raise ValueError(f"{run} is no run of `deeplense pretrain`; give one as --backbone.")
+    uses = {
+        "train": f"{run} is a run of `deeplense train`.",
+        "pretrain": f"{run} is a run of `deeplense pretrain`, which has learnt no classes; `deeplense finetune "
+        f"--backbone {run}` learns them, and evaluates.",
+        "diffuse": f"{run} is a run of `deeplense diffuse`, which has learnt no classes; `deeplense sample --run "
+        f"{run}` makes images, and `deeplense evaluate --generated` judges them.",
+        "finetune": f"{run} is a probe of `deeplense finetune --mode {settings.get('mode')}`, and holds no network; "
+        f"its report is {run / 'report'}. For another --split, give finetune that and another --run; for a network, "
+        "--mode full.",
+    }
+    raise ValueError(uses[found])
 
 
 def train_settings(run: Path) -> TrainSettings:
-    """The settings of a run of `deeplense train`, or of a training of `deeplense finetune`. Raises ValueError for other
-    runs, telling what they are for."""
+    """The settings of a run of `deeplense train`, or of a training of `deeplense finetune`, as `config.yaml` has them.
+    Raises ValueError for other runs, telling what they are for."""
     stored = stored_config(run)
-    require(
-        "method" not in stored,
-        f"{run} is a run of `deeplense pretrain`, which has learnt no classes; `deeplense finetune --backbone {run}` "
-        "learns them, and evaluates.",
-    )
-    require(
-        "noise_schedule" not in stored,
-        f"{run} is a run of `deeplense diffuse`, which has learnt no classes; `deeplense sample --run {run}` makes "
-        "images, and `deeplense evaluate --generated` judges them.",
-    )
-    require(
-        "mode" not in stored,
-        f"{run} is a probe of `deeplense finetune --mode {stored.get('mode')}`, and holds no network; its report is "
-        f"{run / 'report'}. For another --split, give finetune that and another --run; for a network, --mode full.",
-    )
+    require_job(run, stored, "train")
     return from_plain(TrainSettings, stored)
 
 

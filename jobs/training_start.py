@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from deeplense.data.dataset import Split
 from deeplense.data.order import key, num_steps
-from deeplense.files import replacing
+from deeplense.files import checksum, replacing
 from deeplense.training import checkpoint, fsdp
 from deeplense.training.loop import (
     from_main,
@@ -33,9 +33,10 @@ from jobs.config import plain, require
 from jobs.experiment import Part
 from jobs.learner import Learner
 from jobs.learning import LearningSettings
+from jobs.lineage import note_seen
 from jobs.progress import say
 from jobs.ranks import announce, on_all, on_main
-from jobs.runs import FINISHED, PACKAGES, STOPPED, WANDB_ID, code_version, open_run, version_of
+from jobs.runs import CONFIG, CONFIG_HASH, FINISHED, PACKAGES, STOPPED, WANDB_ID, code_version, open_run, version_of
 from jobs.staged import Copies
 from jobs.statistics import find_statistics, unit_notes
 from jobs.watchdog import Watchdog
@@ -105,12 +106,17 @@ class TrainingRun:
             parts["ema"] = self.ema.module
         if self.accelerator.scaler is not None:
             parts["scaler"] = self.accelerator.scaler
-        record = self.record | {"time": datetime.now(UTC).isoformat(timespec="seconds")}
-        return self.whole({name: part.state_dict() for name, part in parts.items()}) | {"record": record}
+        return self.whole({name: part.state_dict() for name, part in parts.items()}) | {"record": self.record_now}
 
     def best_states(self) -> dict[str, dict[str, Any]]:
         """The weights that were evaluated, on the main process. All must call it."""
-        return self.whole({"model": self.counted.state_dict()}) | {"progress": self.progress.state_dict()}
+        states = self.whole({"model": self.counted.state_dict()})
+        return states | {"progress": self.progress.state_dict(), "record": self.record_now}
+
+    @property
+    def record_now(self) -> dict[str, Any]:
+        """What a checkpoint tells of the run, and when it was written."""
+        return self.record | {"time": datetime.now(UTC).isoformat(timespec="seconds")}
 
     def whole(self, states: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """States, put together on the main process where they are spread over all."""
@@ -119,7 +125,7 @@ class TrainingRun:
     @property
     def best_names(self) -> dict[str, str]:
         """What is called how among `states`, of `best_states`."""
-        return {"model": "model" if self.ema is None else "ema", "progress": "progress"}
+        return {"model": "model" if self.ema is None else "ema", "progress": "progress", "record": "record"}
 
 
 def begin(
@@ -143,6 +149,7 @@ def begin(
     if saved is not None:
         network.load_state_dict(saved["model"])
     progress = begin_progress(settings, learner, saved, accelerator)
+    seen = note_seen(learner, settings, (saved or {}).get("record", {}), accelerator)
     learner.begin(progress.statistics)
     unsharded = shard(network, accelerator) if settings.fsdp and accelerator.num_processes > 1 else None
     optimizer = make_optimizer(settings, network, layer_decay=learner.layer_decay)
@@ -170,7 +177,7 @@ def begin(
         attempt=attempt,
         ema=ema,
         watchdog=watchdog,
-        record=record_of(settings, accelerator),
+        record=record_of(settings, accelerator) | seen,
         unsharded=unsharded,
     )
 
@@ -281,6 +288,7 @@ def record_of(settings: LearningSettings, accelerator: Accelerator) -> dict[str,
     path = settings.run / WANDB_ID
     return {
         "settings": plain(settings),
+        CONFIG_HASH: checksum(settings.run / CONFIG),
         "code": code_version(),
         "packages": {name: version_of(name) for name in PACKAGES},
         "wandb_id": path.read_text().strip() if path.exists() else None,

@@ -10,12 +10,14 @@ from typing import Any
 
 import yaml
 
-from deeplense.files import TEMPORARY, read_json
+from deeplense.files import TEMPORARY, checksum, read_json
 from deeplense.training import checkpoint
 from deeplense.training.tracking import METRICS
 from jobs.attempts import ATTEMPTS
+from jobs.opening import edited_settings, file_was_changed, newest_record
 from jobs.progress import say
-from jobs.runs import CONFIG, ENVIRONMENT, FINISHED, STOPPED
+from jobs.runs import CONFIG, ENVIRONMENT, FINISHED, SEEN, STOPPED
+from jobs.seen import SEEN_HASH
 
 NAME = re.compile(r"(?P<aside>damaged_)?(?P<kind>.+)_(?P<step>\d+)")
 Line = Mapping[str, Any]
@@ -105,8 +107,33 @@ def record_problems(run: Path, checked: Sequence[Checked]) -> Iterator[str]:
     for name, ending in ((FINISHED, finished), (STOPPED, stopped)):
         if ending:
             yield from ending_problems(run / name, ending, checked)
+    step, record = newest_record(run)
+    if record.get("settings"):
+        yield from settings_problems(run, read[CONFIG][1], record, step=step)
+        yield from seen_problems(run / SEEN, record)
     yield from attempts_problems(run / ATTEMPTS, begun=bool(checked))
     yield from metrics_problems(run / METRICS, finished)
+
+
+def settings_problems(run: Path, stored: Line | None, record: Line, *, step: int) -> Iterator[str]:
+    """Where the settings of a run are not those that it was trained with, and what is right."""
+    right = yaml.safe_dump(dict(record["settings"]), sort_keys=False)
+    if stored is None:
+        yield f"the checkpoint of step {step} says what was trained; these lines make {run / CONFIG} anew:\n{right}"
+        return
+    changed = file_was_changed(run, record)
+    found = list(edited_settings(run, stored, record["settings"], step=step, with_free=changed))
+    if changed and not found:
+        found = [f"{run / CONFIG} is not the file that the training wrote, though it says the same settings"]
+    yield from found
+
+
+def seen_problems(path: Path, record: Line) -> Iterator[str]:
+    """Where the list of the images that a run has seen is not as it was written."""
+    expected = record.get(SEEN_HASH)
+    if expected and not (path.is_file() and checksum(path) == expected):
+        how = "is damaged" if path.is_file() else "is missing"
+        yield f"{path} {how}: which images were seen is taken from the data set, while that is there; copy it back"
 
 
 def mapping(path: Path) -> tuple[list[str], Line | None]:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -243,13 +243,14 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def load(path: Path) -> dict[str, State]:
-    """Read a checkpoint, each file once; what was written in pieces is put together. Raises ValueError, saying what is
-    wrong, where it is damaged."""
+def load(path: Path, *, only: Collection[str] | None = None) -> dict[str, State]:
+    """Read a checkpoint, or `only` the states of these names, each file once; what was written in pieces is put
+    together. Raises ValueError, saying what is wrong, where it is damaged."""
     try:
         files = read_manifest(path)["files"]
         names = [name.removesuffix(".json") for name in files if name.endswith(".json")]
-        return {name: load_state(path, name, files) for name in names if not sharded.is_piece(name)}
+        chosen = [name for name in names if not sharded.is_piece(name) and (only is None or name in only)]
+        return {name: load_state(path, name, files) for name in chosen}
     except (ValueError, OSError) as error:
         raise ValueError(f"The checkpoint {path} is damaged: {error}.") from error
 

@@ -199,3 +199,50 @@ def test_a_run_without_its_settings_is_told_and_still_read(run: Path, told: Told
     code, said = told(run)
     assert (code, "config.yaml is missing" in said, "step 10" in said) == (1, True, True)
     assert read_attempts(run)[-1]["ended"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("line", "other", "problem"),
+    [
+        ("fold: 0", "fold: 1", "says fold=1, the checkpoint of step 10 says fold=0"),
+        ("lr: 0.0003", "lr: 0.0001", "the right line is `lr: 0.0003`"),
+        ("fold: 0", "gold: 0", "says gold=0, the checkpoint of step 10 says gold=nothing"),
+        ("flips: 1\n", "", None),
+        ("flips: 1", "flips: 0", "says flips=0, the checkpoint of step 10 says flips=1"),
+        ("log_interval: 1", "log_interval: 3", "says log_interval=3, the checkpoint of step 10 says log_interval=1"),
+        ("seed: 0", "seed:  0", "is not the file that the training wrote, though it says the same settings"),
+    ],
+)
+def test_settings_that_are_not_those_of_the_training_are_told_with_what_is_right(
+    line: str, other: str, problem: str | None, run: Path, told: Told
+) -> None:
+    text = (run / "config.yaml").read_text()
+    assert line in text
+    (run / "config.yaml").write_text(text.replace(line, other))
+    code, said = told(run)
+    assert (code, (problem or "though it says the same settings") in said) == (1, True), said
+
+
+def test_settings_that_are_lost_are_shown(run: Path, told: Told) -> None:
+    right = (run / "config.yaml").read_text()
+    for spoil in (lambda path: path.write_text("{"), lambda path: path.unlink()):
+        spoil(run / "config.yaml")
+        code, said = told(run)
+        assert (code, right in said.replace("\n\n", "\n")) == (1, True), said
+
+
+def test_every_flipped_bit_of_the_settings_is_seen(run: Path, told: Told) -> None:
+    content = (run / "config.yaml").read_bytes()
+    for place in range(0, len(content), 97):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 7
+        (run / "config.yaml").write_bytes(flipped)
+        code, said = told(run)
+        assert (code, "config.yaml" in said) == (1, True), (place, said)
+
+
+@pytest.mark.parametrize("how", ["damaged", "missing"])
+def test_the_list_of_images_that_were_seen_is_verified(how: str, run: Path, told: Told) -> None:
+    flip(run / "seen.npz", 0.5) if how == "damaged" else (run / "seen.npz").unlink()
+    code, said = told(run)
+    assert (code, f"seen.npz is {how}" in said) == (1, True), said
