@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from deeplense.data.conditions import holds, parse_condition, split_classes
-from deeplense.data.foreign import read_npy, read_pickle
+from deeplense.data.foreign import read_npy, read_npz, read_pickle
 
 SYNONYMS = {
     "no_sub": ("no_sub", "no", "nosub"),
@@ -265,15 +265,6 @@ def class_number(source: Path, row: int, label: str, classes: Sequence[str]) -> 
             "Name it in --classes, or leave such images out by --where COLUMN!=VALUE."
         )
     return list(classes).index(label)
-
-
-def read_npz(source: Path) -> dict[str, np.ndarray]:
-    """All arrays of a .npz file. Raises ValueError, naming it, where it is unreadable or holds pickles."""
-    try:
-        with np.load(source, allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}
-    except Exception as error:  # a torn archive may raise anything
-        raise ValueError(f"{source}: is no readable .npz file of plain arrays ({error}).") from error
 
 
 def read_catalog(path: Path) -> dict[str, np.ndarray]:

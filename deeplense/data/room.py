@@ -1,6 +1,7 @@
 """How much may be put into a folder; what lies in one in memory counts as memory of the job."""
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +43,10 @@ def in_memory(folder: Path) -> bool:
 
 
 def available_memory() -> int:
-    """Bytes of memory that the machine can still give away."""
-    (line,) = [line for line in MEMORY.read_text().splitlines() if line.startswith("MemAvailable:")]
-    return 1024 * int(line.split()[1])
+    """Bytes of memory that the machine can still give away; without a limit where the system does not say (it is not
+    Linux)."""
+    found = [line.split()[1] for line in lines(MEMORY) if line.startswith("MemAvailable:")]
+    return 1024 * int(found[0]) if found else sys.maxsize
 
 
 def mounts(process: Path) -> Iterator[Mount]:

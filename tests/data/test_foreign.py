@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays, floating_dtypes, integer_dtypes
 
-from deeplense.data.foreign import read_npy, read_pickle
-from deeplense.data.layouts import read_npz
+from deeplense.data.foreign import read_npy, read_npz, read_pickle
 
 IMAGE = np.arange(12.0).reshape(3, 4)
 
