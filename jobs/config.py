@@ -7,6 +7,7 @@ import functools
 import importlib
 import re
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -138,10 +139,15 @@ def borrowed_settings(kind: type[Any]) -> dict[str, tuple[str, tuple[str, ...]]]
 def parse(name: str, arguments: Sequence[str]) -> Any:
     """The settings that a command line gives. Exits with a line on stderr where they are wrong."""
     parser = make_parser(name)
+    try:
+        refuse_control({"the command line": tuple(arguments)})
+    except ValueError as error:
+        parser.error(str(error))
     values = parser.parse_args(list(arguments)).as_dict()
     values.pop("config", None)
     kind = load_job(name).Settings
     try:
+        refuse_control(values)
         return kind(**with_borrowed(kind, values))
     except ValueError as error:
         parser.error(str(error))
@@ -190,3 +196,25 @@ def require(condition: bool, message: str) -> None:
     """Raise ValueError with this message unless the condition holds."""
     if not condition:
         raise ValueError(message)
+
+
+CONTROL = ("Cc", "Cs", "Zl", "Zp")
+"""Categories of characters that end a line, move a cursor, or are not encodable at all."""
+
+
+def refuse_control(values: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming it, where a text or path among these values has a control character. They end up in
+    batch scripts, in lists with a name on each line, and in terminals."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            refuse_control({f"a name in {name}": tuple(value)})
+            refuse_control({f"{name}.{key}": item for key, item in value.items()})
+        elif isinstance(value, tuple | list):
+            refuse_control({f"{name}, item {place}": item for place, item in enumerate(value, 1)})
+        elif isinstance(value, str | Path):
+            found = [sign for sign in str(value) if unicodedata.category(sign) in CONTROL]
+            require(
+                not found,
+                f"{name}={str(value)!r} has the control character {''.join(found[:1])!a}; use letters, digits and "
+                "signs that can be seen.",
+            )

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from jobs.config import require
+from jobs.config import refuse_control, require
 from launch.ends import DEFAULT_RESTARTS
 
 SHIPPED = Path(__file__).with_name("clusters.yaml")
@@ -191,7 +191,10 @@ def check_ranges(cluster: "Cluster") -> None:
 
 
 def check_texts(cluster: "Cluster") -> None:
-    """Raise ValueError for texts that are empty, paths that depend on the folder, and names that a shell refuses."""
+    """Raise ValueError for texts that are empty or have control characters, paths that depend on the folder, and names
+    that a shell refuses."""
+    # `setup` is shell code, whose lines may be indented or continued.
+    refuse_control({known.name: getattr(cluster, known.name) for known in fields(cluster) if known.name != "setup"})
     for known in fields(cluster):
         require(getattr(cluster, known.name) != "", f"{known.name} is empty; give a value or leave the key out.")
     for key in PATHS:

@@ -5,10 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from deeplense.training import meeting
 from jobs.attempts import EXIT_STOPPED, FOLDER, NUMBER
 from jobs.children import die_with_parent
 from jobs.runs import num_cores
@@ -90,17 +92,20 @@ class Group:
     def __init__(self) -> None:
         self.forwarded: int | None = None
         self.ranks: list[subprocess.Popen[bytes]] = []
+        self.private: tempfile.TemporaryDirectory[str] | None = None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self.forward)
 
     def start(self, command: Sequence[str], num_processes: int, *, log: Path | None = None) -> None:
         """Start the ranks of an attempt; where there is a log, each but the first writes to one of its own."""
-        self.ranks, port = [], free_port()
+        # A folder of mode 0700, new for each attempt: what an earlier one left in it would be taken for this one's.
+        self.ranks, self.private = [], tempfile.TemporaryDirectory(prefix="deeplense-")
+        place = Path(self.private.name) / "meeting"
         for rank in range(num_processes):
             apart = log.with_name(log.name.replace("_0_log", f"_{rank}_log")).open("a") if log and rank else None
             process = subprocess.Popen(
                 [sys.executable, "-m", "launch", *command],
-                env=os.environ | rank_environment(rank, num_processes, port),
+                env=os.environ | rank_environment(rank, num_processes, place),
                 preexec_fn=die_with_parent,
                 stdout=apart,
                 stderr=apart,
@@ -125,6 +130,8 @@ class Group:
                 self.end()
                 break
             time.sleep(0.05)
+        if self.private is not None:
+            self.private.cleanup()
         if failed := failures(codes):
             return failed[0] if failed[0] > 0 else 128 - failed[0]
         return max(code or 0 for code in codes)
@@ -146,8 +153,12 @@ def failures(codes: Sequence[int | None]) -> list[int]:
     return [code for code in codes if code not in (None, 0, EXIT_STOPPED)]
 
 
-def rank_environment(rank: int, num_processes: int, port: int) -> dict[str, str]:
-    """The variables by which Accelerate and torch find the group; the cores are shared out among the ranks."""
+def rank_environment(rank: int, num_processes: int, place: Path) -> dict[str, str]:
+    """The variables by which Accelerate and torch find the group; the cores are shared out among the ranks.
+
+    The ranks trust whatever another rank sends, so nothing of this group may listen beyond this machine: they meet in a
+    file that only this user can read, and exchange data over the loopback interface.
+    """
     threads = max(num_cores() // num_processes, 1)
     shared = {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
@@ -161,13 +172,12 @@ def rank_environment(rank: int, num_processes: int, port: int) -> dict[str, str]
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(num_processes),
         "LOCAL_WORLD_SIZE": str(num_processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        meeting.VARIABLE: str(place),
+        "GLOO_SOCKET_IFNAME": loopback(),
+        "NCCL_SOCKET_IFNAME": loopback(),
     }
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def loopback() -> str:
+    """The name of the interface of 127.0.0.1."""
+    return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")

@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from jobs.config import refuse_control, require
 from launch.clusters import Cluster
 from launch.containers import container_words
 
@@ -20,13 +21,23 @@ SRUN_OPTIONS = ("--kill-on-bad-exit=1", "--wait=60")
 
 @dataclass(frozen=True)
 class Submission:
-    """What is submitted: the command of each run, the folder of each, and where they keep logs and code."""
+    """What is submitted: the command of each run, the folder of each, and where they keep logs and code. Raises
+    ValueError for paths that a batch script or Slurm would read as something else."""
 
     cluster: Cluster
     commands: tuple[tuple[str, ...], ...]
     folders: tuple[Path, ...]
     logs: Path
     code: Path
+
+    def __post_init__(self) -> None:
+        refuse_control({"the command": self.commands, "run": self.folders, "logs": self.logs, "code": self.code})
+        patterns = [sign for sign in "%\\" if sign in str(self.logs)]
+        require(
+            self.cluster.executor != "slurm" or not patterns,
+            f"{self.logs} has a {''.join(patterns[:1])}, which Slurm takes for a pattern in the names of logs; use "
+            "a folder without it.",
+        )
 
     @property
     def name(self) -> str:

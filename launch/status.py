@@ -2,7 +2,9 @@
 
 import itertools
 import os
+import pwd
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -24,13 +26,42 @@ HEAD = ("RUN", "STATE", "ATTEMPT", "STEP", "RATE", "TIME LEFT", "LAST END")
 
 @dataclass(frozen=True)
 class Launched:
-    """A run that was submitted."""
+    """A run that was submitted; `stranger` is the user who wrote so, where that may be somebody else than this one."""
 
     folder: Path
     job_id: str | None
     slurm_conf: str | None
     local: bool
     logs: Path
+    stranger: str | None = None
+
+
+def stranger_of(path: Path) -> str | None:
+    """Who may have written a file, where that is not this user alone.
+
+    `launch.json` says which commands run, with which SLURM_CONF (from which Slurm loads plug-ins), and which process is
+    ended: from a folder that others can write to, that must not be believed.
+    """
+    found = path.lstat()
+    if found.st_uid == os.geteuid() and not found.st_mode & stat.S_IWOTH:
+        return None
+    if found.st_uid == os.geteuid():
+        return "everybody"
+    try:
+        return pwd.getpwuid(found.st_uid).pw_name
+    except KeyError:
+        return f"user {found.st_uid}"
+
+
+def own(folder: Path) -> Launched:
+    """How a run of this user was submitted. Raises ValueError where it was not, or by somebody else."""
+    run = launched(folder)
+    if run.stranger:
+        raise ValueError(
+            f"{folder / LAUNCH} can be written by {run.stranger}, and says what would be run as you; only its owner "
+            "can cancel or resume this run. Copy the checkpoints to a run of your own to continue from them."
+        )
+    return run
 
 
 def launched(folder: Path) -> Launched:
@@ -43,7 +74,7 @@ def launched(folder: Path) -> Launched:
     # A script that the user handed to sbatch has its job's id from its first attempt on.
     later = [attempt["job_id"] for attempt in read_attempts(folder)[told.get("attempts_before", 0) :]]
     job_id = told["job_id"] or (later[-1] if later else None)
-    return Launched(folder, job_id, told["cluster"]["slurm_conf"], local, Path(told["logs"]))
+    return Launched(folder, job_id, told["cluster"]["slurm_conf"], local, Path(told["logs"]), stranger_of(path))
 
 
 def find_launched(roots: Sequence[Path]) -> list[Path]:
@@ -52,8 +83,9 @@ def find_launched(roots: Sequence[Path]) -> list[Path]:
 
 
 def states(runs: Sequence[Launched]) -> dict[Path, tuple[str, str]]:
-    """State and, where it waits, the reason of each run that is still with the scheduler."""
+    """State and, where it waits, the reason of each run of this user that is still with the scheduler."""
     found: dict[Path, tuple[str, str]] = {}
+    runs = [run for run in runs if not run.stranger]
     for slurm_conf in {run.slurm_conf for run in runs if not run.local}:
         jobs = slurm.queued(slurm_conf)
         ours = [run for run in runs if not run.local and run.slurm_conf == slurm_conf]
@@ -82,7 +114,8 @@ def table(folders: Sequence[Path]) -> list[str]:
     """A line for each run, under a line of headings."""
     runs = [launched(folder) for folder in folders]
     found = states(runs)
-    gone = [run for run in runs if not run.local and run.folder not in found and not is_concluded(run.folder)]
+    away = [run for run in runs if not (run.local or run.stranger or run.folder in found)]
+    gone = [run for run in away if not is_concluded(run.folder)]
     last: dict[str, str] = {}
     for slurm_conf in {run.slurm_conf for run in gone}:
         last |= slurm.accounted(slurm_conf, [run.job_id for run in gone if run.job_id and run.slurm_conf == slurm_conf])
@@ -128,6 +161,8 @@ def state_of(run: Launched, attempts: Sequence[dict[str, Any]], state: tuple[str
         return state[0].lower() + (f" ({state[1]})" if state[0] == "PENDING" and state[1] not in ("None", "") else "")
     if (run.folder / FINISHED).exists() or (attempts and attempts[-1]["ended"] == "finished"):
         return "finished"
+    if run.stranger:
+        return f"not asked (of {run.stranger})"
     return accounted.split(" ")[0].lower() or "not running"
 
 
@@ -163,7 +198,7 @@ def to_cancel(folder: Path) -> list[Launched]:
     is none."""
     below = find_launched([folder])
     if folder in below or not below:
-        return [launched(folder)]
+        return [own(folder)]
     runs = [launched(each) for each in below]
     found = states(runs)
     if not found:

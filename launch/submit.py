@@ -82,7 +82,7 @@ def prepare_spread(command: Sequence[str], cluster: Cluster, *, folder: Path | N
 
 def again(run: Path, *, hours: float | None, update_code: bool) -> Submission:
     """The submission of a run that ended, once more. Raises ValueError where it was not submitted."""
-    status.launched(run)
+    status.own(run)
     folder, told = run.absolute(), read_json(run / LAUNCH)
     os.chdir(told["working_folder"])
     stored: dict[str, Any] = {
@@ -98,14 +98,22 @@ def send(submission: Submission, *, allow_untracked: bool = False, keep_code: bo
     set_up(submission, allow_untracked=allow_untracked, keep_code=keep_code)
     job_ids = send_to_slurm(submission) if submission.cluster.executor == "slurm" else send_to_this_machine(submission)
     for folder, job_id in zip(submission.folders, job_ids, strict=True):
-        write_json(folder / LAUNCH, read_json(folder / LAUNCH) | {"job_id": job_id})
+        keep(folder, read_json(folder / LAUNCH) | {"job_id": job_id})
     return job_ids
+
+
+def keep(folder: Path, launched: Mapping[str, Any]) -> None:
+    """Write how a run is submitted, for its owner alone to change: later commands do what it says."""
+    write_json(folder / LAUNCH, launched)
+    (folder / LAUNCH).chmod((folder / LAUNCH).stat().st_mode & ~0o022)
 
 
 def set_up(submission: Submission, *, allow_untracked: bool = False, keep_code: bool = False) -> None:
     """Make the folders with all that the job will look for there. Raises ValueError where a run is under way."""
     for folder in submission.folders:
         require(not (folder / FINISHED).exists(), f"{folder} is finished; evaluate it, or give another --run.")
+        if (folder / LAUNCH).exists():
+            status.own(folder)
         require(not status.is_active(folder), f"{folder} waits or runs already; `deeplense cancel {folder}` ends it.")
     open_runs(submission)
     submission.logs.mkdir(parents=True, exist_ok=True)
@@ -140,7 +148,7 @@ def record(submission: Submission, place: int) -> None:
         "restarts": submission.cluster.restarts,
         "attempts_before": len(read_attempts(folder)),
     }
-    write_json(folder / LAUNCH, launched)
+    keep(folder, launched)
 
 
 def send_to_slurm(submission: Submission) -> list[str]:

@@ -19,6 +19,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from deeplense.training import meeting
+
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -59,6 +61,7 @@ def make_accelerator(*, device: str, precision: Precision) -> Accelerator:
         # It would hold on to the precision of the first one of this process.
         AcceleratorState._reset_state()
     has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    meeting.join("nccl" if torch.cuda.is_available() and device != "cpu" else "gloo")
     accelerator = Accelerator(
         cpu=device == "cpu" or not has_gpu,
         mixed_precision={"fp32": "no"}.get(precision, precision),

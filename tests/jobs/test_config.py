@@ -273,3 +273,15 @@ def test_help_lists_the_settings_of_the_other_job(capsys: pytest.CaptureFixture[
     names = {field.name for field in dataclasses.fields(Settings)} - {"run", "dataset", "model_name", "seed", "fold"}
     assert [name for name in names if f"\n  --{name} " not in shown] == []
     assert "\n  --fold " not in shown
+
+
+@pytest.mark.parametrize("sign", ["\n", "\x1b", "\u2028", "\udc80"], ids=ascii)
+@pytest.mark.parametrize("setting", ["--run", "--dataset", "--data_root", "--wandb_project"])
+def test_a_text_or_path_with_a_control_character_is_refused(
+    setting: str, sign: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        config.parse("train", [*TRAIN, f"{setting}=r/y{sign}touch PWN"])
+    told = capsys.readouterr().err
+    assert "has the control character" in told
+    assert len(told.splitlines()) == 1

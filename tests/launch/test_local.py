@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import Any
 import pytest
 
 from deeplense.files import write_json
+from deeplense.training import meeting
 from jobs.attempts import EXIT_DISK_FULL, EXIT_HUNG, EXIT_STOPPED, FOLDER, read_attempts
 from jobs.runs import LAUNCH
 from launch import local
 from launch.ends import begin_line
-from launch.local import AFTER, RESTART_BY_SUBMITIT, VISIBLE, run_processes
+from launch.local import AFTER, RESTART_BY_SUBMITIT, VISIBLE, loopback, run_processes
 
 RANK = """
 # Stands for `python -m launch`: writes down what it is told, then does what its rank is asked to.
@@ -134,11 +136,12 @@ def test_ranks_find_each_other_by_their_environment(ranks: Ranks, monkeypatch: p
     for rank, environment in told.items():
         assert environment["RANK"] == environment["LOCAL_RANK"] == str(rank)
         assert environment["WORLD_SIZE"] == environment["LOCAL_WORLD_SIZE"] == "3"
-        assert environment["MASTER_ADDR"] == "127.0.0.1"
+        assert environment["GLOO_SOCKET_IFNAME"] == environment["NCCL_SOCKET_IFNAME"] == loopback()
         assert 1 <= int(environment["OMP_NUM_THREADS"]) <= max(1, (os.cpu_count() or 1) // 3)
         assert environment["MARK"] == "inherited"
-    assert len({environment["MASTER_PORT"] for environment in told.values()}) == 1
-    assert 1024 <= int(told[0]["MASTER_PORT"]) < 65536
+    (place,) = {environment[meeting.VARIABLE] for environment in told.values()}
+    assert Path(place).is_relative_to(tempfile.gettempdir())
+    assert not Path(place).parent.exists()
     assert all(line["arguments"] == ["0", "0", "0"] for line in ranks.told())
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from jobs.attempts import EXIT_STOPPED, read_attempts
@@ -92,10 +93,20 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_same_command_continu
     assert not (run / STOPPED).exists()
 
 
+def assert_heard_on_this_machine_only(command: Launched) -> None:
+    """Ranks trust what they are sent: no socket of theirs may be reached from another machine."""
+    sockets = [c for pid in command.members() for c in psutil.Process(pid).net_connections("inet")]
+    listening = {connection.laddr.ip for connection in sockets if connection.status == psutil.CONN_LISTEN}
+    connected = {connection.laddr.ip for connection in sockets if connection.status == psutil.CONN_ESTABLISHED}
+    assert connected == {"127.0.0.1"}, "the negative control: the ranks are connected"
+    assert listening <= {"127.0.0.1"}
+
+
 def test_a_signal_to_the_launcher_stops_all_ranks(dataset: Path, tmp_path: Path, launched: list[Launched]) -> None:
     run = tmp_path / "run"
     command = train(launched, dataset, run)
     wait_for_step(run, 10)
+    assert_heard_on_this_machine_only(command)
     command.process.send_signal(signal.SIGINT)
     assert command.wait() == EXIT_STOPPED, command.log.read_text()
     assert [attempt["ended"] for attempt in read_attempts(run)] == ["stopped by SIGINT"]

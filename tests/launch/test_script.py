@@ -11,8 +11,9 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -322,3 +323,57 @@ def test_a_signal_does_not_keep_the_script_from_writing_why_it_ended(name: str, 
     signalling = submitit_script(slurm.job).replace("\nsrun ", f"\nkill -{name} $$\nsrun ")
     assert slurm.run(signalling, CODE="143", JOB=ENDING) == 143
     assert slurm.ends() == ["cancelled"]
+
+
+EVIL = ["\n", "\r", "\x0b", "\x1b", "\x7f", "\x85", "\u2028", "\u2029", "\udc80"]
+"""Characters that end a line somewhere, move a cursor, or cannot be written to a file."""
+
+
+@pytest.mark.parametrize("sign", EVIL, ids=ascii)
+@pytest.mark.parametrize("where", ["command", "run", "logs", "code"])
+def test_a_control_character_never_reaches_a_script(where: str, sign: str) -> None:
+    bad = Path(f"/runs/a{sign}touch PWN")
+    good = submission(PLAIN)
+    changes = {
+        "command": {"commands": (("train", f"--run={bad}"),)},
+        "run": {"folders": (bad,)},
+        "logs": {"logs": bad},
+        "code": {"code": bad},
+    }
+    with pytest.raises(ValueError, match="control character"):
+        replace(good, **changes[where])
+
+
+@pytest.mark.parametrize("sign", EVIL, ids=ascii)
+@pytest.mark.parametrize("key", sorted(field.name for field in fields(Cluster) if field.type == (str | None)))
+def test_a_control_character_in_a_profile_is_refused_when_it_is_read(key: str, sign: str) -> None:
+    values: dict[str, Any] = {key: f"/x{sign}touch PWN"}
+    with pytest.raises(ValueError, match=f"{key}=.* has the control character"):
+        Cluster(name="a", **values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"environment": {"A": "1\n2"}},
+        {"sbatch": {"comment": "1\ntouch PWN"}},
+        {"binds": ("/data", "/a\nb")},
+        {"apptainer": "apptainer\nexec"},
+    ],
+)
+def test_a_control_character_inside_a_list_or_a_mapping_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="has the control character"):
+        Cluster(name="a", **values)
+
+
+def test_setup_is_code_and_may_have_lines() -> None:
+    assert "if true\nthen" in submitit_script(submission(replace(PLAIN, setup=("if true\nthen module load a\nfi",))))
+
+
+@pytest.mark.parametrize("sign", ["%", "\\"])
+def test_a_log_path_that_slurm_reads_as_a_pattern_is_refused(sign: str) -> None:
+    home = Path(f"/runs/u{sign}u x")
+    with pytest.raises(ValueError, match="Slurm takes for a pattern in the names of logs; use a folder without it"):
+        submission(PLAIN, home)
+    local = Cluster(name="here", executor="local")
+    assert submission(local, home).logs == home / "logs"

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from deeplense.files import write_json
+from deeplense.files import read_json, write_json
 from jobs.attempts import begin_attempt, end_attempt
 from jobs.progress_file import ProgressFile
 from jobs.runs import FINISHED, LAUNCH
 from launch import status
 from launch.status import duration, find_launched, follow, is_active, launched, log_of, state_of, table, to_cancel
+from launch.submit import again, keep
 
 Submit = Callable[..., Path]
 
@@ -216,3 +217,51 @@ def test_a_folder_of_runs_stands_for_those_that_wait_or_run(submit: Submit, tmp_
         to_cancel(tmp_path / "array")
     with pytest.raises(ValueError, match="was not submitted"):
         to_cancel(tmp_path / "bin")
+
+
+def owned_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on all files are somebody else's."""
+    uid = os.geteuid()
+    monkeypatch.setattr(status.os, "geteuid", lambda: uid + 1)
+
+
+def test_the_scheduler_is_not_asked_about_runs_of_strangers(
+    submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = submit("first", job_id="7")
+    told = read_json(folder / LAUNCH)
+    write_json(folder / LAUNCH, told | {"cluster": told["cluster"] | {"slurm_conf": str(tmp_path / "evil.conf")}})
+    scheduler_says(tmp_path, squeue="7|RUNNING|None\\n")
+    assert cells(folder)[0][1] == "running", "the negative control: an own run is asked about"
+    (tmp_path / "asked.txt").unlink()
+    owned_by_another(monkeypatch)
+    assert cells(folder)[0][1].startswith("not asked (of ")
+    assert not is_active(folder)
+    assert not (tmp_path / "asked.txt").exists()
+
+
+@pytest.mark.parametrize("executor", ["slurm", "local"])
+def test_runs_of_strangers_are_neither_cancelled_nor_resumed(
+    executor: str, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = submit("first", job_id=str(os.getpid()), executor=executor)
+    owned_by_another(monkeypatch)
+    for act in (lambda: to_cancel(folder), lambda: again(folder, hours=None, update_code=False)):
+        with pytest.raises(ValueError, match="says what would be run as you; only its owner can cancel or resume"):
+            act()
+
+
+def test_a_launch_record_that_everybody_can_write_is_not_believed(submit: Submit, tmp_path: Path) -> None:
+    folder = submit("first", job_id="7")
+    (folder / LAUNCH).chmod(0o666)
+    assert cells(folder)[0][1] == "not asked (of everybody)"
+    assert not (tmp_path / "asked.txt").exists()
+
+
+def test_only_its_owner_can_write_a_launch_record(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        keep(tmp_path, {"job_id": None})
+    finally:
+        os.umask(before)
+    assert (tmp_path / LAUNCH).stat().st_mode & 0o022 == 0
