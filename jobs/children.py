@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deeplense.training import meeting
 from deeplense.training.stopping import StopFlag
 from jobs.attempts import EXIT_STOPPED
 
@@ -103,3 +104,8 @@ class Queue:
         for _, child in self.running.values():
             if child.poll() is None:
                 child.send_signal(number)
+
+
+def meeting_at(file: Path) -> dict[str, str]:
+    """The environment of ranks that find each other by a file."""
+    return {meeting.VARIABLE: str(file)}

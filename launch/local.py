@@ -10,9 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from deeplense.training import meeting
 from jobs.attempts import EXIT_STOPPED, FOLDER, NUMBER
-from jobs.children import die_with_parent
+from jobs.children import die_with_parent, meeting_at
 from jobs.runs import num_cores
 from launch.ends import CANCELLED, TIME_LIMIT, begin_line
 
@@ -172,9 +171,9 @@ def rank_environment(rank: int, num_processes: int, place: Path) -> dict[str, st
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(num_processes),
         "LOCAL_WORLD_SIZE": str(num_processes),
-        meeting.VARIABLE: str(place),
         "GLOO_SOCKET_IFNAME": loopback(),
         "NCCL_SOCKET_IFNAME": loopback(),
+        **meeting_at(place),
     }
 
 
