@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from deeplense.data.dataset import Batch, Split, evaluation_batches, splits_of
 from deeplense.data.layouts import read_names
-from deeplense.data.order import first_of_each, fold_of, rank_slice, split_off
+from deeplense.data.order import first_of_each, fold_of, rank_slice, some_of_each, split_off
 from deeplense.data.sampling import Order, Shuffle
 from deeplense.data.scaling import Scaling, Statistics
 from deeplense.data.transforms import augment
@@ -167,9 +167,25 @@ def learning_parts(settings: "Settings") -> tuple[Part, Part]:
         )
         train, val = train.only(kept), train.only(held)
     if settings.label_fraction < 1:
-        train = train.only(split_off(train.labels, settings.label_fraction, seed=settings.seed)[1])
+        train = train.only(some_of_each(train.labels, settings.label_fraction, seed=settings.seed))
         require(len(train) > 0, f"label_fraction={settings.label_fraction} leaves no samples to learn from.")
     return train, val
+
+
+def refuse_missing_classes(train: Part, val: Part) -> None:
+    """Raise ValueError, naming the classes, where a class has no training image or no validation image."""
+    classes = train.split.schema.classes
+    counts = [np.bincount(part.labels, minlength=len(classes)) for part in (train, val)]
+    lacking = [
+        f"{name!r} has {learnt} and {held}"
+        for name, learnt, held in zip(classes, *counts, strict=True)
+        if not (learnt and held)
+    ]
+    require(
+        not lacking,
+        f"{train.split.name}: each class needs at least one training image and one validation image, but "
+        f"{'; '.join(lacking)}. Add images of that class, or pack the data set again without it.",
+    )
 
 
 def image_parts(settings: "LearningSettings", *, labelled: bool = False) -> tuple[Part, Part]:

@@ -11,7 +11,14 @@ from deeplense.data.transforms import NUM_UNIFORMS
 from deeplense.evaluation.metrics import classification_metrics, regression_metrics, softmax
 from deeplense.models.registry import Network
 from deeplense.training.loop import share_buffers
-from jobs.experiment import Part, learning_parts, make_network, make_objective, predict_part
+from jobs.experiment import (
+    Part,
+    learning_parts,
+    make_network,
+    make_objective,
+    predict_part,
+    refuse_missing_classes,
+)
 from jobs.learner import Evaluation
 from jobs.train import Settings
 
@@ -26,6 +33,8 @@ class Supervised:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.train, self.val = learning_parts(settings)
+        if not settings.regression:
+            refuse_missing_classes(self.train, self.val)
         self.ema_decay, self.patience_epochs = settings.ema_decay, settings.patience_epochs
         self.layer_decay = settings.layer_decay
         self.score_name = "-MAE" if settings.regression else "AUC"

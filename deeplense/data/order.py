@@ -55,13 +55,22 @@ def num_steps(epochs: float, *, num_samples: int, batch_size: int) -> int:
 
 
 def split_off(labels: np.ndarray, fraction: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices in two parts, the second with this fraction of each class (rounded), drawn by `seed`; each sorted."""
+    """Indices in two parts, the second with this fraction of each class, drawn by `seed`; each sorted. The share is
+    rounded, but a class of two or more samples is missing in neither part; a single sample stays in the first."""
     second = np.zeros(len(labels), dtype=bool)
+    second[some_of_each(labels, fraction, seed=seed, least=int(fraction > 0), leave=int(fraction < 1))] = True
+    return np.flatnonzero(~second), np.flatnonzero(second)
+
+
+def some_of_each(labels: np.ndarray, fraction: float, *, seed: int, least: int = 0, leave: int = 0) -> np.ndarray:
+    """Sorted indices of this fraction of each class, drawn by `seed`; those of a smaller fraction are among those of a
+    larger one. The share is rounded, then at least `least`, then all but `leave` at most."""
+    chosen = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         drawn = members[permutation(len(members), seed, int(label) + 1)]
-        second[drawn[: round(fraction * len(members))]] = True
-    return np.flatnonzero(~second), np.flatnonzero(second)
+        chosen[drawn[: min(max(round(fraction * len(members)), least), len(members) - leave)]] = True
+    return np.flatnonzero(chosen)
 
 
 def first_of_each(labels: np.ndarray, count: int, *, seed: int) -> np.ndarray:

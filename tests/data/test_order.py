@@ -12,6 +12,7 @@ from deeplense.data.order import (
     fold_of,
     permutation,
     rank_slice,
+    some_of_each,
     split_off,
     step_seed,
     uniforms,
@@ -141,7 +142,24 @@ def test_a_part_split_off_has_its_fraction_of_each_class(counts: list[int], frac
     assert sorted([*rest, *part]) == list(range(len(labels)))
     assert all((np.diff(each) > 0).all() for each in (rest, part))
     for label, count in enumerate(counts):
-        assert (labels[part] == label).sum() == round(fraction * count)
+        share = round(fraction * count)
+        if 0 < fraction < 1 and share in (0, count):
+            # A class that rounding would take out of one part keeps one sample there; a single one stays in the first.
+            share = 0 if count == 1 else min(max(share, 1), count - 1)
+        assert (labels[part] == label).sum() == share
+
+
+@few
+@given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=4), fraction=st.floats(0, 1), seed=st.integers(0, 1000))
+def test_where_rounding_leaves_some_of_each_class_a_part_is_what_it_was(
+    counts: list[int], fraction: float, seed: int
+) -> None:
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    _, part = split_off(labels, fraction, seed=seed)
+    plain = some_of_each(labels, fraction, seed=seed)
+    for label, count in enumerate(counts):
+        if 0 < round(fraction * count) < count or fraction in (0, 1):
+            assert part[labels[part] == label].tolist() == plain[labels[plain] == label].tolist()
 
 
 @few

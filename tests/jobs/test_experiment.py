@@ -12,6 +12,7 @@ from deeplense.data.building import build
 from deeplense.data.sampling import ROUND
 from deeplense.data.shards import Samples, Schema
 from jobs.experiment import find_datasets, learning_parts, make_order
+from jobs.supervised import Supervised
 from jobs.train import Settings
 
 
@@ -27,6 +28,26 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def made(dataset: str, **settings: Any) -> Settings:
     return Settings(run=Path("run"), dataset=dataset, batch_size=16, **settings)
+
+
+def write_labels(dataset: Path, split: str, labels: np.ndarray) -> None:
+    """A split of images with these labels."""
+    schema = Schema(
+        split=split,
+        num_samples=len(labels),
+        shape=(1, 16, 16),
+        dtype="float32",
+        bands=("r",),
+        unit="",
+        pixel_scale_arcsec=None,
+        classes=CLASSES,
+        targets={"column": "pixel"},
+    )
+
+    def make(rows: range) -> Samples:
+        return replace(blobs(rows, split=split), labels=labels[rows.start : rows.stop])
+
+    list(build(dataset / split, schema, make))
 
 
 def drawn(settings: Settings, num_steps: int = ROUND // 16) -> np.ndarray:
@@ -55,23 +76,7 @@ def test_data_sets_are_mixed_by_weight(datasets: str, settings: dict[str, str], 
 
 def test_classes_come_equally_often_however_many_there_are_of_each(tmp_path: Path) -> None:
     wanted = np.array([0] * 60 + [1] * 9 + [2] * 3)
-    schema = Schema(
-        split="train",
-        num_samples=72,
-        shape=(1, 16, 16),
-        dtype="float32",
-        bands=("r",),
-        unit="",
-        pixel_scale_arcsec=None,
-        classes=CLASSES,
-        targets={"column": "pixel"},
-    )
-
-    def make(rows: range) -> Samples:
-        samples = blobs(rows, split="train")
-        return replace(samples, labels=wanted[rows.start : rows.stop])
-
-    list(build(tmp_path / "train", schema, make))
+    write_labels(tmp_path, "train", wanted)
     settings = made(str(tmp_path), balance="class", val_fraction=0.4)
     train, _ = learning_parts(settings)
     assert np.bincount(train.labels).tolist() == [36, 5, 2]
@@ -126,3 +131,39 @@ def test_what_does_not_fit_the_data_is_refused(datasets: str, dataset: Path, tmp
         find_datasets(f"{dataset}, nowhere", tmp_path)
     with pytest.raises(ValueError, match="leaves no samples"):
         learning_parts(made(datasets, label_fraction=0.001))
+
+
+@pytest.mark.parametrize("counts", [(40, 40, 4), (40, 40, 2), (3, 2, 2)])
+def test_each_class_has_a_validation_image_however_rare_it_is(counts: tuple[int, ...], tmp_path: Path) -> None:
+    write_labels(tmp_path, "train", np.repeat(np.arange(3), counts))
+    learner = Supervised(made(str(tmp_path)))
+    held, learnt = np.bincount(learner.val.labels), np.bincount(learner.train.labels)
+    assert held.tolist() == [max(round(0.1 * count), 1) for count in counts]
+    assert (held + learnt).tolist() == list(counts)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "settings", "told"),
+    [
+        ((40, 40, 1), (), {}, "'middle' has 1 and 0"),
+        ((40, 40, 0), (), {}, "'middle' has 0 and 0"),
+        ((40, 0, 40), (4, 4, 4), {}, "'right' has 0 and 4"),
+        ((40, 40, 40), (4, 4, 0), {}, "'middle' has 40 and 0"),
+        ((40, 40, 4), (), {"label_fraction": 0.1}, "'middle' has 0 and 1"),
+        ((40, 40, 4), (), {"num_labels": 12}, "'middle' has 1 and 0"),
+        ((40, 1, 1), (), {}, "'right' has 1 and 0; 'middle' has 1 and 0"),
+    ],
+)
+def test_a_class_without_training_or_validation_images_is_refused_by_name(
+    train: tuple[int, ...], val: tuple[int, ...], settings: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    write_labels(tmp_path, "train", np.repeat(np.arange(3), train))
+    if val:
+        write_labels(tmp_path, "val", np.repeat(np.arange(3), val))
+    with pytest.raises(ValueError, match=f"at least one training image and one validation image.*{told}"):
+        Supervised(made(str(tmp_path), **settings))
+
+
+def test_a_number_is_learnt_from_classes_of_any_size(tmp_path: Path) -> None:
+    write_labels(tmp_path, "train", np.repeat(np.arange(3), (40, 40, 0)))
+    assert len(Supervised(made(str(tmp_path), target="column")).val) > 0
