@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jobs.config import plain, require
+from jobs.counting import counts_with
 from jobs.runs import environment, num_cores, version_of
 
 DEFAULTS = {
@@ -27,6 +28,11 @@ PEERS = ("lenstronomy", "webdataset", "litdata", "mosaicml-streaming", "hdf5plug
 """Packages to compare with, or that are needed for it."""
 
 
+def of(*what: str) -> dict[str, Any]:
+    """Metadata of a setting that counts with these measurements only."""
+    return counts_with(what=what)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What to measure."""
@@ -34,36 +40,38 @@ class Settings:
     what: Literal["simulate", "train", "data", "checkpoint", "views", "pretrain", "diffuse", "sample"] = field(
         metadata={"help": "simulate, train, data, checkpoint, views, pretrain, diffuse or sample"}
     )
-    model: Literal["Model_I", "Model_II", "Model_III"] = "Model_III"
+    model: Literal["Model_I", "Model_II", "Model_III"] = field(default="Model_III", metadata=of("simulate", "train"))
     """simulate, train: kind of images"""
-    preset: Literal["published", "noisy", "physical"] = "noisy"
+    preset: Literal["published", "noisy", "physical"] = field(default="noisy", metadata=of("simulate"))
     """simulate: published has the vortex as 100 points, the others as a line"""
-    model_name: str = ""
+    model_name: str = field(default="", metadata=of("train", "pretrain", "diffuse", "sample"))
     """train, pretrain: a model of timm, or of the zoo; by default resnet18, vit_small. diffuse,
     sample: a U-Net, as in `deeplense diffuse`; by default unet_small"""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = field(default="fp32", metadata=of("pretrain", "diffuse", "sample"))
     """pretrain, diffuse, sample: of both sides"""
-    batch_size: int = 0
+    batch_size: int = field(default=0, metadata=of("train", "pretrain", "diffuse", "data", "views", "sample"))
     """train, pretrain, diffuse: samples of an update; data: images of a batch; views, sample: images of a round; 0 for
     64, data 256, diffuse and sample 16"""
-    num_images: int = 0
+    num_images: int = field(default=0, metadata=of("simulate", "data"))
     """simulate: images of each class a round; data: images of an epoch; 0 for 96 and 20000"""
-    image_size: int = 64
+    image_size: int = field(default=64, metadata=of("data", "diffuse", "sample"))
     """data, diffuse, sample: pixels of a side"""
-    dtype: Literal["float32", "float16", "uint8"] = "float32"
+    dtype: Literal["float32", "float16", "uint8"] = field(default="float32", metadata=of("data"))
     """data: as which the images are stored"""
-    num_steps: int = 12
-    """train: updates a round (pretrain, diffuse: one); sample: evaluations of the network"""
+    num_steps: int = field(default=12, metadata=of("train", "sample"))
+    """train: updates a round; sample: evaluations of the network"""
     rounds: int = 5
     """each side is timed so often, in turns; the median counts"""
-    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    device: Literal["auto", "cuda", "mps", "cpu"] = field(
+        default="auto", metadata=of("train", "pretrain", "diffuse", "sample")
+    )
     """train, pretrain, diffuse, sample: where"""
-    compile: Literal[0, 1] = 0
+    compile: Literal[0, 1] = field(default=0, metadata=of("sample"))
     """sample: 1 to compile our network"""
-    folder: Path | None = None
+    folder: Path | None = field(default=None, metadata=of("data", "checkpoint"))
     """data, checkpoint: a folder on the disk to be measured; by default that for temporary files. What is made there,
     up to 6 GB, is removed"""
-    memory: Literal[0, 1] = 0
+    memory: Literal[0, 1] = field(default=0, metadata=of("data"))
     """data: 1 to measure the memory that our reader takes for many images, too (a minute, 1 GB of disk)"""
     output: Path | None = None
     """file for the numbers and their circumstances, as JSON"""

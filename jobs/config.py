@@ -5,15 +5,19 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import json
 import re
 import sys
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar, get_args
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
+
+from jobs.counting import Condition, conditions_of
+from jobs.plain_yaml import FLOAT, INT, read_yaml
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -45,8 +49,8 @@ SPREAD = ("benchmark models", "benchmark labels")
 """Jobs that are many runs: one after another here, an element for each (--only RUN) in an array elsewhere. Their
 modules tell by `runs_left` which."""
 POSITIONAL = {"models": "name", "verify": "folder", "export": "run", "benchmark": "what"}
-RETIRED = ("model_source",)
-"""Settings of older runs that say nothing any more."""
+RETIRED = ("model_source", "drop_path")
+"""Settings of older runs that say nothing any more, where a job does not have them."""
 FREE = {"free": True}
 """Metadata of a setting that changes no number: a run may be continued with another value."""
 OF, BUT = "settings_of", "but"
@@ -79,7 +83,7 @@ def setting_names(parser: ArgumentParser) -> list[str]:
 
 def with_nearest(message: str, names: Sequence[str]) -> str:
     """An error of the parser, with the nearest right names to a wrong one that it mentions."""
-    unknown = re.search(r"(?:[Uu]nrecognized arguments?: '?-*|Key '|Option ')([\w.-]+)", message)
+    unknown = re.search(r"(?:[Uu]nrecognized arguments?: '?-*|Key '|Option ')([^\s=']+)", message)
     if not unknown:
         return message
     wrong = unknown[1]
@@ -115,8 +119,12 @@ def load_job(name: str) -> Job:
 def make_parser(name: str) -> SettingsParser:
     """The parser of a job's settings."""
     job = load_job(name)
-    parser = SettingsParser(prog=f"deeplense {name}", description=(job.__doc__ or "").strip())
-    parser.add_argument("--config", action="config", help="a recipe: YAML of settings")
+    parser = SettingsParser(
+        prog=f"deeplense {name}",
+        description=(job.__doc__ or "").strip(),
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="a recipe: YAML of settings; flags go over it")
     positional = POSITIONAL.get(name)
     if positional:
         (field,) = [field for field in dataclasses.fields(job.Settings) if field.name == positional]
@@ -138,19 +146,151 @@ def borrowed_settings(kind: type[Any]) -> dict[str, tuple[str, tuple[str, ...]]]
 
 def parse(name: str, arguments: Sequence[str]) -> Any:
     """The settings that a command line gives. Exits with a line on stderr where they are wrong."""
-    parser = make_parser(name)
+    parser, kind = make_parser(name), load_job(name).Settings
     try:
         refuse_control({"the command line": tuple(arguments)})
-    except ValueError as error:
-        parser.error(str(error))
-    values = parser.parse_args(list(arguments)).as_dict()
-    values.pop("config", None)
-    kind = load_job(name).Settings
-    try:
+        recipe, flags = read_recipes(arguments)
+        words = [*as_flags(recipe, parser, POSITIONAL.get(name)), *flags]
+        refuse_odd_numbers(kind, words)
+        values = parser.parse_args(words).as_dict()
+        values.pop("config", None)
         refuse_control(values)
-        return kind(**with_borrowed(kind, values))
+        values = with_positional(values, recipe, POSITIONAL.get(name))
+        given = Given({name for name, _ in pairs_of(flags)} | {*filter(None, [POSITIONAL.get(name)])}, set(recipe))
+        return kind(**with_borrowed(kind, counted(name, kind, values, given)))
     except ValueError as error:
         parser.error(str(error))
+
+
+def read_recipes(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """What the recipes of a command line say, the later over the earlier, and all other words. Raises ValueError,
+    naming the file, where one cannot be read."""
+    recipe: dict[str, Any] = {}
+    others, words = [], iter(arguments)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag != "--config":
+            others.append(word)
+            continue
+        path = value if equals else next(words, "")
+        require(bool(path), "--config names no file; give a recipe, YAML of settings.")
+        recipe |= read_recipe(Path(path))
+    return recipe, others
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The settings of a recipe by name. Raises ValueError, naming the file."""
+    try:
+        values = read_yaml(path.read_text())
+        require(isinstance(values, dict | None), "it holds no settings; write NAME: VALUE, a line for each.")
+        for name in values or {}:
+            require(isinstance(name, str), f"{name!r} is no name of a setting.")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the recipe {path} cannot be used: {error}") from error
+    return values or {}
+
+
+def as_flags(recipe: Mapping[str, Any], parser: ArgumentParser, positional: str | None) -> list[str]:
+    """The command line that gives the settings of a recipe, without those that say nothing."""
+    return [
+        f"--{name}={as_text(value)}"
+        for name, value in recipe.items()
+        if name != positional
+        and not (value is None and name in setting_names(parser) and parser.get_default(name) is None)
+    ]
+
+
+def as_text(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def with_positional(values: dict[str, Any], recipe: Mapping[str, Any], name: str | None) -> dict[str, Any]:
+    """Values with what a recipe says of the setting that has no flag, where the command line leaves it out."""
+    return values | {name: recipe[name]} if name in recipe and values[name] == "" else values  # type: ignore[index]
+
+
+def pairs_of(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The settings that a command line gives by name, with their values; empty where there is none."""
+    for place, word in enumerate(words):
+        if word.startswith("--"):
+            name, equals, value = word.removeprefix("--").partition("=")
+            following = "" if equals else next(iter(words[place + 1 :]), "")
+            yield name, value if equals else "" if following.startswith("--") else following
+
+
+def refuse_odd_numbers(kind: type[Any], words: Sequence[str]) -> None:
+    """Raise ValueError for a number that is not written as a decimal: 1:30, 0x10 and 010 may mean anything."""
+    kinds = all_kinds(kind)
+    for name, value in pairs_of(words):
+        require_number(name, value, kinds.get(name))
+
+
+def require_number(name: str, value: str, kind: Any) -> None:
+    """Raise ValueError where a setting is a number, of a kind, and its value none."""
+    parts = get_args(kind) or (kind,)
+    if any(isinstance(part, int) for part in parts):
+        right = value in map(str, parts)
+        require(right, f"--{name}: {value!r} is none of {', '.join(map(str, parts))}.")
+    elif float in parts or int in parts:
+        right = INT.match(value) or (float in parts and FLOAT.match(value)) or (value == "null" and type(None) in parts)
+        what = "number; write one such as 1.5 or 1e-3" if float in parts else "whole number; write one such as 4"
+        require(bool(right), f"--{name}: {value!r} is no {what}.")
+
+
+def all_kinds(kind: type[Any]) -> dict[str, Any]:
+    """The types of all settings by name, those that are another job's too."""
+    others = [all_kinds(load_job(job).Settings) for job, _ in borrowed_settings(kind).values()]
+    return {name: of_type for each in others for name, of_type in each.items()} | {
+        field.name: field.type for field in dataclasses.fields(kind)
+    }
+
+
+class Given(NamedTuple):
+    """Names of the settings that the command line gives, and of those that a recipe does."""
+
+    flags: set[str]
+    recipe: set[str]
+
+
+def conditions(kind: type[Any]) -> dict[str, Condition]:
+    """The settings that count with certain choices of others only, those that are another job's too."""
+    borrowed = {
+        name: {field.name for field in dataclasses.fields(load_job(job).Settings)} - set(but)
+        for name, (job, but) in borrowed_settings(kind).items()
+    }
+    return dict(conditions_of(kind, borrowed))
+
+
+def counted(job: str, kind: type[Any], values: Mapping[str, Any], given: Given) -> dict[str, Any]:
+    """Values of which all that are given count.
+
+    A setting that does not count, and is given, is refused. So is one of a recipe, unless it says what holds anyway, or
+    the command line makes another choice than the recipe: then what belonged to the recipe's choice goes with it.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    found = dict(values)
+    for name, condition in conditions(kind).items():
+        default = defaults.get(name)
+        if condition.holds(values) or (
+            name not in given.flags and (name not in given.recipe or values[name] == default)
+        ):
+            continue
+        if name not in given.flags and given.flags & set(condition.choices):
+            found[name] = default
+            continue
+        flag, calls = f"--{name}" if name in given.flags else f"{name} of the recipe", {POSITIONAL.get(job, ""): job}
+        raise ValueError(f"{flag} counts {condition.where(calls)} only; leave it out, or {condition.remedy(calls)}.")
+    return found
+
+
+def counting(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of plain values that count, in what holds settings of another job too."""
+    found = {field.name: field.default for field in dataclasses.fields(kind)} | dict(values)
+    idle = {name for name, condition in conditions(kind).items() if not condition.holds(found)}
+    kept = {name: value for name, value in values.items() if name not in idle}
+    held = {name: kept[name] for name in borrowed_settings(kind) if isinstance(kept.get(name), Mapping)}
+    return kept | {name: {k: v for k, v in each.items() if k not in idle} for name, each in held.items()}
 
 
 def with_borrowed(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:

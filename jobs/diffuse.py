@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from jobs.config import FREE, require
+from jobs.counting import GIVEN, counts_with
 from jobs.learning import LearningSettings, learn, refuse_outside
 
 CLASS = "class"
@@ -28,7 +29,7 @@ class Settings(LearningSettings):
     large; none: all times alike, which learns the noise of an instrument and small structure better"""
     conditions: str = ""
     """what images are told to be, with commas between: class, and names of numbers, such as log10_axion_mass,theta_E"""
-    drop_share: float = 0.1
+    drop_share: float = field(default=0.1, metadata=counts_with(conditions=GIVEN))
     """of the images of which that is not said, for guidance"""
     flips: Literal[0, 1] = 0
     """1: flips and quarter turns"""
@@ -42,7 +43,7 @@ class Settings(LearningSettings):
     """largest norm of the gradient"""
     num_sampled: int = 64
     """images made at each evaluation, by 20 steps of dpm_solver, and held against those learnt from; 0 for none"""
-    stop_on_copies: Literal[0, 1] = field(default=0, metadata=FREE)
+    stop_on_copies: Literal[0, 1] = field(default=0, metadata=FREE | counts_with(num_sampled=GIVEN))
     """1: end with an error where they are copies of what was learnt from"""
 
     def __post_init__(self) -> None:

@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from jobs.config import FREE, require
+from jobs.counting import GIVEN, counts_with
+
+OF_RUNS, OF_GENERATED = counts_with(generated=None), counts_with(generated=GIVEN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,24 +21,24 @@ class Settings:
     """another data set than the run's own: a folder or a name below data_root. With `generated`, the real one"""
     split: str = "test"
     """which split; for runs with num_folds it is the fold that was held out"""
-    weights: Literal["best", "last"] = "best"
+    weights: Literal["best", "last"] = field(default="best", metadata=OF_RUNS)
     """the best on the validation samples, or those of the last checkpoint"""
     output: Path | None = None
     """folder of the report; by default RUN/report, or that of `generated`"""
     generated: Path | None = None
     """data set of generated images, to be held against the real ones of `dataset`"""
-    fid_weights: Path | None = None
+    fid_weights: Path | None = field(default=None, metadata=OF_GENERATED)
     """file with the weights of Inception that FID is defined on, for `generated`"""
-    num_resamples: int = 100
+    num_resamples: int = field(default=100, metadata=OF_GENERATED)
     """half samples that the intervals of distances are made of, for `generated`"""
-    gate: float = 0.9
+    gate: float = field(default=0.9, metadata=OF_GENERATED)
     """ratio of distances to the nearest image learnt from, below which generated images are called copies"""
-    explain: int = 0
+    explain: int = field(default=0, metadata=OF_RUNS)
     """held-out images for which the report shows what the network looked at, the first of each class; of a pattern of
     folders, the first run's"""
-    runs_root: Path = Path("runs")
+    runs_root: Path = field(default=Path("runs"), metadata=counts_with(run=GIVEN))
     """where runs are looked for by W&B id"""
-    batch_size: int = field(default=256, metadata=FREE)
+    batch_size: int = field(default=256, metadata=FREE | OF_RUNS)
     """images at a time; changes no number but by rounding"""
     device: Literal["auto", "cuda", "mps", "cpu"] = field(default="auto", metadata=FREE)
     """where to compute"""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from jobs import config
 from jobs.config import BUT, OF, require
+from jobs.counting import ALWAYS, counts_with
 from jobs.train import Settings as TrainSettings
 
 SCRATCH = "scratch"
@@ -18,6 +19,9 @@ RECIPE = Path(__file__).parent / "recipes" / "finetune.yaml"
 TAKEN = ("run", "dataset", "backbone", "num_labels", "seed", "epochs", "tune", "pretrained", "pretrained_file")
 TAKEN += ("num_folds", "fold", "label_fraction", "target", "patience_epochs")
 NUM_UPDATES, MIN_EPOCHS = 600, 30.0
+OF_TRAININGS = counts_with(mode="full")
+OF_PROBES = ("data_root", "label_file", "allow_overlap", "model_name", "stretch", "device")
+"""Settings of a training that say what a probe is of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +40,17 @@ class Settings:
     the votes of the nearest 20"""
     num_labels: int | None = None
     """labels of the split train that are known, all by default, with the shares of its classes; fewer are among more"""
-    num_updates: int = NUM_UPDATES
+    num_updates: int = field(default=NUM_UPDATES, metadata=OF_TRAININGS)
     """of full, at least"""
-    min_epochs: float = MIN_EPOCHS
+    min_epochs: float = field(default=MIN_EPOCHS, metadata=OF_TRAININGS)
     """of full: more updates where these are fewer passes over the labels"""
     seed: int = 0
     """of labels, weights, order and augmentation"""
     split: str = "test"
     """what is evaluated on"""
-    training: Mapping[str, Any] = field(default_factory=dict, metadata={OF: "train", BUT: TAKEN})
+    training: Mapping[str, Any] = field(
+        default_factory=dict, metadata={OF: "train", BUT: TAKEN, ALWAYS: OF_PROBES} | OF_TRAININGS
+    )
     """settings of `deeplense train`"""
 
     def __post_init__(self) -> None:

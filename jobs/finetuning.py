@@ -19,7 +19,7 @@ from deeplense.models.registry import Network
 from deeplense.training.loop import make_accelerator
 from jobs import train
 from jobs.attempts import add_to_attempt, begin_attempt, end_attempt, read_attempts
-from jobs.config import FREE, plain, require
+from jobs.config import plain, require
 from jobs.evaluate import Settings as EvaluateSettings
 from jobs.evaluation_run import Evaluated, evaluate, refuse_other_kind, report
 from jobs.experiment import (
@@ -151,7 +151,7 @@ def kept_settings(settings: Settings, trained: TrainSettings) -> Settings | Trai
 
 def binding(settings: Settings) -> Settings:
     """The settings without those of the training that change no number."""
-    free = {each.name for each in fields(TrainSettings) if each.metadata == FREE}
+    free = {each.name for each in fields(TrainSettings) if each.metadata.get("free")}
     return replace(settings, training={name: value for name, value in settings.training.items() if name not in free})
 
 

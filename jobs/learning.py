@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from jobs.attempts import EXIT_STOPPED
 from jobs.config import FREE, require
+from jobs.counting import counts_with
 
 if TYPE_CHECKING:
     from jobs.learner import Learner
@@ -19,7 +20,8 @@ ABOVE_ZERO += ("log_interval", "shuffle_block", "shuffle_window")
 ZERO_OR_MORE = ("lr_min", "weight_decay", "warmup_epochs", "num_workers", "read_ahead")
 ZERO_OR_MORE += ("checkpoint_minutes", "hang_minutes", "seed")
 ABOVE_ZERO_OR_NONE = ("keep_every_hours", "clip_grad")
-BELOW_ONE = ("drop_path", "val_fraction")
+BELOW_ONE = ("val_fraction",)
+OF_COSINES = counts_with(schedule=("cosine", "restarts"), decay_lr=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,23 +47,21 @@ class LearningSettings:
     """samples of one update, over all processes"""
     lr: float = 3e-4
     """highest learning rate"""
-    lr_min: float = 0.0
+    lr_min: float = field(default=0.0, metadata=OF_COSINES)
     """lowest learning rate of the cosines"""
-    drop_path: float = 0.0
-    """share of residual branches that are left out at random, where the network has some"""
     optimizer: Literal["adamw", "sgd", "adam", "lamb"] = "adamw"
     """timm's"""
     weight_decay: float = 0.01
     """not on biases and norms"""
-    momentum: float = 0.9
-    """of sgd; the first beta of the others"""
+    momentum: float = field(default=0.9, metadata=counts_with(optimizer="sgd"))
+    """of sgd, which is Nesterov's"""
     schedule: Literal["constant", "cosine", "restarts", "step"] = "constant"
     """of the learning rate, after the warm-up"""
     decay_lr: Literal[0, 1] = 0
     """1: cosine with warm restarts, the same as --schedule restarts"""
-    period_epochs: float = 15.0
+    period_epochs: float = field(default=15.0, metadata=counts_with(schedule=("restarts", "step"), decay_lr=1))
     """length of a cosine of restarts, or of a step"""
-    gamma: float = 0.5
+    gamma: float = field(default=0.5, metadata=counts_with(schedule="step"))
     """factor of each step of the schedule step"""
     warmup_epochs: float = 0.0
     """in which the learning rate rises to lr"""
@@ -94,7 +94,7 @@ class LearningSettings:
     """steps between lines in metrics.jsonl"""
     num_workers: int = field(default=0, metadata=FREE)
     """processes that read ahead, for compressed data; 0 for none"""
-    read_ahead: int = field(default=1, metadata=FREE)
+    read_ahead: int = field(default=1, metadata=FREE | counts_with(num_workers=0))
     """threads that read ahead where there are no such processes; 0 for none"""
     stage: Literal["auto", "none", "memory", "node_local", "device"] = field(default="auto", metadata=FREE)
     """read from a copy that the processes of a node share: memory (/dev/shm), node_local (the cluster's node_local),
@@ -106,7 +106,7 @@ class LearningSettings:
     """where to compute"""
     wandb: Literal["off", "offline", "online"] = field(default="off", metadata=FREE)
     """Weights & Biases; offline needs no login and no network"""
-    wandb_project: str = field(default="deeplense", metadata=FREE)
+    wandb_project: str = field(default="deeplense", metadata=FREE | counts_with(wandb=("offline", "online")))
     """project at W&B"""
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ import yaml
 
 from deeplense.files import TEMPORARY, find_below, read_json, replacing, write_json
 from jobs.attempts import ATTEMPTS, STACKS, has_begun
-from jobs.config import dump, from_plain, plain, require
+from jobs.config import counting, dump, from_plain, plain, require
 from jobs.train import Settings as TrainSettings
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
@@ -69,10 +69,11 @@ def open_run(run: Path, settings: Any) -> None:
 
 def refuse_differences(run: Path, stored: Mapping[str, Any], settings: Any) -> None:
     """Raise ValueError where settings that decide the numbers differ from those of the run."""
-    asked = plain(settings)
+    asked = counting(type(settings), plain(settings))
     free = {field.name for field in fields(settings) if field.metadata.get("free")} | {"run"}
     # What is newer than the run had no effect on it, as its default has none.
-    stored = {field.name: field.default for field in fields(settings)} | dict(stored)
+    defaults = {field.name: field.default for field in fields(settings)}
+    stored = defaults | counting(type(settings), defaults | dict(stored))
     differing = [name for name in asked if name not in free and asked[name] != stored[name]]
     if differing:
         told = ", ".join(f"{name}={asked[name]} (the run has {stored[name]})" for name in differing)

@@ -1,10 +1,11 @@
 """Train a classifier, or a regression, on one data set. The same command continues a run that was stopped or killed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from jobs.config import require
+from jobs.counting import GIVEN, counts_with
 from jobs.learning import LearningSettings, learn, refuse_outside
 
 
@@ -20,7 +21,7 @@ class Settings(LearningSettings):
     label_file: Path | None = None
     """if given, file with the names of the samples whose labels are known, one a line, or as DeepLense_SSL publishes
     its subsets (.pkl); they are used as those of num_labels are"""
-    allow_overlap: Literal[0, 1] = 0
+    allow_overlap: Literal[0, 1] = field(default=0, metadata=counts_with(label_file=GIVEN))
     """1: label_file may name samples of other splits than train, which evaluations then leave out"""
     target: str = "class"
     """what is learnt: class, or the name of a number, such as log10_axion_mass (samples without it are left out)"""
@@ -30,7 +31,7 @@ class Settings(LearningSettings):
     """1: layers of 1024, 512 and 128 units between the features and the outputs"""
     pretrained: Literal[0, 1] = 0
     """1: start from timm's published weights, or from those of pretrained_file"""
-    pretrained_file: Path | None = None
+    pretrained_file: Path | None = field(default=None, metadata=counts_with(pretrained=1))
     """file with weights: timm's, where the hub cannot be reached, or those of `deeplense export`"""
     backbone: Path | None = None
     """run of `deeplense pretrain` from whose backbone to start; model_name must be the same"""
@@ -40,7 +41,9 @@ class Settings(LearningSettings):
     """if given, each layer learns by this factor more slowly than the one behind it; for pretrained weights"""
     dropout: float = 0.0
     """before the last layer"""
-    label_smoothing: float = 0.0
+    drop_path: float = 0.0
+    """share of residual branches that are left out at random, where the network has some"""
+    label_smoothing: float = field(default=0.0, metadata=counts_with(target="class"))
     """0 to 1"""
     patience_epochs: float | None = None
     """if given, the training ends when so many have brought no better validation score"""
@@ -52,14 +55,16 @@ class Settings(LearningSettings):
     """rotation within so many degrees; 0 for none"""
     num_folds: int = 0
     """cross-validation: 0 for none; else one fold of train is held out for `deeplense evaluate`"""
-    fold: int = 0
+    fold: int = field(default=0, metadata=counts_with(num_folds=GIVEN))
     """which fold is held out, from 0"""
     ema_decay: float | None = None
     """if given, a running mean of the weights is evaluated and kept as the best, with this decay"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_outside(self, ("dropout", "label_smoothing"), lambda value: 0 <= value < 1, "at least 0 and below 1")
+        refuse_outside(
+            self, ("dropout", "label_smoothing", "drop_path"), lambda value: 0 <= value < 1, "at least 0 and below 1"
+        )
         refuse_outside(self, ("random_rotation",), lambda value: value >= 0, "0 or more")
         refuse_outside(self, ("patience_epochs",), lambda value: value is None or value > 0, "above 0")
         refuse_outside(
@@ -80,14 +85,7 @@ class Settings(LearningSettings):
         )
         require(len(self.chosen_labels) < 2, "num_labels and label_file are given; give one of them.")
         require(
-            self.label_file is not None or not self.allow_overlap, "allow_overlap=1 is for --label_file FILE; give one."
-        )
-        require(
             not (self.backbone and self.pretrained), "backbone and pretrained=1 are two starts; leave one of them out."
-        )
-        require(
-            not self.pretrained_file or bool(self.pretrained),
-            "pretrained_file is given, but pretrained=0; add --pretrained 1.",
         )
 
     @property

@@ -14,6 +14,7 @@ from jobs.comparing.trials import Data, Table, Training, Trial, find_all_data, r
 from jobs.config import require
 from jobs.experiment import known_part
 from jobs.finetune import SCRATCH
+from jobs.finetune import Settings as FinetuneSettings
 from jobs.finetuning import kept_settings, training_of
 from jobs.pretrained import pretrain_settings
 from jobs.train import Settings as TrainSettings
@@ -74,11 +75,12 @@ def make_cell(settings: Settings, backbone: Backbone, mode: str, data: Data, cou
     name = f"{backbone.name}-{mode}-{count}-{data.name}-{seed}"
     run = settings.output / "runs" / name
     own: dict[str, object] = {"run": run, "dataset": data.given, "backbone": backbone.given, "mode": mode, "seed": seed}
-    own |= {name: getattr(settings, name) for name in ("num_updates", "min_epochs")}
     own |= {} if count == ALL else {"num_labels": count}
     network = {name: getattr(backbone, name) for name in ("model_name", "stretch")}
     own |= network if backbone.given == SCRATCH else {}
-    words = ("finetune", *(f"--{name}={value}" for name, value in (own | dict(settings.training)).items()))
+    training = {name: getattr(settings, name) for name in ("num_updates", "min_epochs")} | dict(settings.training)
+    counting = config.counting(FinetuneSettings, {**training, "mode": mode})
+    words = ("finetune", *(f"--{name}={value}" for name, value in (own | counting).items()))
     asked = config.parse(words[0], words[1:])
     trained = training_of(asked)
     training = Training(name, run, words, kept_settings(asked, trained))

@@ -78,7 +78,7 @@ def trainings_of(settings: Settings, model: str, data: Data, seed: int, *, name:
         own_name = name + (f"-fold{fold}" if data.num_folds else "")
         run = settings.output / "runs" / own_name
         own = {"run": run, "dataset": data.learnt_from, "model_name": model, "seed": seed}
-        own |= {"num_folds": data.num_folds, "fold": fold}
+        own |= {"num_folds": data.num_folds, "fold": fold} if data.num_folds else {}
         words = [f"--config={recipe}"] if recipe else []
         words += [f"--{key}={value}" for key, value in (given | own).items()]
         words += in_as_many_updates(config.parse("train", words), data.share)
@@ -89,7 +89,8 @@ def in_as_many_updates(settings: TrainSettings, share: float) -> list[str]:
     """Settings by which a training makes as many updates as it would by those given on a share of its samples."""
     if share == 1:
         return []
-    epochs = {name: value for name, value in plain(settings).items() if name.endswith("epochs") and value is not None}
+    counting = config.counting(TrainSettings, plain(settings))
+    epochs = {name: value for name, value in counting.items() if name.endswith("epochs") and value is not None}
     return [f"--{name}={value * share}" for name, value in epochs.items()]
 
 

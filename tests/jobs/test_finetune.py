@@ -35,7 +35,8 @@ from jobs.runs import train_settings
 from launch.__main__ import main
 
 Start = Callable[..., Command]
-SHORT = ("--num_updates=4", "--min_epochs=0", "--batch_size=16", "--device=cpu", "--log_interval=1")
+SHORT = ("--num_updates=4", "--min_epochs=0", "--batch_size=16", "--log_interval=1")
+"""Of trainings, and of no probe."""
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +53,9 @@ def backbone(stamps: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(dataset: Path, run: Path, backbone: Path | str, mode: str = "full", *more: str) -> list[str]:
     """The command line of a fine-tuning."""
-    given = [f"--dataset={dataset}", f"--run={run}", f"--backbone={backbone}", f"--mode={mode}", *SHORT, *more]
-    return ["finetune", *given]
+    given = [f"--dataset={dataset}", f"--run={run}", f"--backbone={backbone}", f"--mode={mode}", "--device=cpu"]
+    modes = [word for word in [*given, *more] if word.startswith("--mode=")]
+    return ["finetune", *given, *(SHORT if modes[-1] == "--mode=full" else ()), *more]
 
 
 def parsed(line: list[str]) -> Settings:
@@ -303,7 +305,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"lr": "-1"}, "lr=-1.0 must be above 0"),
         ({"epochs": "3"}, "there is no setting 'epochs'"),
         ({"label_file": "nowhere.txt"}, "nowhere.txt: is no file of names"),
-        ({"allow_overlap": "1"}, "allow_overlap=1 is for --label_file FILE"),
+        ({"allow_overlap": "1"}, "--allow_overlap counts with --label_file only"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_and_leaves_nothing(

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from conftest import put
 from stamps import pretrain
-from test_finetune import SHORT, held_out, predictions
+from test_finetune import held_out, predictions
+from test_finetune import words as finetuning
 
 from deeplense.data.foreign import read_pickle
 from deeplense.data.layouts import read_names
@@ -52,7 +53,7 @@ def backbone(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(dataset: Path, run: Path, backbone: Path, *more: str) -> list[str]:
     """The command line of a fine-tuning."""
-    return ["finetune", f"--dataset={dataset}", f"--run={run}", f"--backbone={backbone}", *SHORT, *more]
+    return finetuning(dataset, run, backbone, "full", *more)
 
 
 def test_the_published_subset_overlaps_with_the_test_and_is_refused_by_name(

@@ -360,10 +360,14 @@ def test_data_sets_of_other_classes_are_learnt_from_together_but_not_of_other_sh
         ({"mask_share": 1.0}, "mask_share=1.0 must be between 0 and 1"),
         ({"weight_decay_end": 0.0}, "weight_decay_end=0.0 must be above 0"),
         ({"weight_decay_end": 0.4, "weight_decay": 0.0}, "weight_decay=0; give both"),
-        ({"method": "lejepa", "teacher_temp": 0.04}, "teacher_temp is given, but lejepa has no teacher"),
-        ({"method": "simsiam", "teacher_momentum": 0.9}, "teacher_momentum is given, but simsiam has no teacher"),
-        ({"method": "simmim", "out_dim": 64}, "out_dim is given, but simmim has no head"),
-        ({"method": "simmim", "hidden_dim": 64}, "hidden_dim is given, but simmim has no head"),
+        ({"method": "lejepa", "teacher_temp": 0.04}, "--teacher_temp counts with --method dino or ibot only"),
+        ({"method": "simsiam", "teacher_momentum": 0.9}, "--teacher_momentum counts with --method dino or ibot only"),
+        ({"method": "simmim", "out_dim": 64}, "--out_dim counts with --method dino, ibot, simsiam or lejepa only"),
+        (
+            {"method": "simmim", "hidden_dim": 64},
+            "--hidden_dim counts with --method dino, ibot, simsiam or lejepa only",
+        ),
+        ({"method": "simsiam", "num_local": 2}, "--num_local counts with --method dino, ibot or lejepa only"),
         ({"balance": "class"}, "balance=class looks at labels"),
     ],
 )
