@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar, get_args
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from jobs.bounds import refuse_excess
 from jobs.counting import Condition, conditions_of
 from jobs.plain_yaml import FLOAT, INT, read_yaml
 
@@ -88,7 +89,8 @@ def with_nearest(message: str, names: Sequence[str]) -> str:
         return message
     wrong = unknown[1]
     near = difflib.get_close_matches(wrong, names, n=2, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(sorted(names))}."
+    every = f"There are: {', '.join(sorted(names))}." if names else "There are none."
+    hint = f"Did you mean {' or '.join(near)}?" if near else every
     return f"there is no setting {wrong!r}. {hint}"
 
 
@@ -155,6 +157,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         values = parser.parse_args(words).as_dict()
         values.pop("config", None)
         refuse_control(values)
+        refuse_excess(values)
         values = with_positional(values, recipe, POSITIONAL.get(name))
         given = Given({name for name, _ in pairs_of(flags)} | {*filter(None, [POSITIONAL.get(name)])}, set(recipe))
         return kind(**with_borrowed(kind, counted(name, kind, values, given)))

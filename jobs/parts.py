@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.bounds import MOST_PARTS
 from jobs.config import require
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ def read_part(text: str) -> tuple[int, int]:
     require(found is not None, f"part={text!r} must be K/N, such as 1/8 for the first of eight.")
     assert found
     number, count = int(found[1]), int(found[2])
+    require(count <= MOST_PARTS, f"part={text} is one of more than {MOST_PARTS} parts; give fewer.")
     require(1 <= number <= count, f"part={text}: there are only parts 1/{count} to {count}/{count}.")
     return number, count
 

@@ -8,6 +8,8 @@ from jobs.config import FREE, require
 from jobs.learning import import_without, refuse_outside
 from jobs.parts import read_part
 
+USUAL_GUIDANCE = 1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -24,7 +26,7 @@ class Settings:
     second order, two"""
     num_steps: int = 50
     """of the sampler; ddpm wants as many as there are times"""
-    guidance: float = 1.0
+    guidance: float = USUAL_GUIDANCE
     """by how much the images are what they are told to be: 0 not, 1 as learnt, above 1 exaggerated"""
     conditions: str = ""
     """what all images are told to be, such as class=axion,theta_E=1.2; by default each is told what is known of an

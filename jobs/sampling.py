@@ -24,7 +24,7 @@ from jobs.generating import Scaling, bounds_of, compile_network, conditions_of, 
 from jobs.parts import make_part
 from jobs.progress import say, track
 from jobs.runs import find_run, num_cores, stored_config
-from jobs.sample import Settings
+from jobs.sample import USUAL_GUIDANCE, Settings
 from jobs.weights import newest_weights
 
 
@@ -75,6 +75,10 @@ def make_generator(settings: Settings) -> Generator:
     stored = stored_config(run)
     require("noise_schedule" in stored, f"{run} is no run of `deeplense diffuse`, and makes no images; give one.")
     learnt = from_plain(DiffuseSettings, stored)
+    require(
+        settings.guidance == USUAL_GUIDANCE or bool(learnt.conditions),
+        f"--guidance counts for a run with --conditions only, and {run} was trained without; leave it out.",
+    )
     path = newest_weights(run, settings.weights)
     saved = checkpoint.load(path)
     name = "ema" if settings.weights == "last" and "ema" in saved else "model"

@@ -11,9 +11,10 @@ from typing import NoReturn
 
 from jobs import config
 from jobs.attempts import EXIT_DISK_FULL, EXIT_REFUSED
+from jobs.bounds import refuse_crowd
 from jobs.config import require
 from launch import commands
-from launch.commands import at_least
+from launch.commands import CommandParser, at_least
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -51,6 +52,7 @@ def run_job(command: list[str], num_processes: int) -> int:
     job = config.load_job(command[0])
     settings = config.parse(command[0], command[1:])
     refuse_lonely_tasks()
+    refuse_crowd(vars(settings) | {"num_processes": num_processes})
     if num_processes == 1:
         return job.run(settings)
     from launch.local import run_processes
@@ -69,13 +71,13 @@ def refuse_lonely_tasks() -> None:
     )
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
     """The parser of what stands before the job."""
     jobs = {name: first_line(config.load_job(name).__doc__) for name in config.JOBS}
     others = {name: first_line(command.__doc__) for name, command in commands.COMMANDS.items()}
     width = max(map(len, [*jobs, *others]))
     lines = [f"  {name:<{width}} {text}" for name, text in jobs.items()]
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="deeplense",
         usage="deeplense [--num_processes N] JOB [--config RECIPE.yaml] [--setting value ...]\n"
         "       deeplense submit --on CLUSTER JOB [the same]",

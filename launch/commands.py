@@ -4,9 +4,10 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from jobs.config import DIVISIBLE, SPREAD, named, require
+from jobs.bounds import MOST_PARTS
+from jobs.config import DIVISIBLE, SPREAD, named, require, with_nearest
 from jobs.runs import FINISHED
 from launch import status
 from launch.clusters import Cluster, describe, find_cluster, load_clusters
@@ -30,12 +31,26 @@ OPTIONS: dict[str, tuple[type, str]] = {
 }
 
 
+class CommandParser(argparse.ArgumentParser):
+    """Takes no abbreviation of an option, and says what is wrong in one line, with the nearest right name."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        names = [action.dest for action in self._actions if action.option_strings and action.dest != "help"]
+        sys.stderr.write(f"{self.prog}: {with_nearest(message, names)}\n")
+        sys.exit(2)
+
+
 def submit(words: Sequence[str]) -> int:
     """Send a job to a cluster: deeplense submit --on CLUSTER [--nodes N --hours H ...] JOB --setting value ..."""
     from launch.submit import prepare, prepare_parts, prepare_spread
 
     parser = submission_parser("submit")
-    parser.add_argument("--parts", type=at_least(1), metavar="N", help=f"share {SHARED} among the N tasks of an array")
+    parser.add_argument(
+        "--parts", type=at_least(1, most=MOST_PARTS), metavar="N", help=f"share {SHARED} among the N tasks of an array"
+    )
     given = parser.parse_args(words)
     require(bool(given.command), "no job is given; end the line with one, such as: train --config ... --run ...")
     command, spread = named(given.command), named(given.command)[0] in SPREAD
@@ -98,11 +113,9 @@ def export(submission: "Submission", given: argparse.Namespace) -> int:
     return 0
 
 
-def submission_parser(name: str) -> argparse.ArgumentParser:
+def submission_parser(name: str) -> CommandParser:
     """Options of a submission, which stand before the job."""
-    # Abbreviations would be looked for in the words of the job, too, where an unclear one is an error.
-    description = COMMANDS[name].__doc__
-    parser = argparse.ArgumentParser(prog=f"deeplense {name}", description=description, allow_abbrev=False)
+    parser = CommandParser(prog=f"deeplense {name}", description=COMMANDS[name].__doc__)
     parser.add_argument(
         "--on", required=True, metavar="CLUSTER", help="see `deeplense clusters`; local is this machine"
     )
@@ -144,7 +157,7 @@ def resume(words: Sequence[str]) -> int:
     """Submit runs that ended once more, with the code and on the cluster of before: deeplense resume RUN ..."""
     from launch.submit import again, send
 
-    parser = argparse.ArgumentParser(prog="deeplense resume", description=resume.__doc__)
+    parser = CommandParser(prog="deeplense resume", description=resume.__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--update_code", action="store_true", help="with the code as it is now")
     parser.add_argument("--hours", type=float, help="time limit of one attempt (default: as before)")
@@ -161,7 +174,7 @@ def resume(words: Sequence[str]) -> int:
 
 def show_status(words: Sequence[str]) -> int:
     """Tell what runs do, and why they ended: deeplense status [RUN ...]"""
-    parser = argparse.ArgumentParser(prog="deeplense status", description=show_status.__doc__)
+    parser = CommandParser(prog="deeplense status", description=show_status.__doc__)
     parser.add_argument(
         "runs", type=Path, nargs="*", metavar="RUN", help="or folders of runs (default: all below this folder)"
     )
@@ -176,7 +189,7 @@ def show_status(words: Sequence[str]) -> int:
 
 def logs(words: Sequence[str]) -> int:
     """Show the log of a run: deeplense logs RUN [--follow] [--rank K]"""
-    parser = argparse.ArgumentParser(prog="deeplense logs", description=logs.__doc__)
+    parser = CommandParser(prog="deeplense logs", description=logs.__doc__)
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument(
         "--rank", type=at_least(0), default=0, help="process (default: 0, with what the batch script says)"
@@ -197,7 +210,7 @@ def logs(words: Sequence[str]) -> int:
 
 def cancel(words: Sequence[str]) -> int:
     """End runs that wait or run, for good: deeplense cancel RUN ..."""
-    parser = argparse.ArgumentParser(prog="deeplense cancel", description=cancel.__doc__)
+    parser = CommandParser(prog="deeplense cancel", description=cancel.__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="or folders of runs, such as an array's")
     for given in parser.parse_args(words).runs:
         for run in status.to_cancel(given.absolute()):
@@ -208,7 +221,7 @@ def cancel(words: Sequence[str]) -> int:
 
 def clusters(words: Sequence[str]) -> int:
     """List the clusters that are known: deeplense clusters"""
-    argparse.ArgumentParser(prog="deeplense clusters", description=clusters.__doc__).parse_args(words)
+    CommandParser(prog="deeplense clusters", description=clusters.__doc__).parse_args(words)
     print("\n".join(describe(load_clusters())))
     return 0
 
@@ -217,7 +230,7 @@ def doctor(words: Sequence[str]) -> int:
     """Tell whether a cluster is usable, and what to change: deeplense doctor --on CLUSTER"""
     from launch.doctor import examine
 
-    parser = argparse.ArgumentParser(prog="deeplense doctor", description=doctor.__doc__)
+    parser = CommandParser(prog="deeplense doctor", description=doctor.__doc__)
     parser.add_argument("--on", required=True, metavar="CLUSTER")
     parser.add_argument("--run_job", action="store_true", help="also send a small job that looks at the nodes")
     given = parser.parse_args(words)
@@ -229,7 +242,7 @@ def doctor(words: Sequence[str]) -> int:
 
 def sync(words: Sequence[str]) -> int:
     """Send what runs logged offline to Weights & Biases: deeplense sync RUN ..."""
-    parser = argparse.ArgumentParser(prog="deeplense sync", description=sync.__doc__)
+    parser = CommandParser(prog="deeplense sync", description=sync.__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     for run in parser.parse_args(words).runs:
         count = status.sync(run)
@@ -241,19 +254,21 @@ def demo(words: Sequence[str]) -> int:
     """The whole chain on one machine: simulate, submit a training, be stopped, go on, evaluate"""
     from launch.demo import demo as run_demo
 
-    parser = argparse.ArgumentParser(prog="deeplense demo", description=demo.__doc__)
+    parser = CommandParser(prog="deeplense demo", description=demo.__doc__)
     parser.add_argument(
         "--output", type=Path, default=Path("demo"), help="folder for data, run and report (default: demo)"
     )
     return run_demo(parser.parse_args(words).output)
 
 
-def at_least(smallest: int) -> Callable[[str], int]:
-    """A reader of whole numbers from `smallest` on."""
+def at_least(smallest: int, *, most: int | None = None) -> Callable[[str], int]:
+    """A reader of whole numbers from `smallest` on, up to `most` if given."""
 
     def number(text: str) -> int:
         if int(text) < smallest:
             raise argparse.ArgumentTypeError(f"{text} is below {smallest}")
+        if most is not None and int(text) > most:
+            raise argparse.ArgumentTypeError(f"{text} is above {most}")
         return int(text)
 
     return number

@@ -132,7 +132,7 @@ def say(message: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Answer the batch script."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("what", choices=("begin", "end"))
     parser.add_argument("--log", type=Path, required=True, help="log of the batch script and of rank 0")
     parser.add_argument("--scheduler", default="", help="output of scontrol show job --oneliner")

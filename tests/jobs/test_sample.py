@@ -11,7 +11,9 @@ from conftest import Command
 
 from deeplense.data.dataset import Split
 from jobs import config, diffuse, sample, train
+from jobs.diffuse import Settings as DiffuseSettings
 from jobs.generating import Scaling
+from jobs.runs import CONFIG
 from jobs.sampling import make_generator
 
 SETTINGS = {"num_images": 150, "num_steps": 3, "batch_size": 32, "device": "cpu"}
@@ -144,6 +146,14 @@ def test_what_the_model_was_never_told_is_refused_and_leaves_nothing(
 ) -> None:
     with pytest.raises(ValueError, match=WRONG[conditions]):
         sample.run(settings_of(run, tmp_path / "out", conditions=conditions))
+    assert not (tmp_path / "out").exists()
+
+
+def test_guidance_is_refused_where_the_model_was_told_nothing(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / CONFIG).write_text(config.dump(DiffuseSettings(run=tmp_path / "run", dataset=str(dataset))))
+    with pytest.raises(ValueError, match=r"--guidance counts for a run with --conditions only, and .*leave it out"):
+        sample.run(settings_of(tmp_path / "run", tmp_path / "out", guidance=2.0))
     assert not (tmp_path / "out").exists()
 
 

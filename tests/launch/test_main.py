@@ -238,3 +238,28 @@ def test_an_image_may_be_given_by_a_path_from_here(
     ]
     assert main(words) == 0
     assert f" {tmp_path / 'image.sif'} python -u -m submitit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("--num_proc 2 train", "num_processes"),
+        ("train --run a --dataset b --epoch 3", "epochs"),
+        ("evaluate --run a --batch 3", "batch_size"),
+        ("submit --on local --node 2 train --run a --dataset b", "nodes"),
+        ("submit --on local train --run a --dataset b --epoch=3", "epochs"),
+        ("sweep --on local --part x train --run a{seed} --dataset b --seed 0:2", "partition"),
+        ("sweep --on local train --run a{seed} --dataset b --seed 0:2 --epoch 3", "epochs"),
+        ("logs a --follo", "follow"),
+        ("resume a --hour 3", "hours"),
+        ("doctor --on local --run", "run_job"),
+        ("demo --out a", "output"),
+    ],
+)
+def test_no_flag_may_be_abbreviated(words: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    assert ended.value.code == EXIT_REFUSED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "there is no setting" in line
+    assert f"Did you mean {meant}" in line or f" or {meant}?" in line
