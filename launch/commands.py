@@ -12,6 +12,7 @@ from jobs.runs import FINISHED
 from launch import status
 from launch.clusters import Cluster, describe, find_cluster, load_clusters
 from launch.ends import DEFAULT_RESTARTS
+from launch.record import launched
 
 if TYPE_CHECKING:
     from launch.script import Submission
@@ -98,7 +99,7 @@ def check_and_send(submission: "Submission", given: argparse.Namespace) -> int:
         return export(submission, given)
     job_ids = send(submission, allow_untracked=given.allow_untracked)
     for folder, job_id in zip(submission.folders, job_ids, strict=True):
-        print(f"{shown(folder)}: submitted as job {job_id}; `deeplense logs {shown(folder)} --follow` shows it")
+        print(f"{shown(folder)}: {submitted(job_id)}; `deeplense logs {shown(folder)} --follow` shows it")
     return 0
 
 
@@ -155,21 +156,24 @@ def chosen_cluster(given: argparse.Namespace) -> Cluster:
 
 def resume(words: Sequence[str]) -> int:
     """Submit runs that ended once more, with the code and on the cluster of before: deeplense resume RUN ..."""
-    from launch.submit import again, send
+    from launch.submit import send_again
 
     parser = CommandParser(prog="deeplense resume", description=resume.__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--update_code", action="store_true", help="with the code as it is now")
     parser.add_argument("--hours", type=float, help="time limit of one attempt (default: as before)")
     given = parser.parse_args(words)
-    for run, folder in [(run, run.absolute()) for run in given.runs]:
-        if (folder / FINISHED).exists():
-            print(f"{run} is finished")
-            continue
-        submission = again(folder, hours=given.hours, update_code=given.update_code)
-        (job_id,) = send(submission, keep_code=not given.update_code)
-        print(f"{run}: submitted as job {job_id}")
+    folders = {run.absolute(): run for run in given.runs}
+    finished = [folder for folder in folders if (folder / FINISHED).exists()]
+    sent = send_again([f for f in folders if f not in finished], hours=given.hours, update_code=given.update_code)
+    for folder, run in folders.items():
+        print(f"{run}: {submitted(sent[folder])}" if folder in sent else f"{run} is finished")
     return 0
+
+
+def submitted(job_id: str | None) -> str:
+    """What became of a run that was sent."""
+    return f"submitted as job {job_id}" if job_id else "waits until the runs before it have ended"
 
 
 def show_status(words: Sequence[str]) -> int:
@@ -196,7 +200,7 @@ def logs(words: Sequence[str]) -> int:
     )
     parser.add_argument("--follow", action="store_true", help="go on as long as the run is with the scheduler")
     given = parser.parse_args(words)
-    run = status.launched(given.run.absolute())
+    run = launched(given.run.absolute())
     path = status.log_of(run, given.rank)
     if given.follow:
         for text in status.follow(run, given.rank):

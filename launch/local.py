@@ -16,8 +16,6 @@ from jobs.runs import num_cores
 from launch.ends import CANCELLED, TIME_LIMIT, begin_line
 
 VISIBLE = "DEEPLENSE_VISIBLE_DEVICES"
-AFTER = "DEEPLENSE_AFTER"
-"""Environment variable with the process that must be gone before the next of several runs begins."""
 RESTART_BY_SUBMITIT = 144
 """Exit code on which submitit's local controller starts a job again, six times at most."""
 SECONDS_TO_DIE = 30.0
@@ -41,7 +39,6 @@ def supervise(command: Sequence[str]) -> int:
 
     folder, group = Path(os.environ[FOLDER]), Group()
     restore_devices()
-    wait_for_turn(group)
     if group.forwarded is not None:
         return RESTART_BY_SUBMITIT if group.forwarded == signal.SIGUSR2 else EXIT_STOPPED
     job = launched(folder)
@@ -59,21 +56,6 @@ def supervise(command: Sequence[str]) -> int:
             return code
         if near_limit:
             return RESTART_BY_SUBMITIT
-
-
-def wait_for_turn(group: "Group") -> None:
-    """Wait until the run before this one has ended, or this one is told to."""
-    before = os.environ.pop(AFTER, None)
-    while before and group.forwarded is None and is_running(int(before)):
-        time.sleep(0.5)
-
-
-def is_running(pid: int) -> bool:
-    """Whether there is such a process, ended and not yet collected ones aside."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def restore_devices() -> None:

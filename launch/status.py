@@ -2,14 +2,11 @@
 
 import itertools
 import os
-import pwd
 import signal
-import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,63 +15,11 @@ from jobs.attempts import read_attempts
 from jobs.progress_file import read_progress
 from jobs.runs import FINISHED, LAUNCH, WANDB_ID
 from launch import slurm
+from launch.record import Launched, is_process, keep, launched, own, queue_of
 
 SECONDS_BETWEEN_LOOKS = 1.0
 LOOKS_PER_QUESTION = 10
 HEAD = ("RUN", "STATE", "ATTEMPT", "STEP", "RATE", "TIME LEFT", "LAST END")
-
-
-@dataclass(frozen=True)
-class Launched:
-    """A run that was submitted; `stranger` is the user who wrote so, where that may be somebody else than this one."""
-
-    folder: Path
-    job_id: str | None
-    slurm_conf: str | None
-    local: bool
-    logs: Path
-    stranger: str | None = None
-
-
-def stranger_of(path: Path) -> str | None:
-    """Who may have written a file, where that is not this user alone.
-
-    `launch.json` says which commands run, with which SLURM_CONF (from which Slurm loads plug-ins), and which process is
-    ended: from a folder that others can write to, that must not be believed.
-    """
-    found = path.lstat()
-    if found.st_uid == os.geteuid() and not found.st_mode & stat.S_IWOTH:
-        return None
-    if found.st_uid == os.geteuid():
-        return "everybody"
-    try:
-        return pwd.getpwuid(found.st_uid).pw_name
-    except KeyError:
-        return f"user {found.st_uid}"
-
-
-def own(folder: Path) -> Launched:
-    """How a run of this user was submitted. Raises ValueError where it was not, or by somebody else."""
-    run = launched(folder)
-    if run.stranger:
-        raise ValueError(
-            f"{folder / LAUNCH} can be written by {run.stranger}, and says what would be run as you; only its owner "
-            "can cancel or resume this run. Copy the checkpoints to a run of your own to continue from them."
-        )
-    return run
-
-
-def launched(folder: Path) -> Launched:
-    """How a run was submitted. Raises ValueError where it was not."""
-    path = folder / LAUNCH
-    if not path.exists():
-        raise ValueError(f"{folder} was not submitted: it has no {LAUNCH}. `deeplense submit` does that.")
-    told = read_json(path)
-    local = told["cluster"]["executor"] == "local"
-    # A script that the user handed to sbatch has its job's id from its first attempt on.
-    later = [attempt["job_id"] for attempt in read_attempts(folder)[told.get("attempts_before", 0) :]]
-    job_id = told["job_id"] or (later[-1] if later else None)
-    return Launched(folder, job_id, told["cluster"]["slurm_conf"], local, Path(told["logs"]), stranger_of(path))
 
 
 def find_launched(roots: Sequence[Path]) -> list[Path]:
@@ -91,23 +36,16 @@ def states(runs: Sequence[Launched]) -> dict[Path, tuple[str, str]]:
         ours = [run for run in runs if not run.local and run.slurm_conf == slurm_conf]
         found |= {run.folder: jobs[run.job_id] for run in ours if run.job_id in jobs}
     for run in runs:
-        if run.local and run.job_id and is_controller(int(run.job_id)):
+        if run.local and run.job_id and is_process(int(run.job_id), b"submitit.local._local"):
             found[run.folder] = ("RUNNING", "")
+        elif run.local and queue_of(run.folder):
+            found[run.folder] = ("PENDING", "its turn")
     return found
 
 
 def is_active(folder: Path) -> bool:
     """Whether a run waits or runs."""
     return (folder / LAUNCH).exists() and folder in states([launched(folder)])
-
-
-def is_controller(pid: int) -> bool:
-    """Whether a process is one that submitit's local executor started, and still runs."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state != "Z" and b"submitit.local._local" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
 
 
 def table(folders: Sequence[Path]) -> list[str]:
@@ -179,8 +117,11 @@ def log_of(run: Launched, rank: int) -> Path:
 
 def follow(run: Launched, rank: int) -> Iterator[str]:
     """What a log says, until the run is no longer with the scheduler."""
-    path, place, ending = log_of(run, rank), 0, False
+    place, ending = 0, False
     for look in itertools.count():
+        # A run that waits for its turn has its log's name from its start on.
+        run = run if run.job_id else launched(run.folder)
+        path = log_of(run, rank)
         if path.exists():
             with path.open(errors="replace") as file:
                 file.seek(place)
@@ -210,6 +151,9 @@ def cancel(run: Launched) -> None:
     """End a run; its state is saved where the scheduler leaves it the time. Raises ValueError where it does not run."""
     if run.folder not in states([run]):
         raise ValueError(f"{run.folder} neither waits nor runs; there is nothing to cancel.")
+    if queue_of(run.folder):
+        keep(run.folder, read_json(run.folder / LAUNCH) | {"queue": None})
+        return
     assert run.job_id
     if run.local:
         os.kill(int(run.job_id), signal.SIGTERM)

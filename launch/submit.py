@@ -1,27 +1,25 @@
 """Sending jobs to a cluster, or to this machine, through submitit; what is needed to continue them is kept."""
 
-import dataclasses
-import os
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deeplense.files import read_json, write_json
+from deeplense.files import read_json
 from jobs import config
-from jobs.attempts import read_attempts
 from jobs.config import require
 from jobs.runs import CODE, FINISHED, LAUNCH, LOGS, open_run
-from launch import slurm, status
+from launch import queue, slurm, status
 from launch.clusters import Cluster
-from launch.local import AFTER, VISIBLE
+from launch.here import start_run, variables
+from launch.record import again, keep, own, record
 from launch.script import FOLDERS, Submission, job_environment, python_command, slurm_parameters
 from launch.snapshot import take_snapshot
 from launch.task import Run
 
 LAUNCHES = Path("launches")
+QUEUE_LOG = "queue.txt"
+"""Among the logs: what the process says that starts several runs of this machine one after another."""
 
 
 def prepare(command: Sequence[str], cluster: Cluster, *, folder: Path | None = None) -> Submission:
@@ -80,32 +78,16 @@ def prepare_spread(command: Sequence[str], cluster: Cluster, *, folder: Path | N
     return Submission(cluster, commands, tuple(run.absolute() for run in runs.values()), home / LOGS, home / CODE)
 
 
-def again(run: Path, *, hours: float | None, update_code: bool) -> Submission:
-    """The submission of a run that ended, once more. Raises ValueError where it was not submitted."""
-    status.own(run)
-    folder, told = run.absolute(), read_json(run / LAUNCH)
-    os.chdir(told["working_folder"])
-    stored: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in told["cluster"].items()
-    }
-    code = folder / CODE if update_code else Path(told["code"])
-    cluster = Cluster(**stored).override(hours=hours)
-    return Submission(cluster, (tuple(told["command"]),), (folder,), folder / LOGS, code)
-
-
-def send(submission: Submission, *, allow_untracked: bool = False, keep_code: bool = False) -> list[str]:
-    """Submit all runs, as one array if there are several; returns the job's id for each."""
+def send(submission: Submission, *, allow_untracked: bool = False, keep_code: bool = False) -> list[str | None]:
+    """Submit all runs, as one array if there are several; returns the job's id for each, None for those of this machine
+    that wait for their turn."""
     set_up(submission, allow_untracked=allow_untracked, keep_code=keep_code)
-    job_ids = send_to_slurm(submission) if submission.cluster.executor == "slurm" else send_to_this_machine(submission)
+    if submission.cluster.executor != "slurm":
+        return send_to_this_machine(submission)
+    job_ids = send_to_slurm(submission)
     for folder, job_id in zip(submission.folders, job_ids, strict=True):
         keep(folder, read_json(folder / LAUNCH) | {"job_id": job_id})
-    return job_ids
-
-
-def keep(folder: Path, launched: Mapping[str, Any]) -> None:
-    """Write how a run is submitted, for its owner alone to change: later commands do what it says."""
-    write_json(folder / LAUNCH, launched)
-    (folder / LAUNCH).chmod((folder / LAUNCH).stat().st_mode & ~0o022)
+    return list(job_ids)
 
 
 def set_up(submission: Submission, *, allow_untracked: bool = False, keep_code: bool = False) -> None:
@@ -113,7 +95,7 @@ def set_up(submission: Submission, *, allow_untracked: bool = False, keep_code: 
     for folder in submission.folders:
         require(not (folder / FINISHED).exists(), f"{folder} is finished; evaluate it, or give another --run.")
         if (folder / LAUNCH).exists():
-            status.own(folder)
+            own(folder)
         require(not status.is_active(folder), f"{folder} waits or runs already; `deeplense cancel {folder}` ends it.")
     open_runs(submission)
     submission.logs.mkdir(parents=True, exist_ok=True)
@@ -133,24 +115,6 @@ def open_runs(submission: Submission) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def record(submission: Submission, place: int) -> None:
-    """Keep in the folder of a run how it is submitted; the job's id is not yet known."""
-    folder = submission.folders[place]
-    launched = {
-        "job_id": None,
-        "submitted": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": submission.commands[place],
-        "working_folder": str(Path.cwd()),
-        "cluster": dataclasses.asdict(submission.cluster),
-        "logs": str(submission.logs),
-        "code": str(submission.code),
-        "tasks": submission.cluster.tasks,
-        "restarts": submission.cluster.restarts,
-        "attempts_before": len(read_attempts(folder)),
-    }
-    keep(folder, launched)
-
-
 def send_to_slurm(submission: Submission) -> list[str]:
     """Through sbatch, all runs in one array."""
     from submitit import SlurmExecutor
@@ -162,63 +126,34 @@ def send_to_slurm(submission: Submission) -> list[str]:
     return [job.job_id for job in jobs]
 
 
-def send_to_this_machine(submission: Submission) -> list[str]:
+def send_to_this_machine(submission: Submission) -> list[str | None]:
     """Through submitit's local executor, one after another where there are several."""
-    job_ids: list[str] = []
-    for command, folder in zip(submission.commands, submission.folders, strict=True):
-        after = {AFTER: job_ids[-1]} if job_ids else {}
-        job_ids.append(start_here(submission, command, {**job_environment(submission, folder), **after}))
-    return job_ids
+    return [start_run(submission)] if len(submission.folders) == 1 else queue_up([submission])
 
 
-def start_here(submission: Submission, command: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Start one job on this machine; returns the id of the process that watches it."""
-    from submitit import LocalExecutor
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    kept = {VISIBLE: visible} if visible is not None else {}
-    with variables({**environment, **kept}):
-        executor = LocalExecutor(submission.logs, python=python_command(submission))
-        executor.update_parameters(
-            timeout_min=60 * submission.cluster.hours,
-            tasks_per_node=1,
-            signal_delay_s=submission.cluster.signal_delay_s,
-            stderr_to_stdout=True,
-        )
-        return detached(lambda: executor.submit(Run(command[0], tuple(command[1:]))).job_id)
+def queue_up(submissions: Sequence[Submission]) -> list[str | None]:
+    """Have runs of this machine, which are set up, started one after another."""
+    first, folders = submissions[0], [folder for submission in submissions for folder in submission.folders]
+    code = {"PYTHONPATH": job_environment(first, folders[0])["PYTHONPATH"]}
+    queue.start(folders, log=first.logs / QUEUE_LOG, environment=code)
+    return [None] * len(folders)
 
 
-def detached(start: Callable[[], str]) -> str:
-    """What a function returns that starts a process, in a session of its own and without a hold on our output."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        kept = os.dup(2)
-        try:
-            os.setsid()
-            nowhere = os.open(os.devnull, os.O_RDWR)
-            for number in range(3):
-                os.dup2(nowhere, number)
-            os.write(writing, start().encode())
-        except Exception:
-            os.write(kept, traceback.format_exc().encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as answer:
-        told = answer.read()
-    os.waitpid(child, 0)
-    require(bool(told), "the run could not be started on this machine; the error is above.")
-    return told
-
-
-@contextmanager
-def variables(values: Mapping[str, str]) -> Iterator[None]:
-    """These environment variables, for a while."""
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+def send_again(
+    runs: Sequence[Path], *, hours: float | None = None, update_code: bool = False
+) -> dict[Path, str | None]:
+    """Submit runs that ended once more; returns the job's id of each, None for those of this machine that wait for
+    their turn. Raises ValueError where one cannot be; those before it are then submitted."""
+    sent: dict[Path, str | None] = {}
+    here = []
+    for run in runs:
+        submission = again(run, hours=hours, update_code=update_code)
+        if submission.cluster.executor == "local" and len(runs) > 1:
+            set_up(submission, keep_code=not update_code)
+            here.append(submission)
+            sent[run] = None
+        else:
+            (sent[run],) = send(submission, keep_code=not update_code)
+    if here:
+        queue_up(here)
+    return sent

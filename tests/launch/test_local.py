@@ -19,7 +19,7 @@ from jobs.attempts import EXIT_DISK_FULL, EXIT_HUNG, EXIT_STOPPED, FOLDER, read_
 from jobs.runs import LAUNCH
 from launch import local
 from launch.ends import begin_line
-from launch.local import AFTER, RESTART_BY_SUBMITIT, VISIBLE, loopback, run_processes
+from launch.local import RESTART_BY_SUBMITIT, VISIBLE, loopback, run_processes
 
 RANK = """
 # Stands for `python -m launch`: writes down what it is told, then does what its rank is asked to.
@@ -298,40 +298,6 @@ def test_a_submitted_run_that_is_cancelled_ends_and_near_its_limit_submitit_rest
     assert supervised.process.wait(60) == code
     assert supervised.ends() == [end]
     assert supervised.starts() == 2
-
-
-def wait_until_caught(process: int, number: signal.Signals) -> None:
-    """Wait until a process has a handler for a signal."""
-    deadline = time.monotonic() + 20
-    caught = 0
-    while not caught >> number - 1 & 1:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-        (line,) = [line for line in Path(f"/proc/{process}/status").read_text().splitlines() if "SigCgt" in line]
-        caught = int(line.split()[1], 16)
-
-
-def test_a_run_waits_for_the_one_before_it(supervised: Supervised) -> None:
-    with subprocess.Popen(["sleep", "60"]) as before:
-        supervised.start("0", "0", **{AFTER: str(before.pid)})
-        time.sleep(1)
-        assert supervised.told() == []
-        before.kill()
-        assert supervised.process.wait(60) == 0
-    assert AFTER not in supervised.told()[0]["environment"]
-
-
-def test_a_run_that_is_cancelled_while_it_waits_for_its_turn_never_begins(supervised: Supervised) -> None:
-    with subprocess.Popen(["sleep", "60"]) as before:
-        supervised.start("0", "0", **{AFTER: str(before.pid)})
-        try:
-            wait_until_caught(supervised.process.pid, signal.SIGUSR1)
-            supervised.process.send_signal(signal.SIGTERM)
-            assert supervised.process.wait(60) != 0
-        finally:
-            before.kill()
-    assert supervised.told() == []
-    assert supervised.ends() == []
 
 
 @pytest.mark.parametrize(("variables", "seen"), [({VISIBLE: "1,3"}, "1,3"), ({VISIBLE: ""}, ""), ({}, None)])

@@ -18,8 +18,8 @@ from jobs.attempts import begin_attempt, end_attempt
 from jobs.progress_file import ProgressFile
 from jobs.runs import FINISHED, LAUNCH
 from launch import status
-from launch.status import duration, find_launched, follow, is_active, launched, log_of, state_of, table, to_cancel
-from launch.submit import again, keep
+from launch.record import again, keep, launched
+from launch.status import duration, find_launched, follow, is_active, log_of, state_of, table, to_cancel
 
 Submit = Callable[..., Path]
 
@@ -222,7 +222,7 @@ def test_a_folder_of_runs_stands_for_those_that_wait_or_run(submit: Submit, tmp_
 def owned_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on all files are somebody else's."""
     uid = os.geteuid()
-    monkeypatch.setattr(status.os, "geteuid", lambda: uid + 1)
+    monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
 
 
 def test_the_scheduler_is_not_asked_about_runs_of_strangers(

@@ -16,7 +16,7 @@ import pytest
 from jobs.attempts import EXIT_REFUSED, FOLDER, open_attempt, read_attempts
 from jobs.runs import FINISHED, LAUNCH, STOPPED
 from launch import submit
-from launch.clusters import find_cluster
+from launch.clusters import Cluster
 from launch.ends import begin_line, kind_of
 from launch.script import Submission
 
@@ -36,11 +36,12 @@ class Place:
 
     here: Path
     dataset: Path
+    name: str = "run"
 
     @property
     def run(self) -> Path:
         """The folder of the run."""
-        return self.here / "run"
+        return self.here / self.name
 
     def type(self, *words: str, here: Path | None = None) -> tuple[int, str]:
         """Type a command; returns its exit code and what it said."""
@@ -276,14 +277,35 @@ def test_attempts_that_begin_before_the_submission_is_over_count_as_its_own(
             open_attempt(folder)
         return [f"17_{place}" for place in range(len(submission.folders))]
 
-    monkeypatch.setattr(submit, "send_to_this_machine", start)
+    monkeypatch.setattr(submit, "send_to_slurm", start)
+    monkeypatch.setattr("launch.status.states", lambda runs: {})
     commands = [["train", f"--dataset={place.dataset}", f"--run={place.here / name}"] for name in "ab"]
-    submission = submit.prepare_sweep(commands, find_cluster("local"), folder=place.here / "sweep")
+    submission = submit.prepare_sweep(commands, Cluster(name="any"), folder=place.here / "sweep")
     for count in (0, 1):
         assert submit.send(submission, keep_code=True) == ["17_0", "17_1"]
         for name, job_id in (("a", "17_0"), ("b", "17_1")):
             told = json.loads((place.here / name / LAUNCH).read_text())
             assert (told["attempts_before"], told["job_id"]) == (count, job_id)
+
+
+def test_a_sweep_runs_one_after_another_less_what_is_cancelled_while_it_waits(place: Place) -> None:
+    job = ["train", f"--dataset={place.dataset}", "--run=runs/{seed}", "--seed=0:3", "--epochs=30", *SETTINGS]
+    code, said = place.type("sweep", "--on", "local", "--allow_untracked", *job)
+    assert code == 0, said
+    assert said.count("waits until the runs before it have ended") == 3
+    place = Place(place.here, place.dataset, "runs/0")
+    place.wait_for(1, steps=1)
+    lines = place.type("status", "runs")[1].splitlines()[1:]
+    assert [line.split("  ")[1] for line in lines] == ["running", "pending (its turn)", "pending (its turn)"]
+    assert place.type("cancel", "runs/1")[0] == 0
+    place.wait()
+    last = Place(place.here, place.dataset, "runs/2")
+    last.wait_for(1, steps=1)
+    last.wait()
+    assert (place.run / FINISHED).exists()
+    assert (last.run / FINISHED).exists()
+    assert read_attempts(place.here / "runs" / "1") == []
+    assert place.type("status", "runs/1")[1].splitlines()[1].split()[:3] == ["runs/1", "not", "running"]
 
 
 def test_wrong_settings_are_refused_before_anything_is_written(place: Place) -> None:

@@ -1,0 +1,67 @@
+"""Several runs on this machine, one after another: `python -m launch.queue RUN ...` starts each when the one before has
+ended.
+
+A run waits as long as its `launch.json` names this process; to cancel it is to take that out. Nothing of a waiting run
+is in memory.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from deeplense.files import read_json
+from jobs.runs import FINISHED, LAUNCH
+from launch import status
+from launch.here import detached, start_run
+from launch.record import again, keep, queue_of
+
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+def start(folders: Sequence[Path], *, log: Path, environment: Mapping[str, str]) -> None:
+    """Start the process that works off these submitted runs in their order; returns once all of them wait for it."""
+
+    def begin() -> str:
+        with log.open("a") as file:
+            words = [sys.executable, "-m", "launch.queue", *map(str, folders)]
+            process = subprocess.Popen(
+                words, stdout=subprocess.PIPE, stderr=file, env={**os.environ, **environment}, text=True
+            )
+        assert process.stdout
+        return process.stdout.readline()
+
+    detached(begin)
+
+
+def work_off(folders: Sequence[Path]) -> None:
+    """Start each run that still waits for this process, and wait for its end."""
+    for folder in folders:
+        if queue_of(folder) != os.getpid() or (folder / FINISHED).exists():
+            continue
+        try:
+            submission = again(folder, hours=None, update_code=False)
+            start_run(replace(submission, logs=Path(read_json(folder / LAUNCH)["logs"])))
+        except (ValueError, OSError) as error:
+            keep(folder, read_json(folder / LAUNCH) | {"queue": None})
+            print(f"{folder} is not started: {error}", file=sys.stderr, flush=True)
+        while status.is_active(folder):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def main(words: Sequence[str]) -> int:
+    """Take the runs over from whoever submitted them, say so, and work them off."""
+    folders = [Path(word) for word in words]
+    for folder in folders:
+        keep(folder, read_json(folder / LAUNCH) | {"queue": os.getpid()})
+    print(os.getpid(), flush=True)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    work_off(folders)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,122 @@
+"""How a run was submitted: `launch.json` in its folder, by which it is found, cancelled and submitted once more."""
+
+import dataclasses
+import os
+import pwd
+import stat
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deeplense.files import read_json, write_json
+from jobs.attempts import read_attempts
+from jobs.runs import CODE, LAUNCH, LOGS
+from launch.clusters import Cluster
+from launch.script import Submission
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A run that was submitted; `stranger` is the user who wrote so, where that may be somebody else than this one."""
+
+    folder: Path
+    job_id: str | None
+    slurm_conf: str | None
+    local: bool
+    logs: Path
+    stranger: str | None = None
+
+
+def stranger_of(path: Path) -> str | None:
+    """Who may have written a file, where that is not this user alone.
+
+    `launch.json` says which commands run, with which SLURM_CONF (from which Slurm loads plug-ins), and which process is
+    ended: from a folder that others can write to, that must not be believed.
+    """
+    found = path.lstat()
+    if found.st_uid == os.geteuid() and not found.st_mode & stat.S_IWOTH:
+        return None
+    if found.st_uid == os.geteuid():
+        return "everybody"
+    try:
+        return pwd.getpwuid(found.st_uid).pw_name
+    except KeyError:
+        return f"user {found.st_uid}"
+
+
+def own(folder: Path) -> Launched:
+    """How a run of this user was submitted. Raises ValueError where it was not, or by somebody else."""
+    run = launched(folder)
+    if run.stranger:
+        raise ValueError(
+            f"{folder / LAUNCH} can be written by {run.stranger}, and says what would be run as you; only its owner "
+            "can cancel or resume this run. Copy the checkpoints to a run of your own to continue from them."
+        )
+    return run
+
+
+def keep(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write how a run is submitted, for its owner alone to change: later commands do what it says."""
+    write_json(folder / LAUNCH, record)
+    (folder / LAUNCH).chmod((folder / LAUNCH).stat().st_mode & ~0o022)
+
+
+def queue_of(folder: Path) -> int | None:
+    """The process that will start a run of this machine when it is its turn, as long as that process lives."""
+    pid = read_json(folder / LAUNCH).get("queue")
+    return pid if isinstance(pid, int) and is_process(pid, b"launch.queue") else None
+
+
+def launched(folder: Path) -> Launched:
+    """How a run was submitted. Raises ValueError where it was not."""
+    path = folder / LAUNCH
+    if not path.exists():
+        raise ValueError(f"{folder} was not submitted: it has no {LAUNCH}. `deeplense submit` does that.")
+    told = read_json(path)
+    local = told["cluster"]["executor"] == "local"
+    # A script that the user handed to sbatch has its job's id from its first attempt on.
+    later = [attempt["job_id"] for attempt in read_attempts(folder)[told.get("attempts_before", 0) :]]
+    job_id = told["job_id"] or (later[-1] if later else None)
+    return Launched(folder, job_id, told["cluster"]["slurm_conf"], local, Path(told["logs"]), stranger_of(path))
+
+
+def is_process(pid: int, module: bytes) -> bool:
+    """Whether a process runs, and runs this module."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z" and module in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def record(submission: Submission, place: int) -> None:
+    """Keep in the folder of a run how it is submitted; the job's id is not yet known."""
+    folder = submission.folders[place]
+    launched = {
+        "job_id": None,
+        "submitted": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": submission.commands[place],
+        "working_folder": str(Path.cwd()),
+        "cluster": dataclasses.asdict(submission.cluster),
+        "logs": str(submission.logs),
+        "code": str(submission.code),
+        "tasks": submission.cluster.tasks,
+        "restarts": submission.cluster.restarts,
+        "attempts_before": len(read_attempts(folder)),
+    }
+    keep(folder, launched)
+
+
+def again(run: Path, *, hours: float | None, update_code: bool) -> Submission:
+    """The submission of a run that ended, once more. Raises ValueError where it was not submitted."""
+    own(run)
+    folder, told = run.absolute(), read_json(run / LAUNCH)
+    os.chdir(told["working_folder"])
+    stored: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in told["cluster"].items()
+    }
+    code = folder / CODE if update_code else Path(told["code"])
+    cluster = Cluster(**stored).override(hours=hours)
+    return Submission(cluster, (tuple(told["command"]),), (folder,), folder / LOGS, code)
