@@ -30,8 +30,11 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "mae": (0.0, np.inf),
     "mae_chance": (0.0, np.inf),
     "gain": (-np.inf, np.inf),
+    "log_loss": (0.0, np.inf),
+    "brier": (0.0, 2.0),
 }
 """Between what a metric must be, where that is not 0 and 1."""
+OVERALL = ("auc_macro", "accuracy", "log_loss", "brier")
 
 
 @dataclass(frozen=True)
@@ -53,17 +56,17 @@ def score_classes(
     classes: Sequence[str],
     num_samples: int,
 ) -> Scores:
-    """AUC of each class, their mean and the accuracy of one training, on samples with these numbers of a split of
-    `num_samples`: each resample is of the whole split, whichever of its samples were predicted."""
+    """AUC of each class, their mean, accuracy, log loss and Brier score of one training, on samples with these numbers
+    of a split of `num_samples`: each resample is of the whole split, whichever of its samples were predicted."""
 
     def metrics(weights: Array) -> Metrics:
         found = classification_metrics(probabilities, labels, weights)
         kept = {f"auc_{name}": found[f"auc_{k}"] for k, name in enumerate(classes)}
-        return kept | {name: found[name] for name in ("auc_macro", "accuracy")}
+        return kept | {name: found[name] for name in OVERALL}
 
     trials = perfect_trials(labels, len(classes))
     by_name = {f"auc_{name}": trials[f"auc_{k}"] for k, name in enumerate(classes)}
-    return score(metrics, indices, num_samples, by_name | {name: trials[name] for name in ("auc_macro", "accuracy")})
+    return score(metrics, indices, num_samples, by_name | {name: trials[name] for name in OVERALL if name in trials})
 
 
 def score_numbers(

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deeplense.evaluation.calibration import calibration_error, expected_calibration_error
+
 Array = NDArray[np.floating]
 Metrics = dict[str, Array]
 ROWS_AT_A_TIME = 50
-NUM_BINS = 15
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,23 @@ def weighted_mean(values: Array, weights: Array) -> Array:
     return weights @ values / weights.sum(axis=1)
 
 
-def expected_calibration_error(confidence: Array, correct: Array, weights: Array) -> Array:
-    """Mean distance between confidence and accuracy over 15 equal bins of confidence (Guo et al. 2017, equation 5)."""
-    bins = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
-    member = np.eye(NUM_BINS)[bins]
-    return np.abs(weights @ (member * (correct - confidence)[:, None])).sum(axis=1) / weights.sum(axis=1)
+def log_loss(of_truth: Array, weights: Array) -> Array:
+    """Mean of minus the natural logarithm of the true class's probability (N,), which is kept off 0 and 1 by the
+    smallest step of a float, as scikit-learn does."""
+    step = np.finfo(of_truth.dtype).eps
+    return weighted_mean(-np.log(np.clip(of_truth, step, 1 - step)), weights)
+
+
+def brier_score(probabilities: Array, positive: NDArray[np.bool_], weights: Array) -> Array:
+    """Mean squared distance of the probabilities (N, K) from the truth (N, K), summed over classes (Brier 1950,
+    equation 2; from 0 to 2); of two classes one is counted (from 0 to 1), as is usual."""
+    distances = ((probabilities - positive) ** 2).sum(axis=1)
+    return weighted_mean(distances / 2 if probabilities.shape[1] == 2 else distances, weights)
 
 
 def classification_metrics(probabilities: Array, labels: NDArray[np.integer], weights: Array) -> Metrics:
-    """AUC of each class against the rest, their mean, the AUC over all decisions together, accuracy and calibration
-    error."""
+    """AUC of each class against the rest, their mean, the AUC over all decisions together, accuracy, and how far the
+    probabilities can be believed: log loss, Brier score, and the calibration error as others publish it."""
     num_classes = probabilities.shape[1]
     positive = labels[:, None] == np.arange(num_classes)
     by_class = [auc(probabilities[:, k], positive[:, k], weights) for k in range(num_classes)]
@@ -74,6 +82,8 @@ def classification_metrics(probabilities: Array, labels: NDArray[np.integer], we
         "auc_macro": np.mean(by_class, axis=0),
         "auc_micro": auc(probabilities.ravel(), positive.ravel(), np.repeat(weights, num_classes, axis=1)),
         "accuracy": weighted_mean(correct, weights),
+        "log_loss": log_loss(probabilities[np.arange(len(labels)), labels], weights),
+        "brier": brier_score(probabilities, positive, weights),
         "ece": expected_calibration_error(probabilities.max(axis=1), correct, weights),
     }
 
@@ -128,7 +138,8 @@ def percentiles(draws: Array) -> tuple[float, float]:
 def classification_report(
     probabilities: Array, labels: NDArray[np.integer], classes: tuple[str, ...], *, seed: int = 0
 ) -> dict[str, Any]:
-    """All metrics of a classifier with intervals, under names of classes, and the confusion matrix (rows: truth)."""
+    """All metrics of a classifier with intervals, under names of classes, the confusion matrix (rows: truth), and the
+    calibration error as others publish it, which is too large by chance."""
 
     if not np.isfinite(probabilities).all():
         raise ValueError(
@@ -141,10 +152,14 @@ def classification_report(
     estimates = with_intervals(metrics, len(labels), seed=seed)
     trials = perfect_trials(labels, len(classes))
     estimates = {name: widen_if_perfect(value, trials.get(name)) for name, value in estimates.items()}
+    published = estimates["ece"].value
+    correct = (probabilities.argmax(axis=1) == labels).astype(float)
+    estimates["ece"] = Estimate(*calibration_error(probabilities.max(axis=1), correct, seed=seed))
     by_name = {f"auc_{name}": estimates.pop(f"auc_{k}") for k, name in enumerate(classes)}
     return {
         "metrics": {name: asdict(estimate) for name, estimate in (by_name | estimates).items()},
         "confusion": confusion_matrix(labels, probabilities.argmax(axis=1), len(classes)).tolist(),
+        "ece_as_published": published,
     }
 
 

@@ -18,8 +18,9 @@ from deeplense.files import finite, replacing
 PREDICTIONS = "predictions.npz"
 METHOD = (
     "Intervals are percentiles of 1000 bootstrap resamples of the images; where a score is exactly 1, the lower end is "
-    "that of Clopper and Pearson. They hold for new images of this kind and this one trained model; they do not hold "
-    "the spread between trainings with other seeds."
+    "that of Clopper and Pearson. The calibration error (ece) is freed of what chance adds to it, and its interval "
+    "comes from simulated labels (test inversion). Intervals hold for new images of this kind and this one trained "
+    "model; they do not hold the spread between trainings with other seeds."
 )
 
 

@@ -19,7 +19,7 @@ from jobs.attempts import ATTEMPTS, read_attempts
 from jobs.comparing.trials import Trial
 
 Rows = TypeVar("Rows")
-DRAWS = "draws.npz"
+DRAWS = "resamples.npz"
 KINDS = ("values", "draws", "trials")
 
 

@@ -71,6 +71,8 @@ def test_metrics_of_a_classifier_are_those_of_scikit_learn(num_classes: int) -> 
         "auc_macro": oracle.roc_auc_score(truth, probabilities, average="macro"),
         "auc_micro": oracle.roc_auc_score(truth, probabilities, average="micro"),
         "accuracy": oracle.accuracy_score(labels, predicted),
+        "log_loss": oracle.log_loss(labels, probabilities),
+        "brier": oracle.brier_score_loss(labels, probabilities),
     }
     assert {name: got[name] for name in expected} == pytest.approx(expected)
     counts = oracle.confusion_matrix(labels, predicted)
@@ -110,6 +112,19 @@ def test_calibration_error_is_that_of_its_definition(seed: int) -> None:
     confidence, correct = generator.uniform(0, 1, 80), generator.integers(0, 2, 80).astype(float)
     (got,) = expected_calibration_error(confidence, correct, ones(80))
     assert got == pytest.approx(calibration_error_in_plain_loops(confidence, correct))
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_proper_scores_with_weights_are_those_of_scikit_learn_where_a_probability_is_0_too(num_classes: int) -> None:
+    probabilities, labels = guesses(50, num_classes)
+    probabilities[3] = np.eye(num_classes)[(labels[3] + 1) % num_classes]
+    probabilities[4] = np.eye(num_classes)[labels[4]]
+    weights = bootstrap_weights(50, 3, seed=2)
+    got = classification_metrics(probabilities, labels, weights)
+    for row, counts in enumerate(weights):
+        scores = {"log_loss": oracle.log_loss, "brier": oracle.brier_score_loss}
+        for name, score in scores.items():
+            assert got[name][row] == pytest.approx(score(labels, probabilities, sample_weight=counts)), name
 
 
 def test_certainty_that_is_right_has_no_calibration_error_and_certainty_that_is_wrong_has_all() -> None:
@@ -188,11 +203,15 @@ def test_a_perfect_score_is_not_claimed_to_be_certain() -> None:
 def test_every_estimate_lies_in_its_interval_and_the_seed_decides_it() -> None:
     probabilities, labels = guesses(200, 3)
     report = classification_report(probabilities, labels, CLASSES, seed=4)
-    names = {"auc_no_sub", "auc_cdm", "auc_axion", "auc_macro", "auc_micro", "accuracy", "ece"}
+    names = {"auc_no_sub", "auc_cdm", "auc_axion", "auc_macro", "auc_micro", "accuracy", "log_loss", "brier", "ece"}
     assert report["metrics"].keys() == names
+    ece = report["metrics"]["ece"]
+    assert 0 <= ece["low"] <= ece["value"] < ece["high"]
     for name in names - {"ece"}:
         value = report["metrics"][name]
         assert value["low"] < value["value"] < value["high"]
+    (plain,) = expected_calibration_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, ones(200))
+    assert report["ece_as_published"] == plain > ece["value"]
     assert report == classification_report(probabilities, labels, CLASSES, seed=4)
     assert report != classification_report(probabilities, labels, CLASSES, seed=5)
 
@@ -218,7 +237,7 @@ def test_a_class_without_samples_has_no_auc_and_the_rest_is_reported() -> None:
     kept = labels != 2
     report = classification_report(probabilities[kept], labels[kept], CLASSES)
     assert np.isnan([report["metrics"][name]["value"] for name in ("auc_axion", "auc_macro")]).all()
-    assert np.isfinite([report["metrics"][name]["low"] for name in ("auc_cdm", "auc_micro", "accuracy", "ece")]).all()
+    assert np.isfinite([report["metrics"][name]["low"] for name in ("auc_cdm", "log_loss", "brier", "ece")]).all()
     assert report["confusion"][2] == [0, 0, 0]
 
 

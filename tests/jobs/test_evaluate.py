@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import Command, rank_variables, write_blobs
-from sklearn.metrics import accuracy_score, confusion_matrix, mean_absolute_error, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    brier_score_loss,
+    confusion_matrix,
+    log_loss,
+    mean_absolute_error,
+    roc_auc_score,
+)
 
 from deeplense.data.building import build
 from deeplense.data.dataset import Split
@@ -18,8 +25,8 @@ from deeplense.data.shards import Samples
 from deeplense.evaluation.metrics import softmax
 from deeplense.training import checkpoint
 from jobs.config import from_plain
-from jobs.experiment import make_network
-from jobs.runs import stored_config
+from jobs.experiment import learning_parts, make_network
+from jobs.runs import stored_config, train_settings
 from jobs.train import Settings
 
 Start = Callable[..., Command]
@@ -68,9 +75,11 @@ def test_the_report_agrees_with_scikit_learn(dataset: Path, trained: Path, start
     assert metrics["accuracy"] == pytest.approx(accuracy_score(split.labels, predicted))
     assert found["confusion"] == confusion_matrix(split.labels, predicted).tolist()
     for value in found["metrics"].values():
-        assert value["low"] <= value["value"] <= value["high"] or value["value"] == pytest.approx(
-            value["high"], abs=0.2
-        )
+        assert value["low"] <= value["value"] <= value["high"]
+    page = (trained / "report" / "index.html").read_text()
+    for name, oracle in (("log_loss", log_loss), ("brier", brier_score_loss)):
+        assert metrics[name] == pytest.approx(oracle(split.labels, probabilities), rel=1e-5)
+        assert f"{metrics[name]:.4f}" in page
 
 
 def test_the_number_of_processes_changes_no_number(trained: Path, tmp_path: Path, start: Start) -> None:
@@ -165,9 +174,10 @@ def test_a_number_is_learnt_and_told_against_chance(dataset: Path, tmp_path: Pat
     metrics = {name: value["value"] for name, value in numbers(run / "report")["metrics"].items()}
     truth = Split(dataset / "test").column("target/column")
     known = truth[np.isfinite(truth)]
-    learnt = Split(dataset / "train").column("target/column")
-    guess = np.full(len(known), np.median(learnt[np.isfinite(learnt)]))
-    assert metrics["mae_chance"] == pytest.approx(mean_absolute_error(known, guess), abs=0.2)
+    train, _ = learning_parts(train_settings(run))
+    learnt = Split(dataset / "train").column("target/column")[train.indices]
+    guess = np.full(len(known), np.median(learnt))
+    assert metrics["mae_chance"] == pytest.approx(mean_absolute_error(known, guess), rel=1e-6)
     assert metrics["mae"] < 0.6 * metrics["mae_chance"]
 
 
