@@ -14,7 +14,7 @@ error whose draws are below the one seen as often as above.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +59,12 @@ def falls_to_zero(function: Callable[[float], float], low: float, high: float) -
     """Where a function that falls from `low` to `high` passes 0, or the end that is nearest."""
     if function(low) <= 0:
         return low
-    return high if function(high) >= 0 else float(optimize.bisect(function, low, high, xtol=PRECISION))
+    return high if function(high) >= 0 else bisect(function, low, high)
+
+
+def bisect(function: Callable[[float], float], low: float, high: float, *, precision: float = PRECISION) -> float:
+    """A zero between ends where a function has different signs."""
+    return cast(float, optimize.bisect(function, low, high, xtol=precision))
 
 
 class Position(NamedTuple):
@@ -145,4 +150,4 @@ def missed_from_above(distance: float) -> float:
         lower = -(distance**2 + half_width**2) / (2 * distance)
         return special.ndtr(half_width) - special.ndtr(lower) - (1 - MISSED)
 
-    return float(special.ndtr(-optimize.brentq(too_much, max(distance, 1.6), 2.0)))
+    return float(special.ndtr(-bisect(too_much, max(distance, 1.6), 2.0, precision=SAME)))

@@ -59,9 +59,9 @@ def test_the_tails_are_those_of_feldman_and_cousins() -> None:
     assert missed_from_above(0.0) == pytest.approx(0.05)
     assert [missed_from_above(mu) for mu in (1.96, 3.0)] == pytest.approx([0.025, 0.025], rel=1e-3)
     between = [missed_from_above(mu) for mu in np.linspace(0, 2, 41)]
-    assert (np.diff(between) < 1e-12).all()
+    assert (np.diff(between) < 1e-9).all()
     # The upper limit is where the chance to see less is what the tail from above leaves.
     for seen, limit in ((0.0, 1.96), (1.0, 2.96), (-1.0, 1.10)):
-        assert stats.norm.sf(limit - seen) == pytest.approx(0.05 - missed_from_above(limit), rel=0.02)
+        assert stats.norm.sf(limit - seen) == pytest.approx(0.05 - missed_from_above(limit), abs=0.002)
     # From 1.645 on a mean of 0 is too small.
     assert stats.norm.sf(1.645) == pytest.approx(missed_from_above(1e-6), rel=1e-3)
