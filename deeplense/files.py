@@ -2,6 +2,7 @@
 where others write so."""
 
 import ctypes
+import fcntl
 import json
 import math
 import os
@@ -39,6 +40,42 @@ def replacing(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         remove(temporary)
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder, made if need be, against other processes that want it so; the lock ends with the process. An empty
+    folder is removed in the end.
+
+    Raises ValueError where another process holds it, and where it cannot be made or written. Where the file system
+    knows no locks, the folder is not held.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be made ({error.strerror}); give another folder.") from error
+    try:
+        lock(folder, descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def lock(folder: Path, descriptor: int) -> None:
+    """Lock an open folder. Raises ValueError where another process has, or where it may not be written."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder} may not be written by this user; give another folder.")
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"another process is writing {folder} now. Wait for it, stop it, or give another folder."
+        ) from error
+    except OSError:
+        return
 
 
 def exchange(first: Path, second: Path) -> None:

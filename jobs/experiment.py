@@ -45,6 +45,17 @@ class Part:
         """Numbers of the classes, (n,)."""
         return self.split.labels[self.indices]
 
+    @property
+    def groups(self) -> np.ndarray | None:
+        """The numbers of groups that no split may cut, (n,); None where the data have none."""
+        groups = self.split.groups()
+        return None if groups is None else groups[self.indices]
+
+    def split_off(self, fraction: float, *, seed: int) -> tuple["Part", "Part"]:
+        """In two, the second with this fraction of each class, no group in both."""
+        rest, part = split_off(self.labels, fraction, seed=seed, groups=self.groups)
+        return self.only(rest), self.only(part)
+
     def only(self, chosen: np.ndarray) -> "Part":
         """The part of it at these places, by number or by mask."""
         return replace(self, indices=self.indices[chosen])
@@ -85,6 +96,11 @@ def labelled_part(split: Split, settings: "Settings") -> Part:
         target = split.column(f"target/{settings.target}")
         return Part(split, np.flatnonzero(np.isfinite(target)), target)
     require(
+        len(split.schema.classes) > 0,
+        f"{split.name} has no labels, and a classifier needs some. Pack it with labels (`deeplense pack --label_key`), "
+        "or train on it without labels by `deeplense pretrain`.",
+    )
+    require(
         len(split.schema.classes) > 1,
         f"{split.name} has the classes {list(split.schema.classes)}; two or more are needed.",
     )
@@ -106,7 +122,7 @@ def known_part(settings: "Settings") -> Part:
         settings.num_labels <= len(train),
         f"num_labels={settings.num_labels} is more than the {len(train)} labels of {train.split.name}.",
     )
-    return train.only(first_of_each(train.labels, settings.num_labels, seed=settings.seed))
+    return train.only(first_of_each(train.labels, settings.num_labels, seed=settings.seed, groups=train.groups))
 
 
 def named_part(datasets: Sequence[Path], file: Path, settings: "Settings") -> Part:
@@ -159,15 +175,14 @@ def learning_parts(settings: "Settings") -> tuple[Part, Part]:
     if have_val == {True} and not (settings.num_folds or settings.chosen_labels):
         val = open_part(datasets, "val", settings)
     else:
-        kept, held = split_off(train.labels, settings.val_fraction, seed=settings.seed)
+        train, val = train.split_off(settings.val_fraction, seed=settings.seed)
         require(
-            len(held) > 0,
+            len(val) > 0,
             f"{train.split.name} has no split val beside it, and val_fraction={settings.val_fraction} of {len(train)} "
             "samples is none.",
         )
-        train, val = train.only(kept), train.only(held)
     if settings.label_fraction < 1:
-        train = train.only(some_of_each(train.labels, settings.label_fraction, seed=settings.seed))
+        train = train.only(some_of_each(train.labels, settings.label_fraction, seed=settings.seed, groups=train.groups))
         require(len(train) > 0, f"label_fraction={settings.label_fraction} leaves no samples to learn from.")
     return train, val
 
@@ -197,7 +212,7 @@ def image_parts(settings: "LearningSettings", *, labelled: bool = False) -> tupl
     train = whole(Split(*(folder / "train" for folder in folders), labelled=labelled))
     if all("val" in splits_of(folder) for folder in folders):
         return train, whole(Split(*(folder / "val" for folder in folders), labelled=labelled))
-    kept, held = split_off(np.zeros(len(train)), settings.val_fraction, seed=settings.seed)
+    kept, held = split_off(np.zeros(len(train)), settings.val_fraction, seed=settings.seed, groups=train.groups)
     require(len(held) > 1, f"val_fraction={settings.val_fraction} of {len(train)} images leaves none to look at.")
     return train.only(kept), train.only(held)
 
@@ -261,7 +276,7 @@ def without_shared(held: Part, learnt: Sequence[Part]) -> tuple[Part, int]:
 def folds(part: Part, settings: "Settings") -> np.ndarray:
     """The fold of each of these samples; it does not depend on the seed of the training, so that seeds can be
     compared."""
-    return fold_of(part.labels, settings.num_folds, seed=0)
+    return fold_of(part.labels, settings.num_folds, seed=0, groups=part.groups)
 
 
 def make_network(settings: "Settings", split: Split, *, load_pretrained: bool) -> Network:

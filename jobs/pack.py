@@ -1,16 +1,18 @@
 """Pack foreign images into shards."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from deeplense.data.conditions import parse_condition, split_classes
-from jobs.config import FREE, require
+from deeplense.data.conditions import listed, parse_condition, read_sky, read_targets, split_classes
+from jobs.config import FREE, plain_values, require
 from jobs.parts import make_part, read_part
 
 if TYPE_CHECKING:
-    from deeplense.data.layouts import Layout, Record
+    from deeplense.data.records import Layout, Record
     from deeplense.data.shards import Samples, Schema
 
 
@@ -18,9 +20,10 @@ if TYPE_CHECKING:
 class Settings:
     """What to pack, and how."""
 
-    layout: Literal["deeplense", "gsoc", "lens-finding", "npz"]
+    layout: Literal["deeplense", "gsoc", "lens-finding", "files", "npz"]
     """deeplense: {axion,cdm,no_sub}/*.npy, also below train, val and test; gsoc: {train,val}/{no,sphere,vort}/*.npy;
-    lens-finding: {lenses,nonlenses}/*.npy with indices.pkl; npz: one file of images and labels"""
+    lens-finding: {lenses,nonlenses}/*.npy with indices.pkl; files: *.npy in one folder; npz: one file of images and
+    columns"""
     source: Path
     """folder or file to read"""
     output: Path
@@ -42,23 +45,47 @@ class Settings:
     """of images stored as integers: the value of a pixel is stored x scale + zero, as BSCALE and BZERO in FITS"""
     zero: float = 0.0
     """see scale"""
+    unit: str = ""
+    """of the pixels' values, such as nJy"""
+    pixel_scale: float | None = None
+    """side of a pixel, arcsec"""
     compression: Literal["none", "lz4", "zstd"] = "none"
     """of the stored images, each by itself, without loss; needs the package hdf5plugin. Uncompressed reads fastest"""
     part: str | None = field(default=None, metadata=FREE)
     """K/N makes only every N-th shard, from the K-th on; whichever part ends last completes the data set"""
+    catalog: Path | None = None
+    """CSV file with a line for each image, which is found by the name of the image"""
+    join: Literal["name", "order"] = "name"
+    """npz: order takes line k of the catalogue for image k"""
+    name_column: str = ""
+    """column of the catalogue that names the images; by default name, id, file or the like"""
+    unmatched: Literal["refuse", "leave_out"] = "refuse"
+    """leave_out: leave out images without a line in the catalogue, and lines without an image"""
+    where: str = ""
+    """conditions on the columns, COLUMN=VALUE or with !=, <, <=, >, >=, with commas between; COLUMN!= where there is a
+    value"""
+    classes: str = ""
+    """classes in the order of their numbers, with commas between; by default all, sorted. For npz and files also
+    conditions, such as lens:grade>=2,other:grade<1"""
+    targets: str = ""
+    """columns of numbers to keep with the images, with their units: theta_E:arcsec,z_lens"""
+    group: str = ""
+    """column; images with the same value in it are in one split and one fold"""
+    sky: str = ""
+    """RA,DEC,ARCSEC: two columns in degrees; images within ARCSEC of each other, and their neighbours, are in one split
+    and one fold"""
+    label_key: str = "label"
+    """npz, files: name of the column of the labels"""
+    unlabelled: Literal[0, 1] = 0
+    """npz, files: 1 packs all images without labels"""
     image_key: str = "images"
     """npz: name of the array of images"""
-    label_key: str = "label"
-    """npz: name of the labels: an array of the file, or a column of the catalogue"""
-    catalog: Path | None = None
-    """npz: CSV file with a line for each image"""
-    classes: str = ""
-    """npz: labels in the order of their numbers, with commas between; by default all, sorted. Or by conditions on the
-    catalogue, such as lens:grade>=2,other:grade<1"""
-    where: str = ""
-    """npz: conditions on the catalogue, COLUMN=VALUE or with !=, <, <=, >, >=, with commas between"""
+    name_key: str = ""
+    """npz: name of the array that names images; by default name, id, file or the like"""
+    axes: Literal["auto", "NCHW", "NHWC"] = "auto"
+    """npz, files: whether the bands of an image are its first or its last axis, where the shape does not tell"""
     bands: str = ""
-    """npz: names of the bands, with commas between"""
+    """npz, files: names of the bands, with commas between"""
 
     def __post_init__(self) -> None:
         fractions = (self.val_fraction, self.test_fraction)
@@ -67,39 +94,77 @@ class Settings:
             f"val_fraction and test_fraction are {fractions}; their sum must be below 1.",
         )
         require(self.crop is None or self.crop > 0, f"crop={self.crop} must be above 0.")
+        require(
+            self.pixel_scale is None or 0 < self.pixel_scale < inf,
+            f"pixel_scale={self.pixel_scale} must be above 0 and finite, in arcsec.",
+        )
         for condition in listed(self.where):
             parse_condition(condition)
         split_classes(listed(self.classes))
+        read_targets(self.targets)
+        read_sky(self.sky)
         if self.part is not None:
             read_part(self.part)
+        for name in given(self):
+            self.require_that_it_counts(name)
+
+    def require_that_it_counts(self, name: str) -> None:
+        """Raise ValueError where a setting says nothing about what is packed."""
+        layouts = ONLY_FOR.get(name, (self.layout,))
+        require(
+            self.layout in layouts, f"{name} counts for --layout {' and '.join(layouts)} only, not for {self.layout}."
+        )
+        needed = name in OF_CATALOG or (name in OF_COLUMNS and self.layout != "npz")
+        require(
+            not needed or self.catalog is not None, f"{name} is about the columns of a catalogue; give --catalog CSV."
+        )
 
 
-def listed(text: str) -> list[str]:
-    """The items of a list with commas."""
-    return [item.strip() for item in text.split(",") if item.strip()]
+ONLY_FOR = {
+    **dict.fromkeys(("image_key", "name_key", "join"), ("npz",)),
+    **dict.fromkeys(("label_key", "unlabelled", "axes", "bands"), ("npz", "files")),
+}
+"""Settings that count for some layouts only."""
+OF_CATALOG = ("join", "name_column", "unmatched")
+OF_COLUMNS = ("where", "targets", "group", "sky", "label_key")
+"""Settings that need a catalogue; for npz, the second may be about arrays of the file."""
+IN_SCHEMA = ("output", "part", "source", "dtype", "scale", "zero", "unit", "pixel_scale", "compression")
+"""Settings that are no provenance, or stand elsewhere in the schema."""
+ALWAYS = ("layout", "seed", "val_fraction", "test_fraction", "crop", "fill_nan")
+
+
+def given(settings: Settings) -> list[str]:
+    """The names of the settings that are not as by default."""
+    return [each.name for each in fields(settings) if getattr(settings, each.name) != each.default]
 
 
 def run(settings: Settings) -> int:
-    """Write all splits, or, where a file is bad, none; an error names the file.
+    """Write all splits, or, where a file is bad, none; an error names the file. In the end a summary is said.
 
     A part leaves alone what it and others have made, for a mended file needs only its own shard again; but no split of
     the data set is finished while one shard of any is missing.
     """
+    from jobs.packing import assign_splits, read_layout, refuse_output, summary
     from jobs.progress import say
 
-    splits = splits_of(settings)
+    layout = read_layout(settings)
+    records = assign_splits(settings, layout)
+    refuse_output(settings.output, records)
+    splits = splits_of(settings, layout, records)
+    told = [f"summary of {settings.output}:", *(f"  {line}" for line in summary(layout, records))]
     if settings.part:
+        say("\n".join(told))
         make_part(splits, settings.part)
         return 0
     make_all(settings, splits)
-    say(f"{settings.output} is complete")
+    say("\n".join([f"{settings.output} is complete", *told]))
     return 0
 
 
-def splits_of(settings: Settings) -> dict[Path, tuple["Schema", "Maker"]]:
+def splits_of(
+    settings: Settings, layout: "Layout", splits: Mapping[str, Sequence["Record"]]
+) -> dict[Path, tuple["Schema", "Maker"]]:
     """The folder of each split, what it will hold, and what gives its samples."""
-    layout = read_layout(settings)
-    splits = assign_splits(settings, layout)
     places = {record: k for k, record in enumerate(layout.records)}
     first, _ = load(settings, layout, next(iter(splits.values()))[0])
     schemas = {split: schema_of(settings, layout, split, records, first) for split, records in splits.items()}
@@ -113,63 +178,25 @@ def make_all(settings: Settings, splits: Mapping[Path, tuple["Schema", "Maker"]]
     """Write the splits. Raises ValueError where a file is bad; those that this call wrote are then removed."""
     from deeplense.data.building import build
     from deeplense.data.shards import MANIFEST
-    from deeplense.files import remove
+    from deeplense.files import remove, sole_writer
     from jobs.progress import say, track
 
     finished = []
-    for folder, (schema, make) in splits.items():
-        stood = (folder / MANIFEST).exists()
-        say(f"packing {schema.num_samples} images of {settings.source} into {folder}")
-        try:
-            track(build(folder, schema, make), total=schema.num_samples, unit="images")
-        except ValueError:
-            for other in finished:
-                remove(other)
-            if settings.output.is_dir() and not any(settings.output.iterdir()):
-                settings.output.rmdir()
-            raise
-        finished += [] if stood else [folder]
-
-
-def read_layout(settings: Settings) -> "Layout":
-    """List what is to be packed."""
-    from deeplense.data import layouts
-
-    require(settings.source.exists(), f"{settings.source} is not there; give the folder or file to pack as --source.")
-    if settings.layout == "npz":
-        return layouts.npz(
-            settings.source,
-            image_key=settings.image_key,
-            label_key=settings.label_key,
-            catalog=settings.catalog,
-            classes=listed(settings.classes),
-            where=listed(settings.where),
-            bands=listed(settings.bands),
-        )
-    readers = {"deeplense": layouts.deeplense, "gsoc": layouts.gsoc, "lens-finding": layouts.lens_finding}
-    return readers[settings.layout](settings.source)
-
-
-def assign_splits(settings: Settings, layout: "Layout") -> dict[str, list["Record"]]:
-    """The records of each split, mixed: by the layout's own splits, else by the fractions, else all in train."""
-    import numpy as np
-
-    from deeplense.data.order import permutation, split_off
-
-    records = layout.records
-    names = np.array([record.split or "train" for record in records])
-    if settings.val_fraction or settings.test_fraction:
-        require(
-            not any(record.split for record in records),
-            f"{settings.source} has splits of its own; leave out the fractions.",
-        )
-        labels = np.array([record.label for record in records])
-        rest, test = split_off(labels, settings.test_fraction, seed=settings.seed)
-        names[test] = "test"
-        of_rest = settings.val_fraction / (1 - settings.test_fraction)
-        names[rest[split_off(labels[rest], of_rest, seed=settings.seed + 1)[1]]] = "val"
-    mixed = permutation(len(records), settings.seed, 0)
-    return {str(name): [records[i] for i in mixed if names[i] == name] for name in sorted(set(names))}
+    try:
+        with ExitStack() as held:
+            for folder in splits:
+                held.enter_context(sole_writer(folder))
+            for folder, (schema, make) in splits.items():
+                stood = (folder / MANIFEST).exists()
+                say(f"packing {schema.num_samples} images of {settings.source} into {folder}")
+                track(build(folder, schema, make), total=schema.num_samples, unit="images")
+                finished += [] if stood else [folder]
+    except ValueError:
+        for folder in finished:
+            remove(folder)
+        if settings.output.is_dir() and not any(settings.output.iterdir()):
+            settings.output.rmdir()
+        raise
 
 
 def schema_of(settings: Settings, layout: "Layout", split: str, records: Sequence["Record"], first: Any) -> "Schema":
@@ -179,8 +206,6 @@ def schema_of(settings: Settings, layout: "Layout", split: str, records: Sequenc
     dtype = stored_type(settings.dtype, first.dtype)
     told = f"scale and zero are for images stored as integers; these are stored as {dtype}"
     require((settings.scale, settings.zero) == (1, 0) or not dtype.startswith("float"), f"{told}; leave them out.")
-    made_of = ("layout", "seed", "val_fraction", "test_fraction", "crop", "fill_nan")
-    made_of += ("where", "classes", "image_key", "label_key")
     return Schema(
         split=split,
         num_samples=len(records),
@@ -190,17 +215,30 @@ def schema_of(settings: Settings, layout: "Layout", split: str, records: Sequenc
         zero=settings.zero,
         compression=settings.compression,
         bands=layout.bands,
-        unit=layout.unit,
-        pixel_scale_arcsec=None,
+        unit=settings.unit or layout.unit,
+        pixel_scale_arcsec=settings.pixel_scale,
         classes=layout.classes,
-        targets=layout.targets,
+        targets={**layout.targets, **layout.numbers},
         provenance={
             "made_by": "deeplense pack",
             "source": str(settings.source.resolve()),
-            **{name: getattr(settings, name) for name in made_of},
-            "names": fingerprint([f"{record.name} {record.label}" for record in records]),
+            **applied(settings),
+            "names": fingerprint([identity(record) for record in records]),
         },
     )
+
+
+def applied(settings: Settings) -> dict[str, Any]:
+    """The settings that chose and changed the samples, as plain values: those that are always said, and those that are
+    given."""
+    names = dict.fromkeys([*ALWAYS, *(name for name in given(settings) if name not in IN_SCHEMA)])
+    return plain_values({name: getattr(settings, name) for name in names})
+
+
+def identity(record: "Record") -> str:
+    """All that is known of a sample but its pixels, as text."""
+    more = [*map(repr, record.numbers), str(record.group)] if record.numbers else []
+    return " ".join([record.name, str(record.label), *more])
 
 
 def stored_type(asked: str, found: Any) -> str:
@@ -227,6 +265,10 @@ def load(settings: Settings, layout: "Layout", record: "Record") -> tuple[Any, M
     import numpy as np
 
     image, targets = layout.load(record)
+    require(image.dtype.kind in "biuf", f"{record.path}: holds {image.dtype} where real numbers are expected.")
+    targets = {**targets, **dict(zip(layout.numbers, record.numbers, strict=True))}
+    endless = [name for name, value in targets.items() if np.isinf(value)]
+    require(not endless, f"{record.path}: {record.name} has the target {', '.join(endless)} infinite.")
     if settings.crop:
         image = central(record, image, settings.crop)
     if settings.fill_nan is not None and image.dtype.kind == "f":

@@ -57,6 +57,7 @@ class Settings:
 def run(settings: Settings) -> int:
     """Write the split; a second call with the same settings continues or finds it done."""
     from deeplense.data.building import build
+    from deeplense.files import sole_writer
     from deeplense.simulation.images import CLASSES
     from deeplense.simulation.populations import Population, default_mass_slope
     from jobs.progress import say, track
@@ -75,7 +76,8 @@ def run(settings: Settings) -> int:
     if settings.part:
         make_part({folder: (schema, make)}, settings.part, num_workers=workers)
         return 0
-    track(build(folder, schema, make, num_workers=workers), total=schema.num_samples, unit="images")
+    with sole_writer(folder):
+        track(build(folder, schema, make, num_workers=workers), total=schema.num_samples, unit="images")
     say(f"{folder} is complete: {schema.num_samples} images, {time.monotonic() - start:.1f} s")
     return 0
 

@@ -21,7 +21,7 @@ from deeplense.data.reading import (
     open_images,
     values,
 )
-from deeplense.data.shards import Manifest, Moments, Schema, check_shard, column, image_filters, moments_of
+from deeplense.data.shards import GROUP, Manifest, Moments, Schema, check_shard, column, image_filters, moments_of
 from deeplense.data.transforms import NUM_UNIFORMS
 
 READ_ROWS = 256
@@ -127,12 +127,16 @@ class Split:
 
     def column(self, name: str) -> np.ndarray:
         """An array of the shards beside the images, (N,): `label`, `id`, `source_index`, `target/NAME`."""
-        parts = []
-        for manifest in self.manifests:
-            for line in manifest.shards:
-                with h5py.File(manifest.folder / line["file"], locking=False) as shard:
-                    parts.append(column(shard, name))
-        return np.concatenate(parts)
+        return np.concatenate([column_of(manifest, name) for manifest in self.manifests])
+
+    def groups(self) -> np.ndarray | None:
+        """The number of the group of each sample (N,), None where none of the data sets has groups. No two data sets
+        share a group, and samples of one without groups have one each."""
+        if not any(manifest.schema.grouped for manifest in self.manifests):
+            return None
+        parts = [group_numbers(manifest) for manifest in self.manifests]
+        starts = np.cumsum([0, *(int(part.max(initial=-1)) + 1 for part in parts)])
+        return np.concatenate([part + start for part, start in zip(parts, starts, strict=False)])
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         """The images with these numbers, (n, C, H, W) float32, in the order asked for."""
@@ -178,6 +182,22 @@ class Split:
             scale=self.scale,
             zero=self.zero,
         )
+
+
+def column_of(manifest: Manifest, name: str) -> np.ndarray:
+    """An array of the shards of one data set beside the images, (n,)."""
+    parts = []
+    for line in manifest.shards:
+        with h5py.File(manifest.folder / line["file"], locking=False) as shard:
+            parts.append(column(shard, name))
+    return np.concatenate(parts)
+
+
+def group_numbers(manifest: Manifest) -> np.ndarray:
+    """The number of the group of each sample of a data set, (n,); one each where it has no groups."""
+    if not manifest.schema.grouped:
+        return np.arange(manifest.schema.num_samples)
+    return column_of(manifest, f"target/{GROUP}").astype(np.int64)
 
 
 def files_of(manifest: Manifest, folder: Path) -> list[ShardFile]:

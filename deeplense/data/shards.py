@@ -31,6 +31,8 @@ FEWEST_SHARDS = 8
 ALIGNMENT = 2**20
 DTYPES = ("uint8", "int16", "uint16", "int32", "float16", "float32")
 COMPRESSIONS = ("none", "lz4", "zstd")
+GROUP, GROUP_UNIT = "group", "number of the group"
+"""The target that says which samples belong together, and its unit."""
 FLOAT16_LOSS = 2.0**-10
 REMAKE = "remove it and the manifest, and make the split again: only what is missing is made"
 
@@ -66,6 +68,11 @@ class Schema:
                 raise ValueError(f"{name}={value!r} is unknown to the format; it knows {', '.join(known)}.")
         if not (math.isfinite(self.scale) and math.isfinite(self.zero) and self.scale != 0):
             raise ValueError(f"scale={self.scale}, zero={self.zero}: both must be finite, and scale not 0.")
+
+    @property
+    def grouped(self) -> bool:
+        """Whether samples are in groups, which are together in one split, one fold and one part."""
+        return self.targets.get(GROUP) == GROUP_UNIT
 
     @property
     def fingerprint(self) -> str:

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deeplense.data.catalogues import attach, read_catalogue
+from deeplense.data.choosing import Choice, choose
 from deeplense.data.conditions import holds, parse_condition, split_classes
 from deeplense.data.layouts import npz
 
@@ -58,9 +60,8 @@ def graded(tmp_path: Path) -> tuple[Path, Path]:
 def read(graded: tuple[Path, Path], classes: list[str], where: list[str]) -> list[tuple[float, str]]:
     """The images that are kept, by their pixels, and their classes."""
     source, catalog = graded
-    layout = npz(
-        source, image_key="images", label_key="label", catalog=catalog, classes=classes, where=where, bands=["r"]
-    )
+    layout = attach(npz(source, bands=["r"]), read_catalogue(catalog))
+    layout = choose(layout, Choice(classes=classes, where=where))
     return [(float(layout.load(one)[0].mean()), layout.classes[one.label]) for one in layout.records]
 
 

@@ -11,16 +11,12 @@ from conftest import axion, put
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeplense.data.layouts import (
-    SUBSTRUCTURE,
-    SYNONYMS,
-    Layout,
-    channels_first,
-    deeplense,
-    gsoc,
-    lens_finding,
-    npz,
-)
+from deeplense.data.archives import channels_first
+from deeplense.data.catalogues import attach, read_catalogue
+from deeplense.data.choosing import Choice, choose
+from deeplense.data.folders import SYNONYMS
+from deeplense.data.layouts import SUBSTRUCTURE, deeplense, gsoc, lens_finding, npz
+from deeplense.data.records import Layout
 
 IMAGE = np.arange(20.0).reshape(4, 5)
 
@@ -34,8 +30,10 @@ def read_npz_layout(
     where: Sequence[str] = (),
     bands: Sequence[str] = (),
 ) -> Layout:
-    choice = {"label_key": label_key, "catalog": catalog, "classes": classes, "where": where, "bands": bands}
-    return npz(source, image_key="images", **choice)
+    layout = npz(source, bands=bands)
+    if catalog:
+        layout = attach(layout, read_catalogue(catalog))
+    return choose(layout, Choice(label_key=label_key, classes=classes, where=where))
 
 
 def classes_of(layout: Layout) -> dict[str, str]:
@@ -45,7 +43,6 @@ def classes_of(layout: Layout) -> dict[str, str]:
 def test_synonyms_of_the_classes_are_mapped_at_the_door(tmp_path: Path) -> None:
     for name in (name for names in SYNONYMS.values() for name in names):
         put(tmp_path / name / "0.npy", IMAGE)
-    put(tmp_path / "galaxies" / "0.npy", IMAGE)
     layout = deeplense(tmp_path)
     assert layout.classes == ("no_sub", "cdm", "axion")
     assert classes_of(layout) == {f"{name}/0": truth for truth, names in SYNONYMS.items() for name in names}
@@ -112,9 +109,9 @@ def test_an_index_file_that_does_not_fit_is_refused(tmp_path: Path, index: Any, 
 @given(num=st.integers(1, 4), bands=st.integers(1, 5), height=st.integers(6, 9), width=st.integers(6, 9))
 def test_bands_are_found_wherever_they_are(num: int, bands: int, height: int, width: int) -> None:
     images = np.random.default_rng(0).uniform(size=(num, bands, height, width))
-    np.testing.assert_array_equal(channels_first(Path("x"), images), images)
-    np.testing.assert_array_equal(channels_first(Path("x"), np.moveaxis(images, 1, -1)), images)
-    np.testing.assert_array_equal(channels_first(Path("x"), images[:, 0]), images[:, :1])
+    np.testing.assert_array_equal(channels_first(Path("x"), images)[0], images)
+    np.testing.assert_array_equal(channels_first(Path("x"), np.moveaxis(images, 1, -1))[0], images)
+    np.testing.assert_array_equal(channels_first(Path("x"), images[:, 0])[0], images[:, :1])
 
 
 @pytest.fixture
