@@ -85,4 +85,4 @@ def as_text(source: Path, name: str, array: np.ndarray) -> np.ndarray:
         text = np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array.astype(str)
     except (UnicodeDecodeError, TypeError, ValueError) as error:
         raise ValueError(f"{source}: the array {name!r} holds no texts or numbers ({error}).") from error
-    return np.char.strip(text)
+    return np.char.strip(text).astype(object)

@@ -257,8 +257,8 @@ def numbers_of(layout: Layout, name: str) -> np.ndarray:
         value = number(cells[place])
         if value is None or not is_kept(value):
             raise ValueError(
-                f"{layout.catalog or layout.source}: {layout.told(place)} has {cells[place]!r} in {name!r}, which is "
-                "no number that float64 can hold. Mend it, leave the cell empty, or leave the image out by --where."
+                f"{layout.catalog or layout.source}: {layout.told(place)} has {cells[place][:60]!r} in {name!r}, which "
+                "is no number that float64 can hold. Mend it, leave the cell empty, or leave the image out by --where."
             )
         found[place] = float(value)
     return found

@@ -167,10 +167,10 @@ def first_of_each(labels: np.ndarray, count: int, *, seed: int, groups: np.ndarr
         drawn = members[permutation(len(members), seed, int(label) + 1)]
         places[drawn] = (np.arange(len(members)) + 0.5) / len(members)
     if groups is not None:
-        _, numbers = np.unique(groups, return_inverse=True)
-        first = np.full(numbers.max(initial=-1) + 1, np.inf)
+        _, members, numbers = np.unique(groups, return_index=True, return_inverse=True)
+        first = np.full(len(members), np.inf)
         np.minimum.at(first, numbers, places)
-        return np.sort(np.lexsort((places, numbers, first[numbers]))[:count])
+        return np.sort(np.lexsort((places, members[numbers], first[numbers]))[:count])
     return np.sort(np.argsort(places, kind="stable")[:count])
 
 

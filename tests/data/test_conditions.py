@@ -23,12 +23,31 @@ GRADES = np.array(["3", "2.0", "1.5", "", "0.3", "two"])
         ("grade=2.0", [False, True, False, False, False, False]),
         ("grade!=two", [True, True, True, True, True, False]),
         ("grade=", [False, False, False, True, False, False]),
+        ("grade!=", [True, True, True, False, True, True]),
+        ("grade=nan", [False, False, False, True, False, False]),
+        ("grade=3.00", [True, False, False, False, False, False]),
+        ("grade!=2", [True, False, True, True, True, True]),
+        ("grade = +1.50", [False, False, True, False, False, False]),
+        ("grade=.3", [False, False, False, False, True, False]),
     ],
 )
 def test_conditions_hold_where_they_should_and_numbers_are_compared_as_numbers(
     condition: str, expected: list[bool]
 ) -> None:
     assert holds(condition, GRADES).tolist() == expected
+
+
+def test_zero_is_zero_however_it_is_written() -> None:
+    cells = np.array([f"{k % 4}.0" for k in range(30)])
+    assert holds("grade!=0", cells).sum() == 22
+    assert holds("grade=0", np.array(["0", "0.0", "-0", "0e5", "00", "O", "0 0"])).tolist() == [True] * 5 + [False] * 2
+
+
+def test_long_numbers_are_compared_to_the_last_digit_and_what_looks_like_one_is_text() -> None:
+    long = "12345678901234567891"
+    assert holds(f"id={long}", np.array([long, long[:-1] + "2", f"{long}.0"])).tolist() == [True, False, True]
+    assert holds("id=1_0", np.array(["10", "1_0"])).tolist() == [False, True]
+    assert holds("id>1", np.array(["inf", "1_0", "NaN", "2"])).tolist() == [True, False, False, True]
 
 
 def test_a_value_may_hold_any_sign_but_the_first_decides() -> None:

@@ -54,6 +54,14 @@ def test_synonyms_of_the_classes_are_mapped_at_the_door(tmp_path: Path) -> None:
         axion(IMAGE, 0.0),
         axion(IMAGE, -1e-23),
         axion(IMAGE, np.nan),
+        axion(IMAGE, np.inf),
+        axion(IMAGE, 10**400),
+        axion(IMAGE, 1e-23j),
+        axion(IMAGE + 1j, 1e-23),
+        axion((IMAGE + 1j).astype(object), 1e-23),
+        axion(IMAGE[:0], 1e-23),
+        axion(IMAGE.astype(str), 1e-23),
+        IMAGE[:0],
         axion(IMAGE, "heavy"),
         axion([[1, 2], [3]], 1e-23),
         axion(IMAGE[0], 1e-23),
@@ -93,6 +101,7 @@ def lenses(folder: Path, index: Any = None) -> Path:
     [
         ({"train": {"lenses": ["9.npy"]}}, "lenses/9.npy, which is not there"),
         ({"train": {"lenses": ["1.npy"]}, "test": {"lenses": ["1.npy"]}}, "in two splits"),
+        ({"../out": {"lenses": ["1.npy"]}}, "names the split '../out'; understood are train"),
         ({"train": ["1.npy"]}, "is not {split"),
         (["1.npy"], "is not {split"),
         ({"train": {"lenses": 3}}, "is not {split"),
@@ -103,6 +112,13 @@ def test_an_index_file_that_does_not_fit_is_refused(tmp_path: Path, index: Any, 
     with pytest.raises(ValueError, match=message) as raised:
         lens_finding(lenses(tmp_path, index))
     assert "indices.pkl" in str(raised.value)
+
+
+def test_what_an_index_file_does_not_name_is_left_out_and_told(tmp_path: Path) -> None:
+    index = {"Training": {"lenses": ["1.npy", "1.npy"]}, "validation": {"nonlenses": ["3.npy"]}}
+    layout = lens_finding(lenses(tmp_path, index))
+    assert [(record.name, record.split) for record in layout.records] == [("lenses/1", "train"), ("nonlenses/3", "val")]
+    assert layout.notes == ["left out, not named by indices.pkl: lenses/2.npy, nonlenses/1.npy"]
 
 
 @settings(deadline=None, max_examples=30, derandomize=True)
