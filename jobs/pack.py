@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from deeplense.data.conditions import listed, parse_condition, read_sky, read_targets, split_classes
 from jobs.config import FREE, plain_values, require
+from jobs.counting import GIVEN, conditions_of, counts_with
 from jobs.parts import make_part, read_part
 
 if TYPE_CHECKING:
     from deeplense.data.records import Layout, Record
     from deeplense.data.shards import Samples, Schema
+
+OF_ARCHIVES, OF_STAMPS = counts_with(layout="npz"), counts_with(layout=("npz", "files"))
+OF_CATALOGUES, OF_COLUMNS = counts_with(catalog=GIVEN), counts_with(catalog=GIVEN, layout="npz")
+"""Columns are of a catalogue, or arrays of an archive."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,36 +60,36 @@ class Settings:
     """K/N makes only every N-th shard, from the K-th on; whichever part ends last completes the data set"""
     catalog: Path | None = None
     """CSV file with a line for each image, which is found by the name of the image"""
-    join: Literal["name", "order"] = "name"
+    join: Literal["name", "order"] = field(default="name", metadata=OF_CATALOGUES)
     """npz: order takes line k of the catalogue for image k"""
-    name_column: str = ""
+    name_column: str = field(default="", metadata=OF_CATALOGUES)
     """column of the catalogue that names the images; by default name, id, file or the like"""
-    unmatched: Literal["refuse", "leave_out"] = "refuse"
+    unmatched: Literal["refuse", "leave_out"] = field(default="refuse", metadata=OF_CATALOGUES)
     """leave_out: leave out images without a line in the catalogue, and lines without an image"""
-    where: str = ""
+    where: str = field(default="", metadata=OF_COLUMNS)
     """conditions on the columns, COLUMN=VALUE or with !=, <, <=, >, >=, with commas between; COLUMN!= where there is a
     value"""
     classes: str = ""
     """classes in the order of their numbers, with commas between; by default all, sorted. For npz and files also
     conditions, such as lens:grade>=2,other:grade<1"""
-    targets: str = ""
+    targets: str = field(default="", metadata=OF_COLUMNS)
     """columns of numbers to keep with the images, with their units: theta_E:arcsec,z_lens"""
-    group: str = ""
+    group: str = field(default="", metadata=OF_COLUMNS)
     """column; images with the same value in it are in one split and one fold"""
-    sky: str = ""
+    sky: str = field(default="", metadata=OF_COLUMNS)
     """RA,DEC,ARCSEC: two columns in degrees; images within ARCSEC of each other, and their neighbours, are in one split
     and one fold"""
-    label_key: str = "label"
+    label_key: str = field(default="label", metadata=OF_STAMPS)
     """npz, files: name of the column of the labels"""
-    unlabelled: Literal[0, 1] = 0
+    unlabelled: Literal[0, 1] = field(default=0, metadata=OF_STAMPS)
     """npz, files: 1 packs all images without labels"""
-    image_key: str = "images"
-    """npz: name of the array of images"""
-    name_key: str = ""
-    """npz: name of the array that names images; by default name, id, file or the like"""
-    axes: Literal["auto", "NCHW", "NHWC"] = "auto"
+    image_key: str = field(default="images", metadata=OF_ARCHIVES)
+    """name of the array of images"""
+    name_key: str = field(default="", metadata=OF_ARCHIVES)
+    """name of the array that names images; by default name, id, file or the like"""
+    axes: Literal["auto", "NCHW", "NHWC"] = field(default="auto", metadata=OF_STAMPS)
     """npz, files: whether the bands of an image are its first or its last axis, where the shape does not tell"""
-    bands: str = ""
+    bands: str = field(default="", metadata=OF_STAMPS)
     """npz, files: names of the bands, with commas between"""
 
     def __post_init__(self) -> None:
@@ -105,29 +110,17 @@ class Settings:
         read_sky(self.sky)
         if self.part is not None:
             read_part(self.part)
-        for name in given(self):
-            self.require_that_it_counts(name)
-
-    def require_that_it_counts(self, name: str) -> None:
-        """Raise ValueError where a setting says nothing about what is packed."""
-        layouts = ONLY_FOR.get(name, (self.layout,))
+        for name, condition in conditions_of(type(self), {}):
+            counts = condition.holds(vars(self)) or name not in given(self)
+            require(counts, f"{name} counts {condition.where({})} only; leave it out, or {condition.remedy({})}.")
         require(
-            self.layout in layouts, f"{name} counts for --layout {' and '.join(layouts)} only, not for {self.layout}."
+            self.layout == "npz" or self.join == "name",
+            f"join=order counts for --layout npz only; files have names. Leave it out for {self.layout}.",
         )
-        needed = name in OF_CATALOG or (name in OF_COLUMNS and self.layout != "npz")
-        require(
-            not needed or self.catalog is not None, f"{name} is about the columns of a catalogue; give --catalog CSV."
-        )
+        labels = self.layout != "files" or self.catalog or self.label_key == "label"
+        require(bool(labels), f"label_key={self.label_key} is a column of a catalogue; give --catalog CSV.")
 
 
-ONLY_FOR = {
-    **dict.fromkeys(("image_key", "name_key", "join"), ("npz",)),
-    **dict.fromkeys(("label_key", "unlabelled", "axes", "bands"), ("npz", "files")),
-}
-"""Settings that count for some layouts only."""
-OF_CATALOG = ("join", "name_column", "unmatched")
-OF_COLUMNS = ("where", "targets", "group", "sky", "label_key")
-"""Settings that need a catalogue; for npz, the second may be about arrays of the file."""
 IN_SCHEMA = ("output", "part", "source", "dtype", "scale", "zero", "unit", "pixel_scale", "compression")
 """Settings that are no provenance, or stand elsewhere in the schema."""
 ALWAYS = ("layout", "seed", "val_fraction", "test_fraction", "crop", "fill_nan")

@@ -29,7 +29,7 @@ def table(folder: Path, header: str, rows: Sequence[str]) -> Path:
     return folder / "catalogue.csv"
 
 
-def shuffled(rows: Sequence[str], seed: int = 0) -> list[str]:
+def shuffled(rows: list[str], seed: int = 0) -> list[str]:
     return [rows[k] for k in np.random.default_rng(seed).permutation(len(rows))]
 
 

@@ -13,8 +13,9 @@ from conftest import axion, put
 from deeplense.data.dataset import Split
 from deeplense.files import sole_writer
 from jobs import config, pack
+from jobs.counting import conditions_of
 from jobs.experiment import folds, image_parts, known_part, learning_parts
-from jobs.pack import ONLY_FOR, Settings
+from jobs.pack import Settings
 from jobs.pretrain import Settings as PretrainSettings
 from jobs.train import Settings as TrainSettings
 from launch.__main__ import main
@@ -65,24 +66,29 @@ def test_a_summary_counts_classes_and_splits_and_names_what_was_left_out(
 
 
 @pytest.mark.parametrize("layout", ["deeplense", "gsoc", "lens-finding", "files", "npz"])
-@pytest.mark.parametrize("name", ONLY_FOR)
-def test_an_option_of_another_layout_is_refused_and_names_where_it_counts(
-    tmp_path: Path, name: str, layout: Any, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("name", "condition"), list(conditions_of(Settings, {})))
+def test_an_option_of_another_layout_is_refused_by_the_command_line_and_by_the_library(
+    tmp_path: Path, name: str, condition: Any, layout: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    value = {"join": "order", "unlabelled": "1", "axes": "NHWC"}.get(name, "kind")
-    words = [
-        f"--layout={layout}",
-        f"--source={tmp_path}",
-        f"--output={tmp_path}",
-        "--catalog=x.csv",
-        f"--{name}={value}",
-    ]
-    if layout in ONLY_FOR[name]:
-        assert getattr(config.parse("pack", words), name) in (value, 1)
+    value: Any = {"join": "order", "unlabelled": 1, "axes": "NHWC", "where": "a=1", "sky": "a,b,1"}.get(name, "kind")
+    value = "leave_out" if name == "unmatched" else value
+    with_catalogue = "catalog" in condition.choices and (name != "join" or layout == "npz")
+    given = {"layout": layout, "source": tmp_path, "output": tmp_path, name: value}
+    given |= {"catalog": Path("x.csv")} if with_catalogue or (name, layout) == ("label_key", "files") else {}
+    words = [f"--{key}={text}" for key, text in given.items()]
+    if with_catalogue or layout in condition.choices.get("layout", ()):
+        assert config.parse("pack", words) == Settings(**given)
         return
     with pytest.raises(SystemExit):
         config.parse("pack", words)
-    assert f"{name} counts for --layout {' and '.join(ONLY_FOR[name])} only" in capsys.readouterr().err
+    assert f"{name} counts with" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"{name} counts with"):
+        Settings(**given)
+
+
+def test_files_are_never_taken_in_order(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="counts for --layout npz only"):
+        Settings(layout="files", source=tmp_path, output=tmp_path, catalog=Path("x.csv"), join="order")
 
 
 @pytest.mark.parametrize("layout", ["deeplense", "gsoc", "lens-finding", "files"])
@@ -92,7 +98,7 @@ def test_an_option_on_columns_without_a_catalogue_is_refused(
 ) -> None:
     with pytest.raises(SystemExit):
         config.parse("pack", [f"--layout={layout}", f"--source={tmp_path}", f"--output={tmp_path}", option])
-    assert "give --catalog CSV" in capsys.readouterr().err
+    assert "give --catalog" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -266,7 +272,7 @@ def test_a_second_packer_is_refused_while_the_first_writes_and_not_after(
 
 
 @pytest.mark.parametrize("fractions", [{"val_fraction": 0.2}, {"test_fraction": 0.999}])
-def test_fractions_that_leave_a_split_without_images_are_refused(tmp_path: Path, fractions: dict[str, float]) -> None:
+def test_fractions_that_leave_a_split_without_images_are_refused(tmp_path: Path, fractions: dict[str, Any]) -> None:
     for kind in ("no", "cdm"):
         put(tmp_path / "in" / kind / "0.npy", np.ones((4, 4)))
     with pytest.raises(ValueError, match="leave none for"):
