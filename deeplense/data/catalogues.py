@@ -150,7 +150,7 @@ def counts_up(column: np.ndarray) -> bool:
 def by_name(layout: Layout, catalogue: Catalogue, name_column: str, *, leave_out: bool) -> tuple[np.ndarray, list[str]]:
     """The row of each image (N,), -1 for none, found by name. Raises ValueError where a name is missing or there twice,
     and, unless they are left out, where images or lines have no counterpart."""
-    column = name_column or first_known(list(catalogue.columns), NAME_COLUMNS)
+    column = name_column or likeliest(layout, catalogue)
     if not column:
         raise ValueError(
             f"{catalogue.path} has no column of names; it has {sorted(catalogue.columns)}. Give --name_column COLUMN, "
@@ -167,6 +167,31 @@ def by_name(layout: Layout, catalogue: Catalogue, name_column: str, *, leave_out
     }
     notes = [f"lines of {catalogue.path} were found by name, in the column {column!r}"]
     return rows, notes + counterparts(layout, catalogue, column, told, leave_out=leave_out)
+
+
+def likeliest(layout: Layout, catalogue: Catalogue) -> str:
+    """Of the columns that are called as if they named images, the one that names most of these; "" where there is
+    none."""
+    known = [name for name in catalogue.columns if first_known([name], NAME_COLUMNS)]
+    ranked = sorted(known, key=lambda name: [plain_name(other) for other in NAME_COLUMNS].index(plain_name(name)))
+
+    def matches(name: str) -> int:
+        cells = set(map(bare, catalogue.columns[name].tolist()))
+        return max(sum(key in cells for key in keys) for keys in ways_to_name(layout))
+
+    return max(ranked, key=matches, default="")
+
+
+def ways_to_name(layout: Layout) -> list[list[str]]:
+    """The names of the images in each way that a catalogue may write them."""
+    ways: list[Callable[[Record], str]] = [
+        lambda record: record.name,
+        lambda record: f"{record.split}/{record.name}",
+        lambda record: record.name.rpartition("/")[2],
+    ]
+    if not layout.named:
+        ways = [lambda record: str(record.row)]
+    return [[bare(way(record)) for record in layout.records] for way in ways]
 
 
 def counterparts(
@@ -212,14 +237,7 @@ def unique_names(catalogue: Catalogue, column: str, names: Sequence[str]) -> dic
 def best_keys(layout: Layout, places: Mapping[str, int]) -> list[str]:
     """The names of the images, written as most of them are in a catalogue. Raises ValueError where two images have the
     same, which is in it."""
-    ways: list[Callable[[Record], str]] = [
-        lambda record: record.name,
-        lambda record: f"{record.split}/{record.name}",
-        lambda record: record.name.rpartition("/")[2],
-    ]
-    if not layout.named:
-        ways = [lambda record: str(record.row)]
-    written = [[bare(way(record)) for record in layout.records] for way in ways]
+    written = ways_to_name(layout)
     keys = max(written, key=lambda keys: sum(key in places for key in keys))
     twice = [key for key, count in Counter(keys).items() if count > 1 and key in places]
     if twice:

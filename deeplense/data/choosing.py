@@ -80,10 +80,7 @@ def pick(layout: Layout, name: str) -> np.ndarray:
             f"{layout.source} has no {name!r}; it has nothing beside the images. Give --catalog CSV with a column "
             f"{name!r}."
         )
-    raise ValueError(
-        f"{layout.catalog or layout.source}: has no {name!r}; it has {sorted(layout.columns)}. Give one of these by "
-        "its name, or --unlabelled 1 where that is the label and there is none."
-    )
+    raise ValueError(f"{layout.catalog or layout.source}: has no {name!r}; it has {sorted(layout.columns)}.")
 
 
 def mask_of(layout: Layout, condition: str) -> np.ndarray:
@@ -155,6 +152,11 @@ def by_conditions(layout: Layout, entries: Sequence[str]) -> Layout:
 def labelled(layout: Layout, labels: np.ndarray, classes: tuple[str, ...], kept: np.ndarray) -> Layout:
     """The images that are kept (N,), with the numbers of their classes (N,)."""
     chosen = only(layout, kept)
+    strange = [name for name in classes if not name.isprintable()]
+    if strange:
+        raise ValueError(
+            f"{layout.catalog or layout.source}: the class {strange[0]!r} has signs that cannot be written."
+        )
     pairs = zip(chosen.records, labels[kept].tolist(), strict=True)
     records = [replace(record, label=label) for record, label in pairs]
     return require_images(replace(chosen, records=records, classes=classes))
@@ -163,6 +165,11 @@ def labelled(layout: Layout, labels: np.ndarray, classes: tuple[str, ...], kept:
 def by_labels(layout: Layout, key: str, given: Sequence[str]) -> Layout:
     """All images, with the classes that a column names. Raises ValueError, naming the image, where one has no label, or
     one that is no class."""
+    if key not in layout.columns and key not in layout.unfit:
+        raise ValueError(
+            f"{layout.catalog or layout.source}: has no {key!r}; it has {sorted(layout.columns)}. Give the column of "
+            "the labels by --label_key, or --unlabelled 1 to pack without labels."
+        )
     labels = [plain_label(cell) for cell in pick(layout, key).tolist()]
     classes = tuple(plain_label(name) for name in given)
     if len(set(classes)) != len(classes):

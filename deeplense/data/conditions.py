@@ -104,4 +104,7 @@ def split_classes(entries: list[str]) -> dict[str, str]:
         raise ValueError(f"classes {entries}: give all of them as NAME:CONDITION, or none.")
     for _, _, condition in told:
         parse_condition(condition)
-    return {name.strip(): condition for name, _, condition in told}
+    named = {name.strip(): condition for name, _, condition in told}
+    if len(named) != len(told) or "" in named:
+        raise ValueError(f"classes {entries}: give each class one name of its own, and one condition.")
+    return named

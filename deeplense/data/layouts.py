@@ -234,4 +234,6 @@ def band_names(source: Path, count: int, given: Sequence[str]) -> tuple[str, ...
     names = tuple(given) or tuple(f"band{k}" for k in range(count))
     if len(names) != count:
         raise ValueError(f"{source}: has {count} bands; --bands names {list(names)}.")
+    if len(set(names)) != count:
+        raise ValueError(f"--bands names {list(names)}; give each band a name of its own.")
     return names

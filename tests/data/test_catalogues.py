@@ -55,6 +55,13 @@ def test_lines_in_any_order_go_to_the_images_of_their_names(tmp_path: Path, colu
     assert [record.name for record in found.records] == NAMES
 
 
+def test_of_several_columns_of_names_the_one_is_taken_that_names_the_images(tmp_path: Path) -> None:
+    rows = [f"other {k},{row}" for k, row in enumerate(ROWS)]
+    for header in ("name,id,label", "id,name,label", "name,file,label"):
+        layout = npz(archive(tmp_path, id=np.array(NAMES)))
+        assert truth(attach(layout, read_catalogue(table(tmp_path, header, shuffled(rows))))) == RIGHT
+
+
 def test_by_order_lines_in_another_order_are_wrong_which_is_why_it_must_be_asked_for(tmp_path: Path) -> None:
     catalogue = read_catalogue(table(tmp_path, "name,label", shuffled(ROWS)))
     named = npz(archive(tmp_path, name=np.array(NAMES)))

@@ -65,6 +65,9 @@ def test_classes_are_told_by_conditions_or_by_labels_but_not_by_both() -> None:
     assert split_classes(["ring", "arc"]) == {}
     with pytest.raises(ValueError, match="all of them"):
         split_classes(["lens:grade>=2", "other"])
+    for entries in (["lens:grade>=2", "lens:grade<1"], ["lens:grade>=2", ":grade<1"]):
+        with pytest.raises(ValueError, match="one name of its own"):
+            split_classes(entries)
 
 
 @pytest.fixture
