@@ -1,8 +1,10 @@
 """Generated images against held-out real ones: distances, physics, copies; `deeplense evaluate --generated`."""
 
+import csv
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -249,6 +251,7 @@ def write(
             physics_section(sides, *panels),
             radii_section(sides),
             copies_section(sides, copies),
+            published_section(),
         ],
         notes=sides.facts,
     )
@@ -348,3 +351,10 @@ def copies_section(sides: Sides, copies: Sequence[Memorisation]) -> Section:
 def named(sides: Sides) -> list[tuple[str, Images]]:
     """What is drawn side by side."""
     return [("held out", sides.held_out), ("learnt from", sides.learnt), ("generated", sides.generated)]
+
+
+def published_section() -> Section:
+    """What others have published of images that they made."""
+    text = resources.files("jobs.comparing").joinpath("published_images.csv").read_text()
+    headings, *rows = csv.reader(text.splitlines())
+    return Section("Published numbers", "Of other images and features; none has an interval.", headings, rows)

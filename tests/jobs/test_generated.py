@@ -96,6 +96,7 @@ def test_new_images_of_the_same_kind_pass_all_and_everything_has_its_floor(
     page = (generated / "report" / "index.html").read_text()
     assert len(re.findall("data:image/png", page)) == 4
     assert "no sign of copies" in page
+    assert "6.011" in page
 
 
 BROKEN: dict[str, tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], set[str]]] = {
