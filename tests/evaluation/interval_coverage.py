@@ -98,15 +98,19 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--classifiers", type=int, default=400)
+    parser.add_argument("--only", choices=CLASSIFIERS, nargs="+", default=[*CLASSIFIERS])
     parser.add_argument("--images", type=int, nargs="+", default=[300, 1000, 3000])
     asked = parser.parse_args()
-    print(f"{'classifier':<30} {'images':>6} {'truth':>7} {'value':>7} {'width':>7} {'covers':>7}")
-    for name, draw in CLASSIFIERS.items():
-        true = truth(draw)
+    print(f"{'classifier':<30} {'images':>6} {'truth':>7} {'value':>7} {'width':>7} {'covers':>7}", flush=True)
+    for name in asked.only:
+        true = truth(CLASSIFIERS[name])
         for num_images in asked.images:
             found = intervals(name, num_images, asked.classifiers)
             width, covered = (found[:, 2] - found[:, 1]).mean(), holds(found, true).mean()
-            print(f"{name:<30} {num_images:>6} {true:7.4f} {found[:, 0].mean():7.4f} {width:7.4f} {covered:7.1%}")
+            print(
+                f"{name:<30} {num_images:>6} {true:7.4f} {found[:, 0].mean():7.4f} {width:7.4f} {covered:7.1%}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
