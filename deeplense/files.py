@@ -135,10 +135,10 @@ def find_below(root: Path, name: str) -> list[Path]:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises ValueError, naming the file, where it is not JSON."""
+    """Read a JSON file. Raises ValueError, naming the file, where it is not JSON, or nested too deeply."""
     try:
         return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); it is damaged or of another program.") from error
 
 

@@ -4,14 +4,15 @@ A scheduler's script opens a line before the job starts and says in the end why 
 job does both.
 """
 
-import json
 import os
 import platform
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from deeplense.files import remove_leftovers, replacing
+from deeplense.records import Lines, keep_copy, line_of, read_lines
 
 ATTEMPTS = "attempts.jsonl"
 STACKS = "stacks"
@@ -28,21 +29,64 @@ EXIT_REFUSED = 2
 """Exit code of a command whose settings or data are wrong: to start it again is of no use."""
 
 
+KINDS = {
+    "attempt": int,
+    "job_id": str | None,
+    "restart": int,
+    "nodes": str | None,
+    "host": str | None,
+    "pid": int | None,
+    "num_processes": int | None,
+    "begun": str | None,
+    "first_step": int | None,
+    "last_step": int | None,
+    "ended": str | None,
+}
+"""What each line says, and of which type."""
+UNKNOWN: dict[str, Any] = dict.fromkeys(KINDS) | {"restart": 0, "ended": "unknown: its record was damaged"}
+
+
 def read_attempts(run: Path) -> list[dict[str, Any]]:
-    """All attempts of a run so far."""
-    path = run / ATTEMPTS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """All attempts of a run so far. Of one whose line is damaged only the number is known."""
+    return in_order(read_lines(run / ATTEMPTS, KINDS))
+
+
+def in_order(lines: Lines) -> list[dict[str, Any]]:
+    """Attempts by their numbers, which are those of their lines unless lines were lost; those that are missing between
+    are unknown."""
+    most = len(lines.good) + 2 * len(lines.bad)
+    found: dict[int, dict[str, Any]] = {}
+    for number, attempt in lines.good.items():
+        own = attempt["attempt"]
+        found.setdefault(own if 1 <= own <= most else number, attempt)
+    last = max([*found, *lines.bad], default=0)
+    return [{**found.get(number, UNKNOWN), "attempt": number} for number in range(1, last + 1)]
+
+
+def attempt_of(run: Path, number: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """All attempts, and the one of a number, which is there even where its line was lost."""
+    attempts = read_attempts(run)
+    if number > len(attempts):
+        attempts += [UNKNOWN | {"attempt": missing} for missing in range(len(attempts) + 1, number)]
+        attempts.append(UNKNOWN | {"attempt": number, "ended": None})
+    return attempts, attempts[number - 1]
 
 
 def write_attempts(run: Path, attempts: list[dict[str, Any]]) -> None:
-    """Write all attempts, atomically."""
-    with replacing(run / ATTEMPTS) as temporary:
-        temporary.write_text("".join(json.dumps(attempt) + "\n" for attempt in attempts))
+    """Write all attempts, atomically; a file with damaged lines is kept under another name."""
+    path = run / ATTEMPTS
+    if bad := read_lines(path, KINDS).bad:
+        aside = keep_copy(path)
+        sys.stderr.write(f"deeplense: lines {bad} of {path} are damaged; it is kept as {aside.name}\n")
+    with replacing(path) as temporary:
+        temporary.write_text("".join(map(line_of, attempts)))
 
 
 def has_begun(run: Path) -> bool:
-    """Whether any attempt got as far as the first step."""
-    return any(attempt["first_step"] is not None for attempt in read_attempts(run))
+    """Whether any attempt got as far as the first step, or left a checkpoint."""
+    return any(attempt["first_step"] is not None for attempt in read_attempts(run)) or any(
+        (run / "checkpoints").glob("step_*/manifest.json")
+    )
 
 
 def job_id() -> str | None:
@@ -78,11 +122,11 @@ def open_attempt(run: Path) -> int:
 def begin_attempt(run: Path, *, first_step: int, num_processes: int) -> int:
     """Record that the job of an attempt begins to work, after which step; returns the number of the attempt."""
     number = number_given(run) or open_attempt(run)
-    attempts = read_attempts(run)
+    attempts, this = attempt_of(run, number)
     for attempt in attempts[: number - 1]:
         if attempt["last_step"] is None:
             attempt["last_step"] = first_step
-    attempts[number - 1] |= {
+    this |= {
         "host": platform.node(),
         "pid": os.getpid(),
         "num_processes": num_processes,
@@ -109,21 +153,21 @@ def settle_finished(run: Path) -> None:
 def end_attempt(run: Path, number: int, *, reason: str, last_step: int | None = None, concluded: bool = False) -> None:
     """Record why an attempt ends, and after which step; `concluded` by a launcher, who knows more than the job. What it
     has concluded stays: a rank that says more was left behind on a lost node."""
-    attempts = read_attempts(run)
-    if "concluded" in attempts[number - 1] and not concluded:
+    attempts, this = attempt_of(run, number)
+    if "concluded" in this and not concluded:
         return
-    attempts[number - 1]["ended"] = reason
+    this["ended"] = reason
     if concluded:
-        attempts[number - 1]["concluded"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        this["concluded"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     if last_step is not None:
-        attempts[number - 1]["last_step"] = last_step
+        this["last_step"] = last_step
     write_attempts(run, attempts)
 
 
 def add_to_attempt(run: Path, number: int, values: dict[str, Any]) -> None:
     """Write more about an attempt."""
-    attempts = read_attempts(run)
-    attempts[number - 1] |= values
+    attempts, this = attempt_of(run, number)
+    this |= values
     write_attempts(run, attempts)
 
 

@@ -1,12 +1,14 @@
 """How far a run is, for those who ask from outside: `progress.json`, written now and then."""
 
 import contextlib
-import json
 import time
 from pathlib import Path
 from typing import Any
 
+from deeplense.records import line_of, read_record
+
 PROGRESS = "progress.json"
+KINDS = {"step": int, "total": int, "rate": int | float}
 SECONDS_BETWEEN = 5.0
 
 
@@ -27,13 +29,13 @@ class ProgressFile:
         rate = (step - self.first) / max(now - self.started, 1e-9)
         with contextlib.suppress(OSError):
             temporary = self.path.with_name(f".{PROGRESS}")
-            temporary.write_text(json.dumps({"step": step, "total": self.total, "rate": rate}) + "\n")
+            temporary.write_text(line_of({"step": step, "total": self.total, "rate": rate}))
             temporary.replace(self.path)
 
 
 def read_progress(run: Path) -> dict[str, Any] | None:
-    """What was written last, if anything was."""
+    """What was written last; None where nothing was, or it is damaged."""
     try:
-        return json.loads((run / PROGRESS).read_text())
-    except (OSError, json.JSONDecodeError):
+        return read_record(run / PROGRESS, KINDS)
+    except (OSError, ValueError):
         return None

@@ -10,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = ("deeplense", "jobs", "launch")
+SHARED = {"deeplense.files", "deeplense.records", "deeplense.locks"}
+"""What all may use: how files, records and locks are written and read."""
 VAGUE = {"utils", "util", "common", "base", "core", "helpers", "misc"}
 
 
@@ -44,12 +46,12 @@ def is_allowed(module: str, imported: str) -> bool:
     """Whether a module may import another."""
     layer, other = module.split(".")[0], imported.split(".")[0]
     if layer == "launch" and other == "deeplense":
-        return imported == "deeplense.files"
+        return imported in SHARED
     if layer != "deeplense" or other != "deeplense":
         return LAYERS.index(other) <= LAYERS.index(layer)
     same_package = module.split(".")[:2] == imported.split(".")[:2]
     shared_physics = module.startswith("deeplense.models.") and imported == "deeplense.simulation.lenses"
-    return same_package or shared_physics or imported == "deeplense.files"
+    return same_package or shared_physics or imported in SHARED
 
 
 @pytest.mark.parametrize("module", MODULES)

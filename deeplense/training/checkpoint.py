@@ -10,8 +10,9 @@ its pieces (see `sharded`), and any number of ranks reads the whole.
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,12 +20,12 @@ from typing import Any, TypeVar
 
 import torch
 import xxhash
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from deeplense.files import (
     TEMPORARY,
-    checksum,
+    inside,
     read_json,
     remove,
     remove_leftovers,
@@ -40,7 +41,10 @@ FORMAT = "deeplense-checkpoint/2"
 BEFORE = "deeplense-checkpoint/1"
 """The same without a time and a hash of the manifest itself; still read."""
 MANIFEST = "manifest.json"
-TENSOR = "__tensor__"
+TENSOR, ITEMS = "__tensor__", "__items__"
+NAME = re.compile(r"\w[\w.]*(\.rank-\d{5})?\.(json|safetensors)", re.ASCII)
+LARGEST_TREE = 1 << 28
+"""Bytes of what is no tensor in a state."""
 State = Mapping[str, Any]
 Buffers = dict[str, Image]
 """Memory for the tensors of each state, kept from one snapshot to the next: to get it anew takes longer than the
@@ -67,7 +71,7 @@ def flatten(state: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     if isinstance(state, Mapping):
         # Optimizers number their states: keys that are integers must come back as such.
         return {
-            "__items__": [
+            ITEMS: [
                 [name, flatten(value, tensors, f"{path}/{name}" if path else str(name))]
                 for name, value in state.items()
             ]
@@ -78,14 +82,22 @@ def flatten(state: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
 
 
 def unflatten(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of `flatten` (tuples come back as lists)."""
+    """The inverse of `flatten` (tuples come back as lists). Raises ValueError for what `flatten` never gives."""
     if isinstance(tree, Mapping):
-        if TENSOR in tree:
+        if set(tree) == {TENSOR} and isinstance(tree[TENSOR], str) and tree[TENSOR] in tensors:
             return tensors[tree[TENSOR]]
-        return {name: unflatten(value, tensors) for name, value in tree["__items__"]}
+        items = tree.get(ITEMS)
+        if set(tree) != {ITEMS} or not isinstance(items, list) or not all(map(is_item, items)):
+            raise ValueError(f"it holds {str(tree)!r:.60}, which is no part of a state")
+        return {name: unflatten(value, tensors) for name, value in items}
     if isinstance(tree, list):
         return [unflatten(value, tensors) for value in tree]
     return tree
+
+
+def is_item(item: Any) -> bool:
+    """Whether this is a name, or a number, and a value."""
+    return isinstance(item, list) and len(item) == 2 and isinstance(item[0], str | int | float | bool | None)
 
 
 def image_for(tensors: Mapping[str, Tensor], name: str, buffers: Buffers) -> Image:
@@ -209,15 +221,27 @@ def hash_of(content: Mapping[str, Any]) -> str:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint. Raises ValueError where it is not whole, OSError where it cannot be read."""
+    """The manifest of a checkpoint. Raises ValueError where it is not whole, or lists what no checkpoint has, OSError
+    where it cannot be read."""
     manifest = read_json(path / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") not in (FORMAT, BEFORE):
         raise ValueError(f"is not of the format {FORMAT}")
     if manifest["format"] == FORMAT and manifest.get("hash") != hash_of(manifest):
         raise ValueError(f"{MANIFEST} does not match its hash")
-    if not isinstance(manifest.get("files"), dict):
+    files = manifest.get("files")
+    if not isinstance(files, dict):
         raise ValueError(f"{MANIFEST} lists no files")
+    for name, expected in files.items():
+        if not isinstance(expected, str) or not NAME.fullmatch(name) or partner_of(name) not in files:
+            raise ValueError(f"{MANIFEST} lists {name!r:.80}, which is no file of a checkpoint")
+        inside(path, name, record=path / MANIFEST)
     return manifest
+
+
+def partner_of(name: str) -> str:
+    """The other of the two files of a state."""
+    stem, _, ending = name.rpartition(".")
+    return f"{stem}.safetensors" if ending == "json" else f"{stem}.json"
 
 
 def verified(read: Callable[[Path], tuple[Read, str]], file: Path, expected: str) -> Read:
@@ -236,9 +260,9 @@ def verified(read: Callable[[Path], tuple[Read, str]], file: Path, expected: str
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None: every byte of it is read."""
     try:
-        for name, expected in read_manifest(path)["files"].items():
-            verified(lambda file: (None, checksum(file)), path / name, expected)
-    except (ValueError, OSError) as error:
+        for _ in read_states(path):
+            pass
+    except (ValueError, OSError, RecursionError) as error:
         return str(error)
     return None
 
@@ -247,12 +271,18 @@ def load(path: Path, *, only: Collection[str] | None = None) -> dict[str, State]
     """Read a checkpoint, or `only` the states of these names, each file once; what was written in pieces is put
     together. Raises ValueError, saying what is wrong, where it is damaged."""
     try:
-        files = read_manifest(path)["files"]
-        names = [name.removesuffix(".json") for name in files if name.endswith(".json")]
-        chosen = [name for name in names if not sharded.is_piece(name) and (only is None or name in only)]
-        return {name: load_state(path, name, files) for name in chosen}
-    except (ValueError, OSError) as error:
+        return dict(read_states(path, only=only))
+    except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"The checkpoint {path} is damaged: {error}.") from error
+
+
+def read_states(path: Path, *, only: Collection[str] | None = None) -> Iterator[tuple[str, State]]:
+    """The states of a checkpoint, or `only` those of these names, one after the other."""
+    files = read_manifest(path)["files"]
+    for file in files:
+        name, _, ending = file.rpartition(".")
+        if ending == "json" and not sharded.is_piece(name) and (only is None or name in only):
+            yield name, load_state(path, name, files)
 
 
 def load_state(path: Path, name: str, files: Mapping[str, str]) -> State:
@@ -261,7 +291,10 @@ def load_state(path: Path, name: str, files: Mapping[str, str]) -> State:
     parts = [file.removesuffix(".json") for file in files if sharded.is_piece(file, of=name) and file.endswith(".json")]
     if parts:
         tensors |= sharded.put_together(load_part(path, part, files) for part in parts)
-    return unflatten(tree, tensors)
+    state = unflatten(tree, tensors)
+    if not isinstance(state, dict):
+        raise ValueError(f"{name}.json holds no state")
+    return state
 
 
 def load_part(path: Path, name: str, files: Mapping[str, str]) -> tuple[Any, dict[str, Tensor]]:
@@ -269,7 +302,33 @@ def load_part(path: Path, name: str, files: Mapping[str, str]) -> tuple[Any, dic
     text, image = (
         verified(tensor_file.read, path / file, files[file]) for file in (f"{name}.json", f"{name}.safetensors")
     )
-    return json.loads(bytes(text.numpy())), tensor_file.released(tensor_file.tensors_in(image))
+    if len(text) > LARGEST_TREE:
+        raise ValueError(f"{name}.json has {len(text)} bytes, more than any state")
+    try:
+        return json.loads(bytes(text.numpy())), tensor_file.released(tensor_file.tensors_in(image))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} cannot be read ({error})") from error
+
+
+def misfit(state: Any, expected: Mapping[str, Tensor]) -> str:
+    """Why tensors cannot take the place of others, in words; empty where they can."""
+    if not isinstance(state, Mapping):
+        return "it holds no weights"
+    if different := sorted(map(str, state.keys() ^ expected.keys())):
+        return f"{different[0]} is in only one of the two, as are {len(different) - 1} others"
+    for name, value in expected.items():
+        found = state[name]
+        if not isinstance(found, Tensor) or (found.shape, found.dtype) != (value.shape, value.dtype):
+            told = f"{tuple(found.shape)}, {found.dtype}" if isinstance(found, Tensor) else "no tensor"
+            return f"{name} is {told}, not {tuple(value.shape)}, {value.dtype}"
+    return ""
+
+
+def put_into(network: nn.Module, state: Any, *, path: Path) -> None:
+    """Give a network the weights of a checkpoint. Raises ValueError, naming it, where they are another network's."""
+    if problem := misfit(state, network.state_dict()):
+        raise ValueError(f"The weights in {path} do not fit the network of the settings: {problem}.")
+    network.load_state_dict(state)
 
 
 def link(source: Path, target: Path, names: Mapping[str, str]) -> None:
@@ -300,19 +359,40 @@ def step_folder(checkpoints: Path, step: int, *, kind: str = "step") -> Path:
     return checkpoints / f"{kind}_{step:08d}"
 
 
-def newest_good(checkpoints: Path, *, kind: str = "step") -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and a line for each newer one that is not; those are renamed to
-    `damaged_...`."""
-    reports = []
+def newest_good(
+    checkpoints: Path,
+    *,
+    kind: str = "step",
+    problem_of: Callable[[Path], str | None] = damage,
+    misfit_of: Callable[[Path], str] = lambda path: "",
+) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole and fits, and a line for each newer one; those are renamed to `damaged_...`.
+
+    Raises ValueError where one that is whole does not fit and none before it is better: then it is not the checkpoint
+    that is wrong.
+    """
+    reports, unfit = [], {}
     for path in sorted(checkpoints.glob(f"{kind}_*"), reverse=True):
-        problem = damage(path)
-        if problem is None:
-            return path, reports
-        aside = path.with_name(f"damaged_{path.name}")
-        remove(aside)
-        path.rename(aside)
-        reports.append(f"the checkpoint {path.name} is damaged ({problem}); it is kept as {aside.name} and not used")
+        problem = problem_of(path)
+        if problem is not None:
+            reports.append(put_aside(path, problem))
+        elif words := misfit_of(path):
+            unfit[path] = words
+        else:
+            return path, [*reports, *(put_aside(path, words) for path, words in unfit.items())]
+    for path, words in unfit.items():
+        raise ValueError(
+            f"The checkpoint {path} does not fit the settings and this version: {words}. If it was altered, remove it."
+        )
     return None, reports
+
+
+def put_aside(path: Path, problem: str) -> str:
+    """Rename a checkpoint that is not to be used; returns a line that tells so."""
+    aside = path.with_name(f"damaged_{path.name}")
+    remove(aside)
+    path.rename(aside)
+    return f"the checkpoint {path.name} is damaged ({problem}); it is kept as {aside.name} and not used"
 
 
 def to_keep(times: Mapping[Path, float | None], *, count: int, every_hours: float | None = None) -> set[Path]:
@@ -330,7 +410,7 @@ def time_of(path: Path) -> float | None:
     """When the states of a checkpoint were taken, in seconds; None where it does not say."""
     try:
         return datetime.fromisoformat(read_manifest(path)["time"]).timestamp()
-    except (ValueError, KeyError, OSError):
+    except (ValueError, KeyError, TypeError, OverflowError, OSError):
         return None
 
 

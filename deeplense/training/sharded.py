@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from deeplense.training.tensor_file import is_sizes
+
 RANK = ".rank-"
 
 
@@ -47,18 +49,49 @@ def is_first_copy(tensor: DTensor) -> bool:
 
 
 def put_together(parts: Iterable[tuple[dict[str, Any], dict[str, Tensor]]]) -> dict[str, Tensor]:
-    """The whole tensors, from the places and pieces of all ranks. Raises ValueError where pieces are missing."""
+    """The whole tensors, from the places and pieces of all ranks. Raises ValueError where pieces are missing, or their
+    places are none."""
     whole: dict[str, Tensor] = {}
     missing: dict[str, int] = {}
+    filled: dict[str, list[tuple[slice, ...]]] = {}
     for places, tensors in parts:
         for path, piece in tensors.items():
-            shape, offset = places[path]["shape"], places[path]["offset"]
+            shape, offset = place_of(path, piece, places)
             if path not in whole:
-                whole[path] = torch.empty(shape, dtype=piece.dtype)
-                missing[path] = whole[path].numel()
+                whole[path] = empty(path, shape, piece.dtype)
+                missing[path], filled[path] = whole[path].numel(), []
             area = tuple(slice(begin, begin + size) for begin, size in zip(offset, piece.shape, strict=True))
+            if (list(whole[path].shape), whole[path].dtype) != (shape, piece.dtype) or overlaps(area, filled[path]):
+                raise ValueError(f"the pieces of {path} do not fit together")
             whole[path][area] = piece
+            filled[path].append(area)
             missing[path] -= piece.numel()
     if any(missing.values()):
         raise ValueError(f"pieces of {', '.join(path for path, count in missing.items() if count)} are missing")
     return whole
+
+
+def place_of(path: str, piece: Tensor, places: Any) -> tuple[list[int], list[int]]:
+    """The shape of the whole tensor and where a piece of it begins. Raises ValueError where it cannot be there."""
+    place = places.get(path) if isinstance(places, dict) else None
+    shape, offset = (place.get(key) if isinstance(place, dict) else None for key in ("shape", "offset"))
+    if not (is_sizes(shape) and is_sizes(offset) and len(shape) == len(offset) == piece.ndim) or any(
+        begin + size > whole for begin, size, whole in zip(offset, piece.shape, shape, strict=True)
+    ):
+        raise ValueError(f"the place of a piece of {path} is not in the whole")
+    return shape, offset
+
+
+def empty(path: str, shape: list[int], dtype: torch.dtype) -> Tensor:
+    """Memory for a tensor. Raises ValueError where it is more than there is."""
+    try:
+        return torch.empty(shape, dtype=dtype)
+    except RuntimeError as error:
+        raise ValueError(f"{path} is {shape}, more than the memory") from error
+
+
+def overlaps(area: tuple[slice, ...], others: Iterable[tuple[slice, ...]]) -> bool:
+    """Whether an area has a place with one of the others in common."""
+    return any(
+        all(a.start < b.stop and b.start < a.stop for a, b in zip(area, other, strict=True)) for other in others
+    )

@@ -1,9 +1,11 @@
 """A safetensors file as one block of memory, so that it is filled, hashed, written and read in one go."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
@@ -32,6 +34,8 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ALIGNMENT, PAGE = 64, 4096
 SMALL = 1 << 16
+LARGEST_HEADER = 100_000_000
+"""Bytes; the safetensors library has the same limit."""
 
 
 @dataclass(frozen=True)
@@ -83,19 +87,61 @@ def fill(image: Image, tensors: Mapping[str, Tensor]) -> None:
 
 
 def tensors_in(content: Tensor) -> dict[str, Tensor]:
-    """The tensors in the bytes of a file, in the same memory."""
+    """The tensors in the bytes of a file, in the same memory. Raises ValueError where they are no file of tensors."""
+    start, entries = read_header(content)
+    tensors, end = {}, start
+    for name, (dtype, shape, places) in sorted(entries.items(), key=lambda item: item[1][2]):
+        begin, after = (start + place for place in places)
+        size = math.prod(shape) * dtype.itemsize
+        if begin != end or after - begin != size or after > len(content) or begin % dtype.itemsize:
+            raise ValueError(f"{name} is not where its header says, or not of that size")
+        tensors[name] = content[begin:after].view(dtype).reshape(shape)
+        end = after
+    if end != len(content):
+        raise ValueError(f"{len(content) - end} bytes belong to no tensor")
+    return {name: tensors[name] for name in entries}
+
+
+def read_header(content: Tensor) -> tuple[int, dict[str, tuple[torch.dtype, list[int], list[int]]]]:
+    """Where the tensors begin in the bytes of a file, and dtype, shape, begin and end of each. Raises ValueError where
+    that is not what the format knows."""
     start = 8 + int.from_bytes(bytes(content[:8].numpy()), "little")
-    entries = json.loads(bytes(content[8:start].numpy()))
-    places = {name: [start + place for place in entry["data_offsets"]] for name, entry in entries.items()}
-    return {
-        name: content[slice(*places[name])].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
-        for name, entry in entries.items()
-    }
+    if not 8 < start <= min(len(content), LARGEST_HEADER):
+        raise ValueError("its header is longer than the file, or too long")
+    try:
+        entries = json.loads(bytes(content[8:start].numpy()))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its header is not JSON ({error})") from error
+    if not isinstance(entries, dict):
+        raise ValueError("its header lists no tensors")
+    entries.pop("__metadata__", None)
+    return start, {name: read_entry(name, entry) for name, entry in entries.items()}
+
+
+def read_entry(name: str, entry: Any) -> tuple[torch.dtype, list[int], list[int]]:
+    """Dtype, shape, begin and end of a tensor. Raises ValueError where they are not what the format knows."""
+    values = entry if isinstance(entry, dict) else {}
+    dtype, shape, places = (values.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not (isinstance(dtype, str) and dtype in DTYPES and is_sizes(shape) and is_sizes(places) and len(places) == 2):
+        raise ValueError(f"its header says of {name} what no tensor has: {entry!r:.80}")
+    return DTYPES[dtype], shape, places
+
+
+def is_sizes(value: Any) -> bool:
+    """Whether this is a list of numbers such as sizes and places are."""
+    return isinstance(value, list) and all(type(number) is int and 0 <= number < 1 << 62 for number in value)
 
 
 def read(path: Path) -> tuple[Tensor, str]:
-    """The bytes of a file and their checksum, in one pass."""
-    image = torch.empty(path.stat().st_size, dtype=torch.uint8)
+    """The bytes of a file and their checksum, in one pass. Raises ValueError where it is no file, or larger than the
+    memory."""
+    if not path.is_file():
+        path.stat()
+        raise ValueError(f"{path.name} is no file")
+    try:
+        image = torch.empty(path.stat().st_size, dtype=torch.uint8)
+    except RuntimeError as error:
+        raise ValueError(f"{path.name} has {path.stat().st_size} bytes, more than the memory") from error
     rest, digest = image.numpy().data, xxhash.xxh3_128()
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(rest[:BLOCK]):

@@ -3,58 +3,108 @@
 import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
+import xxhash
+
 from deeplense.files import finite, replacing
+from deeplense.records import keep_copy, read_lines, set_aside
 from deeplense.training.stopping import signals_held_back
 
 WandbMode = Literal["off", "offline", "online"]
 METRICS = "metrics.jsonl"
+KINDS = {"step": int}
 WANDB_ID = "wandb_id.txt"
+ID = re.compile(r"[\w-]{1,128}", re.ASCII)
 
 
-def trim(path: Path, *, last_step: int) -> None:
-    """Cut from a metrics file what a killed attempt wrote after the step that is resumed, and a torn last line."""
+def trim(path: Path, *, last_step: int, expected: Mapping[str, Any] | None = None) -> str:
+    """Cut from a metrics file what a killed attempt wrote after the step that is resumed, and a torn last line.
+
+    A file with other bad lines, or with other bytes up to that step than `expected` (see `Tracker.mark`), is kept under
+    another name; what can be read of it stays. Returns a line that tells so, or nothing.
+    """
     if not path.exists():
-        return
-    kept = [line for line in path.read_text().splitlines() if step_of(line) <= last_step]
+        return ""
+    lines = read_lines(path, KINDS)
+    texts = path.read_bytes().split(b"\n")
+    kept = [texts[number - 1] for number, values in lines.good.items() if values["step"] <= last_step]
+    content = b"".join(b"%s\n" % text for text in kept)
+    torn = lines.torn and texts[-1] != b""
+    report = ""
+    if (lines.bad and not torn) or (expected is not None and expected != mark_of(content)):
+        report = f"{path} is damaged; it is kept as {keep_copy(path).name}, and what can be read of it is used"
     with replacing(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in kept))
+        temporary.write_bytes(content)
+    return report
 
 
-def step_of(line: str) -> float:
-    """The step of a line; infinite where the line is torn."""
+def mark_of(content: bytes) -> dict[str, Any]:
+    """The length of bytes and their hash."""
+    return {"bytes": len(content), "xxh3_128": xxhash.xxh3_128_hexdigest(content)}
+
+
+def read_wandb_id(run: Path) -> str | None:
+    """The id of the run at W&B; None where there is none, or it is damaged."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")
+        text = (run / WANDB_ID).read_bytes().decode(errors="replace").strip()
+    except FileNotFoundError:
+        return None
+    return text if ID.fullmatch(text) else None
 
 
 def wandb_id(run: Path) -> str:
-    """The id of the run at W&B, the same in all attempts."""
+    """The id of the run at W&B, the same in all attempts; a new one where there is none that can be read."""
+    known = read_wandb_id(run)
+    return known or write_wandb_id(run, uuid4().hex[:12])
+
+
+def write_wandb_id(run: Path, number: str) -> str:
+    """Give a run an id at W&B; a damaged one is kept under another name."""
     path = run / WANDB_ID
-    if not path.exists():
-        with replacing(path) as temporary:
-            temporary.write_text(f"{uuid4().hex[:12]}\n")
-    return path.read_text().strip()
+    if path.exists():
+        aside = set_aside(path)
+        warnings.warn(f"{path} is damaged; it is kept as {aside.name}, and {number} is used", stacklevel=2)
+    with replacing(path) as temporary:
+        temporary.write_text(f"{number}\n")
+    return number
 
 
 class Tracker:
     """Writes metrics of a run folder. Only one process of a run has one."""
 
-    def __init__(self, run: Path, *, mode: WandbMode, project: str, config: Mapping[str, Any], last_step: int) -> None:
-        trim(run / METRICS, last_step=last_step)
+    def __init__(
+        self,
+        run: Path,
+        *,
+        mode: WandbMode,
+        project: str,
+        config: Mapping[str, Any],
+        last_step: int,
+        expected: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.report = trim(run / METRICS, last_step=last_step, expected=expected)
+        before = (run / METRICS).read_bytes() if (run / METRICS).exists() else b""
+        self.num_bytes, self.digest = len(before), xxhash.xxh3_128(before)
         self.file = (run / METRICS).open("a", buffering=1)
         self.wandb = start_wandb(run, mode=mode, project=project, config=config) if mode != "off" else None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write one line; `step` is the number of updates made."""
-        self.file.write(json.dumps(finite({"step": step, **values})) + "\n")
+        line = json.dumps(finite({"step": step, **values})) + "\n"
+        self.file.write(line)
+        self.num_bytes += len(line.encode())
+        self.digest.update(line)
         self.tell_wandb(lambda wandb: wandb.log(dict(values), step=step))
+
+    def mark(self) -> dict[str, Any]:
+        """How many bytes the lines so far are, and their hash: a checkpoint that has it tells damaged lines."""
+        return {"bytes": self.num_bytes, "xxh3_128": self.digest.hexdigest()}
 
     def sync(self) -> None:
         """Force the lines so far to the disk; a checkpoint that counts their steps as made must not outlive them."""
