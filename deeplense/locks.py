@@ -54,7 +54,7 @@ class Lock:
         """Take the lock, with further facts about the holder. One whose process is gone is replaced, and one that
         `may_replace` says of. Raises Held where another process has it; to know that may take a lease."""
         for _ in range(TRIES):
-            content = line_of(holder_of_now() | facts)
+            content = line_of(holder_of_now() | dict(facts))
             if create(self.path, content):
                 self.content = content.encode()
                 threading.Thread(target=self.renew, daemon=True).start()

@@ -20,7 +20,7 @@ from deeplense.files import read_json, write_json
 HASH = "hash"
 DAMAGED = "damaged_"
 Kinds = Mapping[str, type | UnionType]
-"""The types of the values that a record must have, by their names."""
+"""The types of the values of a record, by their names. What may be None may be missing."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ def problem_of(values: Any, kinds: Kinds) -> str:
     if not isinstance(values, dict):
         return "it holds no names and values"
     for name, kind in kinds.items():
-        if name not in values:
+        if name not in values and not isinstance(None, kind):
             return f"it has no {name!r}"
-        if not isinstance(values[name], kind):
+        if not isinstance(values.get(name), kind):
             return f"{name} is {values[name]!r:.40}, which is no {named(kind)}"
     if HASH in values and values[HASH] != hash_of(without_hash(values)):
         return "it does not match its own hash"
@@ -97,7 +97,7 @@ def named(kind: type | UnionType) -> str:
 
 def hashed(values: Mapping[str, Any]) -> dict[str, Any]:
     """Names and values with their hash."""
-    plain = json.loads(json.dumps(values))
+    plain = without_hash(json.loads(json.dumps(values)))
     return plain | {HASH: hash_of(plain)}
 
 

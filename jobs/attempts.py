@@ -32,7 +32,7 @@ EXIT_REFUSED = 2
 KINDS = {
     "attempt": int,
     "job_id": str | None,
-    "restart": int,
+    "restart": int | None,
     "nodes": str | None,
     "host": str | None,
     "pid": int | None,
@@ -43,7 +43,8 @@ KINDS = {
     "ended": str | None,
 }
 """What each line says, and of which type."""
-UNKNOWN: dict[str, Any] = dict.fromkeys(KINDS) | {"restart": 0, "ended": "unknown: its record was damaged"}
+EMPTY: dict[str, Any] = dict.fromkeys(KINDS) | {"restart": 0}
+UNKNOWN = EMPTY | {"ended": "unknown: its record was damaged"}
 
 
 def read_attempts(run: Path) -> list[dict[str, Any]]:
@@ -58,7 +59,7 @@ def in_order(lines: Lines) -> list[dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for number, attempt in lines.good.items():
         own = attempt["attempt"]
-        found.setdefault(own if 1 <= own <= most else number, attempt)
+        found.setdefault(own if 1 <= own <= most else number, EMPTY | attempt)
     last = max([*found, *lines.bad], default=0)
     return [{**found.get(number, UNKNOWN), "attempt": number} for number in range(1, last + 1)]
 
@@ -68,7 +69,7 @@ def attempt_of(run: Path, number: int) -> tuple[list[dict[str, Any]], dict[str, 
     attempts = read_attempts(run)
     if number > len(attempts):
         attempts += [UNKNOWN | {"attempt": missing} for missing in range(len(attempts) + 1, number)]
-        attempts.append(UNKNOWN | {"attempt": number, "ended": None})
+        attempts.append(EMPTY | {"attempt": number})
     return attempts, attempts[number - 1]
 
 

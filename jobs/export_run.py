@@ -9,15 +9,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from deeplense.data.scaling import FORMULAS
-from deeplense.files import TEMPORARY, read_json, replacing, write_json
+from deeplense.files import TEMPORARY, replacing, write_json
 from deeplense.models.portable import Form, write_portable
 from deeplense.models.sizes import InputSize
+from deeplense.records import read_record
 from deeplense.training import checkpoint
 from jobs.config import plain, require
 from jobs.experiment import Part, learning_parts, make_network, make_objective
 from jobs.export import Settings
 from jobs.progress import say
-from jobs.runs import ENVIRONMENT, find_run, train_settings
+from jobs.runs import ENVIRONMENT, KINDS, find_run, train_settings
 from jobs.train import Settings as TrainSettings
 
 FORMAT = "deeplense-export/1"
@@ -82,7 +83,6 @@ def read_trained(settings: Settings) -> Trained:
 def description(trained: Trained, form: Form, why: str | None, input_size: InputSize, folder: Path) -> dict[str, Any]:
     """All that is needed to use the weights, and where they come from."""
     settings, schema = trained.settings, trained.part.split.schema
-    environment = trained.run / ENVIRONMENT
     return {
         "format": FORMAT,
         "python": form.python(),
@@ -107,8 +107,17 @@ def description(trained: Trained, form: Form, why: str | None, input_size: Input
         },
         "settings": plain(settings),
         "dataset_id": trained.progress["dataset_id"],
-        "environment": read_json(environment) if environment.exists() else None,
+        "environment": environment_of(trained.run),
     }
+
+
+def environment_of(run: Path) -> dict[str, Any] | None:
+    """Where and with what a run was begun; None where that is not known, or damaged."""
+    try:
+        return read_record(run / ENVIRONMENT, KINDS[ENVIRONMENT])
+    except (ValueError, FileNotFoundError) as error:
+        say(f"note: it is not told where the run was begun: {error}")
+        return None
 
 
 def target(trained: Trained) -> dict[str, Any]:

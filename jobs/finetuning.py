@@ -14,11 +14,12 @@ from deeplense.data.dataset import Batch
 from deeplense.data.scaling import Scaling
 from deeplense.evaluation.predict import Predictions
 from deeplense.evaluation.probes import knn_probabilities, linear_probabilities
-from deeplense.files import write_json
 from deeplense.models.registry import Network
+from deeplense.records import write_record
 from deeplense.training.loop import make_accelerator
 from jobs import train
 from jobs.attempts import add_to_attempt, begin_attempt, end_attempt, read_attempts
+from jobs.claim import Claim
 from jobs.config import plain, require
 from jobs.evaluate import Settings as EvaluateSettings
 from jobs.evaluation_run import Evaluated, evaluate, refuse_other_kind, report
@@ -35,7 +36,7 @@ from jobs.experiment import (
 from jobs.finetune import SCRATCH, Settings
 from jobs.pretrained import load_encoder, pretrain_settings, read_pretrained
 from jobs.progress import say
-from jobs.runs import FINISHED, open_run
+from jobs.runs import FINISHED, is_finished
 from jobs.statistics import find_statistics
 from jobs.train import Settings as TrainSettings
 
@@ -133,14 +134,17 @@ def probe(settings: Settings, trained: TrainSettings) -> int:
     network = make_network(trained, known.split, load_pretrained=False)
     load_encoder(network, pretrained)
     network.to(accelerator.device)
-    open_run(settings.run, binding(settings))
-    if (settings.run / FINISHED).exists():
-        say(f"{settings.run} is finished; its report is {settings.run / 'report'}")
-        return 0
-    learnt, asked = (features_of(network, each, known, trained, accelerator) for each in (known, part))
-    said = PROBES[settings.mode](learnt.outputs, learnt.labels, asked.outputs, len(known.split.schema.classes))
-    predictions = Predictions(np.log(said + TINY).astype(np.float32), asked.labels, asked.target, asked.indices)
-    write_probe(settings, Evaluated(settings.run, trained, part, predictions, pretrained.step, 0.0, num_shared, None))
+    with Claim(binding(settings), take_over=bool(trained.take_over)) as claim:
+        claim.check()
+        if is_finished(settings.run):
+            say(f"{settings.run} is finished; its report is {settings.run / 'report'}")
+            return 0
+        claim.open()
+        learnt, asked = (features_of(network, each, known, trained, accelerator) for each in (known, part))
+        said = PROBES[settings.mode](learnt.outputs, learnt.labels, asked.outputs, len(known.split.schema.classes))
+        predictions = Predictions(np.log(said + TINY).astype(np.float32), asked.labels, asked.target, asked.indices)
+        found = Evaluated(settings.run, trained, part, predictions, pretrained.step, 0.0, num_shared, None)
+        write_probe(settings, found)
     return 0
 
 
@@ -160,7 +164,7 @@ def write_probe(settings: Settings, found: Evaluated) -> None:
     evaluation = EvaluateSettings(run=str(settings.run), split=settings.split, weights="last")
     number = begin_attempt(settings.run, first_step=0, num_processes=1)
     report(evaluation, [found], settings.run / "report", shown=plain(settings))
-    write_json(settings.run / FINISHED, {"step": 0})
+    write_record(settings.run / FINISHED, {"step": 0})
     end_attempt(settings.run, number, reason="finished", last_step=0)
 
 

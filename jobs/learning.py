@@ -104,6 +104,9 @@ class LearningSettings:
     for networks that do not fit; checkpoints are those of 0"""
     device: Literal["auto", "cuda", "mps", "cpu"] = field(default="auto", metadata=FREE)
     """where to compute"""
+    take_over: Literal[0, 1] = field(default=0, metadata=FREE)
+    """1: train though another process that lives is training this run; what that one does after its last checkpoint is
+    lost"""
     wandb: Literal["off", "offline", "online"] = field(default="off", metadata=FREE)
     """Weights & Biases; offline needs no login and no network"""
     wandb_project: str = field(default="deeplense", metadata=FREE | counts_with(wandb=("offline", "online")))
@@ -153,6 +156,7 @@ def learn(settings: LearningSettings, make_learner: Callable[[], "Learner"]) -> 
     """Learn until done or told to stop; returns 0, or 85 when stopped with the state saved (or none made)."""
     import_without("timm", "wandb")
     from deeplense.training.stopping import StopFlag
+    from jobs.claim import Claim
     from jobs.staged import Copies, ToldToStop
     from jobs.training_run import train_to_the_end
     from jobs.training_start import begin
@@ -162,9 +166,10 @@ def learn(settings: LearningSettings, make_learner: Callable[[], "Learner"]) -> 
         StopFlag() as stop,
         Watchdog(settings.run, minutes=settings.hang_minutes) as watchdog,
         Copies(stop, watchdog) as copies,
+        Claim(settings, take_over=bool(settings.take_over)) as claim,
     ):
         try:
-            training = begin(settings, make_learner, watchdog, copies)
+            training = begin(settings, make_learner, watchdog, copies, claim)
         except ToldToStop:
             return EXIT_STOPPED
         if training is None:

@@ -85,6 +85,8 @@ def open_run(run: Path, settings: Any) -> None:
     if not begun or is_damaged(lambda: read_record(run / ENVIRONMENT, KINDS[ENVIRONMENT])):
         keep_aside(run / ENVIRONMENT, when=begun)
         write_record(run / ENVIRONMENT, environment())
+    if (run / FINISHED).exists() and not is_finished(run):
+        say(f"{run / FINISHED} is damaged; it is kept as {set_aside(run / FINISHED).name}, and the run goes on")
     if not begun or is_damaged(lambda: refuse_differences(run, stored_config(run), settings)):
         keep_aside(run / CONFIG, when=begun)
         with replacing(run / CONFIG) as temporary:

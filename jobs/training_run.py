@@ -9,7 +9,7 @@ from typing import Any
 
 from deeplense.data.loading import StepBatches, step_loader
 from deeplense.data.order import step_seed
-from deeplense.files import write_json
+from deeplense.records import write_record
 from deeplense.training import checkpoint
 from deeplense.training.checkpoint import Snapshot
 from deeplense.training.loop import (
@@ -80,7 +80,7 @@ def update_until_done(training: TrainingRun, stop: StopFlag) -> tuple[str, int]:
     if not done(training):
         return leave(training, stop)
     best = {"best": progress.best, "best_step": progress.best_step} if progress.best_step else {}
-    on_main(accelerator, lambda: write_json(settings.run / FINISHED, {"step": progress.step} | best))
+    on_main(accelerator, lambda: write_record(settings.run / FINISHED, {"step": progress.step} | best))
     if progress.step < training.num_steps:
         patience = training.learner.patience_epochs
         announce(accelerator, f"{patience} epochs brought nothing better than at step {progress.best_step}")
@@ -291,6 +291,6 @@ def leave(training: TrainingRun, stop: StopFlag) -> tuple[str, int]:
     """What is left to do when told to stop, after the save."""
     step = training.progress.step
     name = next(filter(None, gather_lists(training.accelerator, [stop.signal_name])))
-    on_main(training.accelerator, lambda: write_json(training.settings.run / STOPPED, {"step": step, "signal": name}))
+    on_main(training.accelerator, lambda: write_record(training.settings.run / STOPPED, {"step": step, "signal": name}))
     announce(training.accelerator, f"told to stop ({name}); saved after step {step}. The same command continues.")
     return f"stopped by {name}", EXIT_STOPPED

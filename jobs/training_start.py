@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -19,16 +19,17 @@ from torch.optim import Optimizer
 
 from deeplense.data.dataset import Split
 from deeplense.data.order import key, num_steps
-from deeplense.files import checksum, replacing
-from deeplense.training import checkpoint, fsdp
+from deeplense.files import checksum
+from deeplense.training import fsdp
 from deeplense.training.loop import (
     from_main,
     make_accelerator,
     prepare,
 )
 from deeplense.training.saving import Saver
-from deeplense.training.tracking import Tracker
+from deeplense.training.tracking import Tracker, read_wandb_id, write_wandb_id
 from jobs.attempts import begin_attempt, settle_finished
+from jobs.claim import Claim
 from jobs.config import plain, require
 from jobs.experiment import Part
 from jobs.learner import Learner
@@ -36,7 +37,17 @@ from jobs.learning import LearningSettings
 from jobs.lineage import note_seen
 from jobs.progress import say
 from jobs.ranks import announce, on_all, on_main
-from jobs.runs import CONFIG, CONFIG_HASH, FINISHED, PACKAGES, STOPPED, WANDB_ID, code_version, open_run, version_of
+from jobs.resuming import best_of, resume_from, why_unfit
+from jobs.runs import (
+    CONFIG,
+    CONFIG_HASH,
+    PACKAGES,
+    STOPPED,
+    code_version,
+    is_finished,
+    refuse_differences,
+    version_of,
+)
 from jobs.staged import Copies
 from jobs.statistics import find_statistics, unit_notes
 from jobs.watchdog import Watchdog
@@ -116,7 +127,8 @@ class TrainingRun:
     @property
     def record_now(self) -> dict[str, Any]:
         """What a checkpoint tells of the run, and when it was written."""
-        return self.record | {"time": datetime.now(UTC).isoformat(timespec="seconds")}
+        metrics = {"metrics": self.tracker.mark()} if self.tracker else {}
+        return self.record | metrics | {"time": datetime.now(UTC).isoformat(timespec="seconds")}
 
     def whole(self, states: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """States, put together on the main process where they are spread over all."""
@@ -129,31 +141,30 @@ class TrainingRun:
 
 
 def begin(
-    settings: LearningSettings, make_learner: Callable[[], Learner], watchdog: Watchdog, copies: Copies
+    settings: LearningSettings, make_learner: Callable[[], Learner], watchdog: Watchdog, copies: Copies, claim: Claim
 ) -> TrainingRun | None:
     """Make or continue a run; None where it is finished."""
     accelerator = make_accelerator(device=settings.device, precision=settings.precision)
-    on_main(accelerator, lambda: open_run(settings.run, settings))
-    if from_main(accelerator, (settings.run / FINISHED).exists()):
+    on_main(accelerator, claim.check)
+    if from_main(accelerator, is_finished(settings.run)):
         on_main(accelerator, lambda: settle_finished(settings.run))
         announce(accelerator, f"{settings.run} is finished; evaluate it, or give another --run.")
         return None
     learner = make_learner()
     check_batch(settings, learner.train, accelerator.num_processes)
-    saved = resume_from(settings.run / "checkpoints", accelerator)
+    on_main(accelerator, claim.open)
+    network, saved = network_and_saved(settings, learner, accelerator)
     if saved is not None:
         refuse_other_data(saved, learner.train.split)
     where = prepare_reading(learner.read, settings.stage, accelerator, copies)
-    torch.manual_seed(int(key(settings.seed)[0] >> np.uint64(1)))
-    network = learner.make_network(load_pretrained=saved is None).to(accelerator.device)
+    network = network.to(accelerator.device)
     if saved is not None:
         network.load_state_dict(saved["model"])
     progress = begin_progress(settings, learner, saved, accelerator)
     seen = note_seen(learner, settings, (saved or {}).get("record", {}), accelerator)
     learner.begin(progress.statistics)
     unsharded = shard(network, accelerator) if settings.fsdp and accelerator.num_processes > 1 else None
-    optimizer = make_optimizer(settings, network, layer_decay=learner.layer_decay)
-    fix_rate(optimizer, [p for name, p in network.named_parameters() if name.startswith(learner.fixed_rate)])
+    optimizer = optimizer_for(network, settings, learner)
     ema = ModelEmaV3(network, decay=learner.ema_decay, use_warmup=True) if learner.ema_decay else None
     if saved is not None:
         restore(saved, optimizer, ema)
@@ -162,7 +173,7 @@ def begin(
         accelerator.scaler.load_state_dict(saved["scaler"])
     if accelerator.is_main_process:
         restore_wandb_id(settings.run, (saved or {}).get("record", {}).get("wandb_id"))
-    attempt, tracker = start_record(settings, accelerator, progress.step)
+    attempt, tracker = start_record(settings, accelerator, progress.step, (saved or {}).get("record", {}))
     announce_beginning(accelerator, learner, where, progress)
     return TrainingRun(
         settings=settings,
@@ -180,6 +191,32 @@ def begin(
         record=record_of(settings, accelerator) | seen,
         unsharded=unsharded,
     )
+
+
+def network_and_saved(
+    settings: LearningSettings, learner: Learner, accelerator: Accelerator
+) -> tuple[nn.Module, dict[str, Any] | None]:
+    """The network, and the states of the newest good checkpoint, which fits it; None where there is none, and then the
+    network has the weights that a training starts from."""
+    checkpoints = settings.run / "checkpoints"
+
+    def make(*, load_pretrained: bool) -> nn.Module:
+        torch.manual_seed(int(key(settings.seed)[0] >> np.uint64(1)))
+        return learner.make_network(load_pretrained=load_pretrained)
+
+    hopeful = from_main(accelerator, any(checkpoints.glob("step_*")))
+    network = make(load_pretrained=not hopeful)
+    unfit = partial(
+        why_unfit,
+        network=network,
+        make_optimizer=partial(optimizer_for, settings=settings, learner=learner),
+        with_mean=bool(learner.ema_decay),
+        num_bands=learner.train.split.schema.shape[0],
+    )
+    saved = resume_from(checkpoints, accelerator, unfit)
+    if saved is not None and "settings" in saved.get("record", {}):
+        refuse_differences(settings.run, saved["record"]["settings"], settings)
+    return make(load_pretrained=True) if hopeful and saved is None else network, saved
 
 
 def begin_progress(
@@ -234,33 +271,6 @@ def check_batch(settings: LearningSettings, train: Part, num_processes: int) -> 
     require(size <= len(train), f"batch_size={size} is more than the {len(train)} training samples; use a smaller one.")
 
 
-def resume_from(checkpoints: Path, accelerator: Accelerator) -> dict[str, Any] | None:
-    """The newest good checkpoint, the same on all ranks, or None; damaged ones are reported."""
-
-    def find() -> Path | None:
-        path, reports = checkpoint.newest_good(checkpoints)
-        for report in reports:
-            say(report)
-        return path
-
-    path = from_main(accelerator, on_main(accelerator, find))
-    return checkpoint.load(path) if path is not None else None
-
-
-def best_of(checkpoints: Path, accelerator: Accelerator) -> tuple[float, int]:
-    """Score and step of the best weights that are there, the same on all ranks. A killed attempt may have written them
-    after the checkpoint that is resumed; where they are lost or damaged, the next ones take their place."""
-
-    def find() -> tuple[float, int]:
-        path, reports = checkpoint.newest_good(checkpoints, kind="best")
-        for report in reports:
-            say(report)
-        found = checkpoint.load(path)["progress"] if path is not None else vars(Progress())
-        return found["best"], found["best_step"]
-
-    return from_main(accelerator, on_main(accelerator, find))
-
-
 def shard(network: nn.Module, accelerator: Accelerator) -> nn.Module:
     """Spread the weights of a network over the processes; returns a copy from before, in the memory of the host."""
     unsharded = copy.deepcopy(network).to("cpu")
@@ -278,22 +288,27 @@ def restore(saved: dict[str, Any], optimizer: Optimizer, ema: ModelEmaV3 | None)
 
 def restore_wandb_id(run: Path, known: str | None) -> None:
     """Go on under the id that a checkpoint knows, where the run folder has lost it."""
-    if known and not (run / WANDB_ID).exists():
-        with replacing(run / WANDB_ID) as temporary:
-            temporary.write_text(f"{known}\n")
+    if known and read_wandb_id(run) is None:
+        write_wandb_id(run, known)
 
 
 def record_of(settings: LearningSettings, accelerator: Accelerator) -> dict[str, Any]:
     """What a checkpoint tells of the attempt that wrote it."""
-    path = settings.run / WANDB_ID
     return {
         "settings": plain(settings),
         CONFIG_HASH: checksum(settings.run / CONFIG),
         "code": code_version(),
         "packages": {name: version_of(name) for name in PACKAGES},
-        "wandb_id": path.read_text().strip() if path.exists() else None,
+        "wandb_id": read_wandb_id(settings.run),
         "num_processes": accelerator.num_processes,
     }
+
+
+def optimizer_for(network: nn.Module, settings: LearningSettings, learner: Learner) -> Optimizer:
+    """The optimizer of a learner's network."""
+    optimizer = make_optimizer(settings, network, layer_decay=learner.layer_decay)
+    fix_rate(optimizer, [p for name, p in network.named_parameters() if name.startswith(learner.fixed_rate)])
+    return optimizer
 
 
 def make_optimizer(settings: LearningSettings, network: nn.Module, *, layer_decay: float | None = None) -> Optimizer:
@@ -318,12 +333,22 @@ def fix_rate(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> None:
             optimizer.add_param_group(group | {"params": chosen, "fix_lr": True})
 
 
-def start_record(settings: LearningSettings, accelerator: Accelerator, step: int) -> tuple[int, Tracker | None]:
+def start_record(
+    settings: LearningSettings, accelerator: Accelerator, step: int, record: Mapping[str, Any]
+) -> tuple[int, Tracker | None]:
     """Begin the attempt's line and its metrics, on the main process; returns the attempt's number, 0 elsewhere."""
     if not accelerator.is_main_process:
         return 0, None
     number = begin_attempt(settings.run, first_step=step, num_processes=accelerator.num_processes)
     (settings.run / STOPPED).unlink(missing_ok=True)
-    return number, Tracker(
-        settings.run, mode=settings.wandb, project=settings.wandb_project, config=plain(settings), last_step=step
+    tracker = Tracker(
+        settings.run,
+        mode=settings.wandb,
+        project=settings.wandb_project,
+        config=plain(settings),
+        last_step=step,
+        expected=record.get("metrics"),
     )
+    if tracker.report:
+        say(tracker.report)
+    return number, tracker

@@ -1,6 +1,5 @@
 """Read every byte of a run's checkpoints, and compare what its records say with each other and with what is there."""
 
-import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,17 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
-from deeplense.files import TEMPORARY, checksum, read_json
+from deeplense.files import TEMPORARY, checksum
+from deeplense.records import Kinds, read_lines, read_record
 from deeplense.training import checkpoint
-from deeplense.training.tracking import METRICS
+from deeplense.training.tracking import KINDS as KINDS_OF_LINE
+from deeplense.training.tracking import METRICS, mark_of, read_wandb_id
 from jobs.attempts import ATTEMPTS
+from jobs.attempts import KINDS as KINDS_OF_ATTEMPT
 from jobs.opening import edited_settings, file_was_changed, newest_record
 from jobs.progress import say
-from jobs.runs import CONFIG, ENVIRONMENT, FINISHED, SEEN, STOPPED
+from jobs.progress_file import KINDS as KINDS_OF_PROGRESS
+from jobs.progress_file import PROGRESS
+from jobs.resuming import progress_problem
+from jobs.runs import CONFIG, FINISHED, KINDS, LAUNCH, SEEN, STOPPED, WANDB_ID
 from jobs.seen import SEEN_HASH
 
 NAME = re.compile(r"(?P<aside>damaged_)?(?P<kind>.+)_(?P<step>\d+)")
+WEIGHTS = ("model", "ema")
+RECORDS = KINDS | {PROGRESS: KINDS_OF_PROGRESS, LAUNCH: {"cluster": dict, "logs": str}}
+"""What the records of a run say, and of which type."""
 Line = Mapping[str, Any]
 
 
@@ -62,12 +71,28 @@ def check_all(checkpoints: Path) -> Iterator[Checked]:
         named = NAME.fullmatch(path.name)
         if path.name.startswith(TEMPORARY) or not path.is_dir() or not named:
             continue
-        problem = checkpoint.damage(path)
+        problem = unsound(path)
         try:
             num_bytes = sum(file.stat().st_size for file in path.iterdir())
         except FileNotFoundError:
             continue
         yield Checked(path.name, named["kind"], int(named["step"]), num_bytes, problem, bool(named["aside"]))
+
+
+def unsound(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None: every byte of it is read, and every weight must be finite."""
+    try:
+        for name, state in checkpoint.read_states(path):
+            if name in WEIGHTS and (bad := not_finite(state)):
+                return f"{bad} of {name} is not finite; nothing can be done with such weights"
+    except (ValueError, OSError, RecursionError) as error:
+        return str(error)
+    return progress_problem(path)
+
+
+def not_finite(state: Mapping[str, Any]) -> str:
+    """The first of some weights that are not finite; empty where all are."""
+    return next((name for name, value in state.items() if isinstance(value, Tensor) and not value.isfinite().all()), "")
 
 
 def newest_sound(checked: Sequence[Checked], *, kind: str) -> Checked | None:
@@ -98,7 +123,7 @@ def record_problems(run: Path, checked: Sequence[Checked]) -> Iterator[str]:
     """What is unreadable, or contradicts something else, among the records of a run."""
     if not (run / CONFIG).exists():
         yield f"{run / CONFIG} is missing: nobody knows what was trained; copy it back from elsewhere"
-    read = {name: mapping(run / name) for name in (CONFIG, ENVIRONMENT, FINISHED, STOPPED)}
+    read = {CONFIG: mapping(run / CONFIG)} | {name: record_in(run / name, kinds) for name, kinds in RECORDS.items()}
     for problems, _ in read.values():
         yield from problems
     finished, stopped = read[FINISHED][1], read[STOPPED][1]
@@ -111,8 +136,19 @@ def record_problems(run: Path, checked: Sequence[Checked]) -> Iterator[str]:
     if record.get("settings"):
         yield from settings_problems(run, read[CONFIG][1], record, step=step)
         yield from seen_problems(run / SEEN, record)
+    yield from wandb_problems(run, record)
     yield from attempts_problems(run / ATTEMPTS, begun=bool(checked))
-    yield from metrics_problems(run / METRICS, finished)
+    yield from metrics_problems(run / METRICS, finished, record.get("metrics"), step=step)
+
+
+def wandb_problems(run: Path, record: Line) -> Iterator[str]:
+    """Where the id at Weights & Biases is not the one that the training logged under."""
+    path, known = run / WANDB_ID, record.get("wandb_id")
+    found = read_wandb_id(run)
+    if path.exists() and found is None:
+        yield f"{path} is damaged; the command that made the run makes it anew" + (f", with {known}" if known else "")
+    elif known and found != known:
+        yield f"{path} says {found}, but the training logged as {known}; write that into it"
 
 
 def settings_problems(run: Path, stored: Line | None, record: Line, *, step: int) -> Iterator[str]:
@@ -137,14 +173,24 @@ def seen_problems(path: Path, record: Line) -> Iterator[str]:
 
 
 def mapping(path: Path) -> tuple[list[str], Line | None]:
-    """What is wrong with a file of names and values, and what it says. One that is not there says nothing."""
+    """What is wrong with a file of settings, and what it says. One that is not there says nothing."""
     if not path.exists():
         return [], None
     try:
-        value = yaml.safe_load(path.read_text()) if path.suffix == ".yaml" else read_json(path)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        value = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         return [f"{path} cannot be read: {' '.join(str(error).split())}"], None
     return ([], value) if isinstance(value, dict) else ([f"{path} holds no names and values; it is damaged"], None)
+
+
+def record_in(path: Path, kinds: Kinds) -> tuple[list[str], Line | None]:
+    """What is wrong with a record, and what it says. One that is not there says nothing."""
+    if not path.exists():
+        return [], None
+    try:
+        return [], read_record(path, kinds)
+    except (OSError, ValueError) as error:
+        return [" ".join(str(error).split())], None
 
 
 def ending_problems(path: Path, ending: Line, checked: Sequence[Checked]) -> Iterator[str]:
@@ -156,26 +202,12 @@ def ending_problems(path: Path, ending: Line, checked: Sequence[Checked]) -> Ite
             yield f"{path} says {key} {step}, of which there is no checkpoint{again}"
 
 
-def lines_of(path: Path) -> tuple[list[Line], list[int]]:
-    """The lines of a JSON lines file that can be read, and the numbers of those that cannot."""
-    good, bad = [], []
-    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), start=1):
-        try:
-            value = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            value = None
-        if isinstance(value, dict):
-            good.append(value)
-        else:
-            bad.append(number)
-    return good, bad
-
-
 def attempts_problems(path: Path, *, begun: bool) -> Iterator[str]:
     """What is wrong with the attempts: numbered from 1, all but the last with an end, none that went backwards."""
-    attempts, bad = lines_of(path)
-    if bad:
-        yield f"{path}: lines {bad} cannot be read"
+    lines = read_lines(path, KINDS_OF_ATTEMPT)
+    attempts = list(lines.good.values())
+    if lines.bad:
+        yield f"{path}: lines {lines.bad} cannot be read, or are not as they were written"
     elif begun and not attempts:
         yield f"{path} is missing or empty, but there are checkpoints"
     elif [attempt.get("attempt") for attempt in attempts] != list(range(1, len(attempts) + 1)):
@@ -186,14 +218,17 @@ def attempts_problems(path: Path, *, begun: bool) -> Iterator[str]:
             yield f"{path}: attempt {attempt.get('attempt')} ends after step {last}, but began after step {first}"
 
 
-def metrics_problems(path: Path, finished: Line | None) -> Iterator[str]:
+def metrics_problems(path: Path, finished: Line | None, expected: Line | None, *, step: int) -> Iterator[str]:
     """What is wrong with the metrics: steps that go backwards, or lines of the last step that are missing. A torn last
     line of a run that goes on is none: the next attempt cuts it off."""
-    lines, bad = lines_of(path)
-    steps = [line.get("step", -1) for line in lines]
+    lines = read_lines(path, KINDS_OF_LINE)
+    steps, bad = [line["step"] for line in lines.good.values()], lines.bad
     torn = [] if finished else [len(steps) + len(bad)]
     if set(bad) - set(torn):
         yield f"{path}: lines {bad} cannot be read; the others can be used"
+    content = path.read_bytes() if path.exists() else b""
+    if expected and mark_of(content[: expected.get("bytes")]) != expected:
+        yield f"{path}: up to step {step} it is not as it was written; copy it back, or use it with care"
     if steps != sorted(steps):
         yield f"{path}: the steps go backwards; lines of two attempts are mixed"
     if finished and max(steps, default=0) != finished.get("step"):

@@ -1,26 +1,21 @@
 """The command line: `deeplense JOB --setting value ...` here, `deeplense submit --on CLUSTER JOB ...` elsewhere."""
 
 import argparse
-import errno
 import os
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from jobs import config
-from jobs.attempts import EXIT_DISK_FULL, EXIT_REFUSED
 from jobs.bounds import refuse_crowd
 from jobs.config import require
-from launch import commands
+from launch import commands, errors
 from launch.commands import CommandParser, at_least
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code. What a user can cause is one line on stderr and exit code 2."""
+    """Run one command; returns its exit code. What a user can cause is one line on stderr, and exit code 2."""
     given = make_parser().parse_args(sys.argv[1:] if arguments is None else arguments)
     if not given.command:
         make_parser().print_help()
@@ -30,21 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name in commands.COMMANDS:
             return commands.COMMANDS[name](rest)
         return run_job(config.named(given.command), given.num_processes)
-    except (ValueError, subprocess.CalledProcessError) as error:
-        return told(str(error), EXIT_REFUSED)
-    except OSError as error:
-        if error.errno not in DISK_FULL:
+    except (Exception, KeyboardInterrupt) as error:
+        told = errors.told_of(error)
+        if told is None:
             raise
-        return told(f"{error}; the last checkpoint stands. Make room, and the same command continues.", EXIT_DISK_FULL)
-    except KeyboardInterrupt:
-        return told("interrupted; what is whole stays, and the same command continues", 130)
-
-
-def told(message: str, code: int) -> int:
-    """Say what is wrong, on the first rank; returns the exit code."""
-    if os.environ.get("RANK", "0") == "0":
-        sys.stderr.write(f"deeplense: {message}\n")
-    return code
+        return errors.say(told)
 
 
 def run_job(command: list[str], num_processes: int) -> int:

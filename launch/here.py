@@ -5,11 +5,9 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from deeplense.files import read_json
 from jobs.config import require
-from jobs.runs import LAUNCH
 from launch.local import VISIBLE
-from launch.record import keep
+from launch.record import keep, told_in
 from launch.script import Submission, job_environment, python_command
 from launch.task import Run
 
@@ -18,7 +16,7 @@ def start_run(submission: Submission) -> str:
     """Start one run that is set up on this machine; returns the id of the process that watches it."""
     (command,), (folder,) = submission.commands, submission.folders
     job_id = start_here(submission, command, job_environment(submission, folder))
-    keep(folder, read_json(folder / LAUNCH) | {"job_id": job_id, "queue": None})
+    keep(folder, told_in(folder) | {"job_id": job_id, "queue": None})
     return job_id
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from jobs.attempts import EXIT_STOPPED, FOLDER, NUMBER
 from jobs.children import die_with_parent, meeting_at
-from jobs.runs import num_cores
+from jobs.config import require
+from jobs.runs import LAUNCH, num_cores
 from launch.ends import CANCELLED, TIME_LIMIT, begin_line
 
 VISIBLE = "DEEPLENSE_VISIBLE_DEVICES"
@@ -42,6 +43,8 @@ def supervise(command: Sequence[str]) -> int:
     if group.forwarded is not None:
         return RESTART_BY_SUBMITIT if group.forwarded == signal.SIGUSR2 else EXIT_STOPPED
     job = launched(folder)
+    missing = [name for name in ("logs", "tasks") if name not in job]
+    require(not missing, f"{folder / LAUNCH} is damaged: it has no {' and no '.join(missing)}; submit the run again.")
     log = Path(job["logs"]) / f"{os.environ['SUBMITIT_LOCAL_JOB_ID']}_0_log.out"
     while True:
         number = begin(folder, log=log, scheduler="", history="")

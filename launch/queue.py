@@ -5,6 +5,7 @@ A run waits as long as its `launch.json` names this process; to cancel it is to 
 is in memory.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -13,11 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from deeplense.files import read_json
-from jobs.runs import FINISHED, LAUNCH
+from jobs.runs import FINISHED
 from launch import status
 from launch.here import detached, start_run
-from launch.record import again, keep, queue_of
+from launch.record import again, keep, queue_of, told_in
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -44,9 +44,10 @@ def work_off(folders: Sequence[Path]) -> None:
             continue
         try:
             submission = again(folder, hours=None, update_code=False)
-            start_run(replace(submission, logs=Path(read_json(folder / LAUNCH)["logs"])))
+            start_run(replace(submission, logs=Path(told_in(folder)["logs"])))
         except (ValueError, OSError) as error:
-            keep(folder, read_json(folder / LAUNCH) | {"queue": None})
+            with contextlib.suppress(ValueError, OSError):
+                keep(folder, told_in(folder) | {"queue": None})
             print(f"{folder} is not started: {error}", file=sys.stderr, flush=True)
         while status.is_active(folder):
             time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -56,7 +57,7 @@ def main(words: Sequence[str]) -> int:
     """Take the runs over from whoever submitted them, say so, and work them off."""
     folders = [Path(word) for word in words]
     for folder in folders:
-        keep(folder, read_json(folder / LAUNCH) | {"queue": os.getpid()})
+        keep(folder, told_in(folder) | {"queue": os.getpid()})
     print(os.getpid(), flush=True)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     work_off(folders)

@@ -10,11 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deeplense.files import read_json, write_json
+from deeplense.records import read_record, write_record
 from jobs.attempts import read_attempts
+from jobs.config import require
 from jobs.runs import CODE, LAUNCH, LOGS
 from launch.clusters import Cluster
 from launch.script import Submission
+
+KINDS = {"job_id": str | None, "logs": str, "cluster": dict, "attempts_before": int | None, "queue": int | None}
+"""What the record says that a run is found by, and of which type."""
+REPEATED = {"command": list, "working_folder": str, "cluster": dict, "code": str}
+"""What it says that a run is submitted once more by."""
 
 
 @dataclass(frozen=True)
@@ -59,26 +65,40 @@ def own(folder: Path) -> Launched:
 
 def keep(folder: Path, record: Mapping[str, Any]) -> None:
     """Write how a run is submitted, for its owner alone to change: later commands do what it says."""
-    write_json(folder / LAUNCH, record)
+    write_record(folder / LAUNCH, record)
     (folder / LAUNCH).chmod((folder / LAUNCH).stat().st_mode & ~0o022)
 
 
 def queue_of(folder: Path) -> int | None:
     """The process that will start a run of this machine when it is its turn, as long as that process lives."""
-    pid = read_json(folder / LAUNCH).get("queue")
+    try:
+        pid = told_in(folder).get("queue")
+    except (ValueError, OSError):
+        return None
     return pid if isinstance(pid, int) and is_process(pid, b"launch.queue") else None
 
 
+def told_in(folder: Path) -> dict[str, Any]:
+    """What a run's record says of how it was submitted. Raises ValueError, naming the file, where it is damaged."""
+    path = folder / LAUNCH
+    told = read_record(path, KINDS)
+    executor, slurm_conf = (told["cluster"].get(name) for name in ("executor", "slurm_conf"))
+    known = executor in ("local", "slurm") and isinstance(slurm_conf, str | None)
+    require(known, f"{path} is damaged: it does not say where the run was sent.")
+    return told
+
+
 def launched(folder: Path) -> Launched:
-    """How a run was submitted. Raises ValueError where it was not."""
+    """How a run was submitted. Raises ValueError where it was not, or nobody can tell."""
     path = folder / LAUNCH
     if not path.exists():
         raise ValueError(f"{folder} was not submitted: it has no {LAUNCH}. `deeplense submit` does that.")
-    told = read_json(path)
+    told = told_in(folder)
     local = told["cluster"]["executor"] == "local"
     # A script that the user handed to sbatch has its job's id from its first attempt on.
-    later = [attempt["job_id"] for attempt in read_attempts(folder)[told.get("attempts_before", 0) :]]
+    later = [attempt["job_id"] for attempt in read_attempts(folder)[told.get("attempts_before") or 0 :]]
     job_id = told["job_id"] or (later[-1] if later else None)
+    require(not local or not job_id or job_id.isdecimal(), f"{path} is damaged: {job_id!r} is no process.")
     return Launched(folder, job_id, told["cluster"]["slurm_conf"], local, Path(told["logs"]), stranger_of(path))
 
 
@@ -112,11 +132,13 @@ def record(submission: Submission, place: int) -> None:
 def again(run: Path, *, hours: float | None, update_code: bool) -> Submission:
     """The submission of a run that ended, once more. Raises ValueError where it was not submitted."""
     own(run)
-    folder, told = run.absolute(), read_json(run / LAUNCH)
+    folder, told = run.absolute(), read_record(run / LAUNCH, REPEATED)
     os.chdir(told["working_folder"])
     stored: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in told["cluster"].items()
     }
     code = folder / CODE if update_code else Path(told["code"])
+    unknown = sorted(set(stored) - {field.name for field in dataclasses.fields(Cluster)})
+    require("name" in stored and not unknown, f"{run / LAUNCH} is damaged: the cluster has no name, or has {unknown}.")
     cluster = Cluster(**stored).override(hours=hours)
     return Submission(cluster, (tuple(told["command"]),), (folder,), folder / LOGS, code)

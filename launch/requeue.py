@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deeplense.files import read_json
+from deeplense.records import read_record
 from jobs.attempts import FOLDER, NUMBER, end_attempt, job_id, open_attempt, read_attempts
 from jobs.runs import LAUNCH
 from jobs.watchdog import hung
@@ -32,6 +32,9 @@ from launch.ends import (
     summary,
     why,
 )
+
+KINDS = {"attempts_before": int | None, "restarts": dict | None}
+"""What is asked of the record of a submission, and of which type."""
 
 
 def begin(folder: Path, *, log: Path, scheduler: str, history: str) -> int:
@@ -115,9 +118,13 @@ def restarts_of(folder: Path) -> Mapping[str, int]:
 
 
 def launched(folder: Path) -> dict[str, Any]:
-    """How the run was submitted."""
+    """How the run was submitted; nothing where that cannot be read, which must not keep a run from going on."""
     path = folder / LAUNCH
-    return read_json(path) if path.exists() else {}
+    try:
+        return read_record(path, KINDS) if path.exists() else {}
+    except (ValueError, OSError) as error:
+        say(f"deeplense: {error}")
+        return {}
 
 
 def read_text(path: Path) -> str:

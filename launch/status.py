@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from deeplense.files import find_below, read_json
+from deeplense.files import find_below
 from jobs.attempts import read_attempts
 from jobs.progress_file import read_progress
-from jobs.runs import FINISHED, LAUNCH, WANDB_ID
+from jobs.runs import FINISHED, LAUNCH, WANDB_ID, read_wandb_id
 from launch import slurm
-from launch.record import Launched, is_process, keep, launched, own, queue_of
+from launch.record import Launched, is_process, keep, launched, own, queue_of, told_in
 
 SECONDS_BETWEEN_LOOKS = 1.0
 LOOKS_PER_QUESTION = 10
@@ -45,12 +45,12 @@ def states(runs: Sequence[Launched]) -> dict[Path, tuple[str, str]]:
 
 def is_active(folder: Path) -> bool:
     """Whether a run waits or runs."""
-    return (folder / LAUNCH).exists() and folder in states([launched(folder)])
+    return (folder / LAUNCH).exists() and folder in states(readable([folder])[0])
 
 
 def table(folders: Sequence[Path]) -> list[str]:
     """A line for each run, under a line of headings."""
-    runs = [launched(folder) for folder in folders]
+    runs, damaged = readable(folders)
     found = states(runs)
     away = [run for run in runs if not (run.local or run.stranger or run.folder in found)]
     gone = [run for run in away if not is_concluded(run.folder)]
@@ -59,7 +59,18 @@ def table(folders: Sequence[Path]) -> list[str]:
         last |= slurm.accounted(slurm_conf, [run.job_id for run in gone if run.job_id and run.slurm_conf == slurm_conf])
     rows = [HEAD, *(row(run, found.get(run.folder), last.get(run.job_id or "", "")) for run in runs)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in rows]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in rows] + damaged
+
+
+def readable(folders: Sequence[Path]) -> tuple[list[Launched], list[str]]:
+    """The submitted runs of these folders, and a line for each whose record is damaged."""
+    runs, damaged = [], []
+    for folder in folders:
+        try:
+            runs.append(launched(folder))
+        except (ValueError, OSError) as error:
+            damaged.append(f"note: {' '.join(str(error).split())}")
+    return runs, damaged
 
 
 def is_concluded(folder: Path) -> bool:
@@ -140,7 +151,7 @@ def to_cancel(folder: Path) -> list[Launched]:
     below = find_launched([folder])
     if folder in below or not below:
         return [own(folder)]
-    runs = [launched(each) for each in below]
+    runs, _ = readable(below)
     found = states(runs)
     if not found:
         raise ValueError(f"none of the {len(runs)} runs below {folder} waits or runs; there is nothing to cancel.")
@@ -152,7 +163,7 @@ def cancel(run: Launched) -> None:
     if run.folder not in states([run]):
         raise ValueError(f"{run.folder} neither waits nor runs; there is nothing to cancel.")
     if queue_of(run.folder):
-        keep(run.folder, read_json(run.folder / LAUNCH) | {"queue": None})
+        keep(run.folder, told_in(run.folder) | {"queue": None})
         return
     assert run.job_id
     if run.local:
@@ -166,6 +177,9 @@ def sync(folder: Path) -> int:
     parts = sorted((folder / "wandb").glob("offline-run-*"))
     if parts:
         # Each line carries its step: what an attempt made again after a kill is the same line once more.
-        number = ["--id", (folder / WANDB_ID).read_text().strip()]
+        known = read_wandb_id(folder)
+        if known is None:
+            raise ValueError(f"{folder / WANDB_ID} is missing or damaged; the same command of the run makes it anew.")
+        number = ["--id", known]
         subprocess.run([sys.executable, "-m", "wandb", "sync", "--yes", *number, *map(str, parts)], check=True)
     return len(parts)

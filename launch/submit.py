@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deeplense.files import read_json
 from jobs import config
+from jobs.claim import refuse_if_trained
 from jobs.config import require
-from jobs.runs import CODE, FINISHED, LAUNCH, LOGS, open_run
+from jobs.runs import CODE, FINISHED, LAUNCH, LOGS, check_run, open_run
 from launch import queue, slurm, status
 from launch.clusters import Cluster
 from launch.here import start_run, variables
-from launch.record import again, keep, own, record
+from launch.record import again, keep, own, record, told_in
 from launch.script import FOLDERS, Submission, job_environment, python_command, slurm_parameters
 from launch.snapshot import take_snapshot
 from launch.task import Run
@@ -86,7 +86,7 @@ def send(submission: Submission, *, allow_untracked: bool = False, keep_code: bo
         return send_to_this_machine(submission)
     job_ids = send_to_slurm(submission)
     for folder, job_id in zip(submission.folders, job_ids, strict=True):
-        keep(folder, read_json(folder / LAUNCH) | {"job_id": job_id})
+        keep(folder, told_in(folder) | {"job_id": job_id})
     return list(job_ids)
 
 
@@ -97,6 +97,8 @@ def set_up(submission: Submission, *, allow_untracked: bool = False, keep_code: 
         if (folder / LAUNCH).exists():
             own(folder)
         require(not status.is_active(folder), f"{folder} waits or runs already; `deeplense cancel {folder}` ends it.")
+    # Of an array all are checked before the first folder is made.
+    check_runs(submission)
     open_runs(submission)
     submission.logs.mkdir(parents=True, exist_ok=True)
     if not keep_code:
@@ -104,6 +106,15 @@ def set_up(submission: Submission, *, allow_untracked: bool = False, keep_code: 
     (submission.logs / FOLDERS).write_text("".join(f"{folder}\n" for folder in submission.folders))
     for place in range(len(submission.folders)):
         record(submission, place)
+
+
+def check_runs(submission: Submission) -> None:
+    """Raise ValueError where a training cannot begin or go on in its folder, or is under way there."""
+    for command, folder in zip(submission.commands, submission.folders, strict=True):
+        if command[0] in config.TRAININGS:
+            settings = config.parse(command[0], command[1:])
+            check_run(folder, settings)
+            refuse_if_trained(folder, take_over=bool(settings.take_over))
 
 
 def open_runs(submission: Submission) -> None:

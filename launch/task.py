@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from jobs.attempts import EXIT_REFUSED
 from jobs.config import SPREAD, STOPPABLE, require
 from jobs.runs import num_cores
+from launch.errors import Told, say
 
 SIOCGIFADDR = 0x8915
 HELD_BACK = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -47,7 +48,7 @@ def in_step() -> bool:
 
 def run_rank(command: Sequence[str]) -> None:
     """Run a job as the rank that Slurm's variables say; the process ends with it."""
-    from launch.__main__ import leave, main, told
+    from launch.__main__ import leave, main
 
     hold_signals(command[0])
 
@@ -55,7 +56,7 @@ def run_rank(command: Sequence[str]) -> None:
         try:
             become_rank(os.environ)
         except ValueError as error:
-            return told(str(error), EXIT_REFUSED)
+            return say(Told(str(error), EXIT_REFUSED))
         return main(command)
 
     leave(rank)

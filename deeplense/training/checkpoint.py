@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 import xxhash
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from deeplense.files import (
@@ -36,12 +36,12 @@ from deeplense.files import (
 )
 from deeplense.training import sharded, tensor_file
 from deeplense.training.tensor_file import Image
+from deeplense.training.trees import flatten, unflatten
 
 FORMAT = "deeplense-checkpoint/2"
 BEFORE = "deeplense-checkpoint/1"
 """The same without a time and a hash of the manifest itself; still read."""
 MANIFEST = "manifest.json"
-TENSOR, ITEMS = "__tensor__", "__items__"
 NAME = re.compile(r"\w[\w.]*(\.rank-\d{5})?\.(json|safetensors)", re.ASCII)
 LARGEST_TREE = 1 << 28
 """Bytes of what is no tensor in a state."""
@@ -59,45 +59,6 @@ class Snapshot:
     time: str
     trees: Mapping[str, Any]
     images: Mapping[str, Tensor]
-
-
-def flatten(state: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
-    """The nested state with each tensor replaced by a reference, the tensors going into `tensors` by their path."""
-    if isinstance(state, Tensor):
-        while path in tensors:
-            path += "'"
-        tensors[path] = state.detach()
-        return {TENSOR: path}
-    if isinstance(state, Mapping):
-        # Optimizers number their states: keys that are integers must come back as such.
-        return {
-            ITEMS: [
-                [name, flatten(value, tensors, f"{path}/{name}" if path else str(name))]
-                for name, value in state.items()
-            ]
-        }
-    if isinstance(state, list | tuple):
-        return [flatten(value, tensors, f"{path}/{k}" if path else str(k)) for k, value in enumerate(state)]
-    return state
-
-
-def unflatten(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of `flatten` (tuples come back as lists). Raises ValueError for what `flatten` never gives."""
-    if isinstance(tree, Mapping):
-        if set(tree) == {TENSOR} and isinstance(tree[TENSOR], str) and tree[TENSOR] in tensors:
-            return tensors[tree[TENSOR]]
-        items = tree.get(ITEMS)
-        if set(tree) != {ITEMS} or not isinstance(items, list) or not all(map(is_item, items)):
-            raise ValueError(f"it holds {str(tree)!r:.60}, which is no part of a state")
-        return {name: unflatten(value, tensors) for name, value in items}
-    if isinstance(tree, list):
-        return [unflatten(value, tensors) for value in tree]
-    return tree
-
-
-def is_item(item: Any) -> bool:
-    """Whether this is a name, or a number, and a value."""
-    return isinstance(item, list) and len(item) == 2 and isinstance(item[0], str | int | float | bool | None)
 
 
 def image_for(tensors: Mapping[str, Tensor], name: str, buffers: Buffers) -> Image:
@@ -308,27 +269,6 @@ def load_part(path: Path, name: str, files: Mapping[str, str]) -> tuple[Any, dic
         return json.loads(bytes(text.numpy())), tensor_file.released(tensor_file.tensors_in(image))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} cannot be read ({error})") from error
-
-
-def misfit(state: Any, expected: Mapping[str, Tensor]) -> str:
-    """Why tensors cannot take the place of others, in words; empty where they can."""
-    if not isinstance(state, Mapping):
-        return "it holds no weights"
-    if different := sorted(map(str, state.keys() ^ expected.keys())):
-        return f"{different[0]} is in only one of the two, as are {len(different) - 1} others"
-    for name, value in expected.items():
-        found = state[name]
-        if not isinstance(found, Tensor) or (found.shape, found.dtype) != (value.shape, value.dtype):
-            told = f"{tuple(found.shape)}, {found.dtype}" if isinstance(found, Tensor) else "no tensor"
-            return f"{name} is {told}, not {tuple(value.shape)}, {value.dtype}"
-    return ""
-
-
-def put_into(network: nn.Module, state: Any, *, path: Path) -> None:
-    """Give a network the weights of a checkpoint. Raises ValueError, naming it, where they are another network's."""
-    if problem := misfit(state, network.state_dict()):
-        raise ValueError(f"The weights in {path} do not fit the network of the settings: {problem}.")
-    network.load_state_dict(state)
 
 
 def link(source: Path, target: Path, names: Mapping[str, str]) -> None:

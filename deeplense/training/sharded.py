@@ -92,6 +92,4 @@ def empty(path: str, shape: list[int], dtype: torch.dtype) -> Tensor:
 
 def overlaps(area: tuple[slice, ...], others: Iterable[tuple[slice, ...]]) -> bool:
     """Whether an area has a place with one of the others in common."""
-    return any(
-        all(a.start < b.stop and b.start < a.stop for a, b in zip(area, other, strict=True)) for other in others
-    )
+    return any(all(a.start < b.stop and b.start < a.stop for a, b in zip(area, other, strict=True)) for other in others)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import xxhash
@@ -127,7 +127,7 @@ def read_entry(name: str, entry: Any) -> tuple[torch.dtype, list[int], list[int]
     return DTYPES[dtype], shape, places
 
 
-def is_sizes(value: Any) -> bool:
+def is_sizes(value: Any) -> TypeGuard[list[int]]:
     """Whether this is a list of numbers such as sizes and places are."""
     return isinstance(value, list) and all(type(number) is int and 0 <= number < 1 << 62 for number in value)
 

@@ -99,7 +99,7 @@ class Tracker:
         line = json.dumps(finite({"step": step, **values})) + "\n"
         self.file.write(line)
         self.num_bytes += len(line.encode())
-        self.digest.update(line)
+        self.digest.update(line.encode())
         self.tell_wandb(lambda wandb: wandb.log(dict(values), step=step))
 
     def mark(self) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def test_settings_that_change_no_number_may_differ(tmp_path: Path) -> None:
         "stage": "none",
         "fsdp": "1",
         "wandb": "offline",
+        "take_over": "1",
     }
     begin(tmp_path, *(f"--{name}={value}" for name, value in free.items()))
     begin(tmp_path, "--num_workers=2")

@@ -225,7 +225,7 @@ def test_a_file_that_cannot_be_read_is_damage(saved: Path, monkeypatch: pytest.M
     def fail(path: Path) -> Any:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(checkpoint, "checksum", fail)
+    monkeypatch.setattr(tensor_file, "read", fail)
     assert damage(saved) == "model.json cannot be read ([Errno 5] Input/output error)"
 
 
