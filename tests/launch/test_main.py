@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobs import config
-from jobs.attempts import EXIT_DISK_FULL, EXIT_REFUSED, EXIT_STOPPED
+from jobs.attempts import EXIT_DISK_FULL, EXIT_REFUSED, EXIT_STOPPED, NUMBER
 from launch.__main__ import main
 from launch.commands import COMMANDS, budgets
 
@@ -80,9 +80,15 @@ def test_a_full_disk_has_a_code_of_its_own_and_one_line(
     assert re.fullmatch(r"deeplense: .*: '/scratch/run'; the last checkpoint stands\. Make room, and .*\n", said)
 
 
-def test_another_error_of_the_disk_is_not_hidden(calls: Calls) -> None:
-    with pytest.raises(OSError, match="Input/output error"):
-        main(["small", "--code", str(100 + errno.EIO)])
+@pytest.mark.parametrize(("launched", "code"), [(False, EXIT_REFUSED), (True, 1)])
+def test_another_error_of_the_disk_is_one_line_and_a_crash_to_a_launcher_who_may_try_again(
+    launched: bool, code: int, calls: Calls, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(NUMBER, raising=False)
+    if launched:
+        monkeypatch.setenv(NUMBER, "2")
+    assert main(["small", "--code", str(100 + errno.EIO)]) == code
+    assert re.fullmatch(r"deeplense: /scratch/run: Input/output error\. Try again; .*\.\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(("rank", "code"), [(None, EXIT_REFUSED), ("3", 0)])
