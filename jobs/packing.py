@@ -24,8 +24,12 @@ MOST_CLASSES = 12
 
 def read_layout(settings: "Settings") -> Layout:
     """List what is to be packed. Raises ValueError, naming it, for what is not understood or does not fit."""
-    require(settings.source.exists(), f"{settings.source} is not there; give the folder or file to pack as --source.")
-    found = open_layout(settings)
+    try:
+        there = settings.source.exists()
+        require(there, f"{settings.source} is not there; give the folder or file to pack as --source.")
+        found = open_layout(settings)
+    except OSError as error:
+        raise ValueError(f"{error.filename or settings.source} cannot be read ({error.strerror}).") from error
     if settings.catalog:
         found = attach(
             found,

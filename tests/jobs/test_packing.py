@@ -236,6 +236,24 @@ def test_an_output_that_cannot_be_is_one_line_and_nothing_is_made(
     assert (tmp_path / "file").read_text() == "precious"
 
 
+@pytest.mark.parametrize("layout", ["deeplense", "gsoc", "lens-finding", "files", "npz"])
+def test_a_source_that_cannot_be_opened_is_one_line(
+    tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["pack", f"--layout={layout}", f"--output={tmp_path / 'out'}"]
+    for source in (tmp_path / ("n" * 300), tmp_path / "nowhere"):
+        assert main([*words, f"--source={source}"]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    monkeypatch.setattr(Path, "exists", refuse)
+    assert main([*words, f"--source={tmp_path / 'nowhere'}"]) == 2
+    assert "nowhere cannot be read (Permission denied)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("mass", [10**400, -(10**400), float("inf"), complex(1e-23, 1)])
 def test_a_mass_that_is_none_is_one_line_that_names_the_file_and_nothing_is_left(
     tmp_path: Path, mass: Any, capsys: pytest.CaptureFixture[str]
