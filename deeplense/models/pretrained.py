@@ -8,12 +8,15 @@ from typing import Any, Protocol, runtime_checkable
 
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
-from timm.models import adapt_input_conv
+from timm.models import adapt_input_conv, clean_state_dict
 from torch import Tensor, nn
 from torch.nn import functional
+
+SAFETENSORS = ".safetensors"
+SETS = ("state_dict_ema", "model_ema", "state_dict", "model")
+"""Under which names files of torch hold weights beside other things, in timm's order."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,9 @@ def create(name: str, options: dict[str, Any], weights: Weights) -> nn.Module:
     model."""
     generator = torch.get_rng_state()
     wanted = timm_options(name, weights)
+    given = read_weights(weights.file) if wanted and weights.file else {}
     try:
-        model = make(name, options, wanted)
+        model = make(name, options, wanted, given)
     except (OSError, KeyError) as error:
         if not wanted:
             raise
@@ -60,17 +64,26 @@ def create(name: str, options: dict[str, Any], weights: Weights) -> nn.Module:
     return model
 
 
-def make(name: str, options: dict[str, Any], wanted: dict[str, Any]) -> nn.Module:
+def make(name: str, options: dict[str, Any], wanted: dict[str, Any], given: Mapping[str, Tensor]) -> nn.Module:
     """timm.create_model; where timm cannot fit weights to this size of image, those for the published size are fitted
     here. Raises RuntimeError where that is not possible."""
     try:
-        return timm.create_model(name, **options, **wanted)
+        return make_from(name, {**options, **wanted}, given)
     except RuntimeError as error:
         if "size mismatch" not in str(error) or "img_size" not in options:
             raise
-    published = timm.create_model(name, **{key: options[key] for key in options if key != "img_size"}, **wanted)
+    published = make_from(name, {key: options[key] for key in options if key != "img_size"} | wanted, given)
     model = timm.create_model(name, **options)
     model.load_state_dict(fit_positions(published.state_dict(), model.state_dict()))
+    return model
+
+
+def make_from(name: str, options: dict[str, Any], given: Mapping[str, Tensor]) -> nn.Module:
+    """timm.create_model with weights that have been read, which it names and fits as it does those of a file."""
+    overlay = {"pretrained_cfg_overlay": {"state_dict": dict(given), "custom_load": False}} if given else {}
+    model = timm.create_model(name, **options, **overlay)
+    if given:
+        model.pretrained_cfg["state_dict"] = None
     return model
 
 
@@ -103,8 +116,7 @@ def timm_options(name: str, weights: Weights) -> dict[str, Any]:
     config = timm.get_pretrained_cfg(name)
     if config and not (weights.file or config.has_weights):
         raise ValueError(f"{name} has no published weights; give --pretrained_file FILE, or leave out --pretrained 1.")
-    overlay = {"pretrained_cfg_overlay": {"file": str(weights.file)}} if weights.file else {}
-    return {"pretrained": True, **overlay}
+    return {"pretrained": True}
 
 
 def refuse_missing(weights: Weights) -> None:
@@ -158,11 +170,31 @@ def own_weights(backbone: nn.Module, name: str, weights: Weights) -> dict[str, T
 def weights_of_backbone(file: Path) -> dict[str, Tensor]:
     """Those in a file of `deeplense export`; none where all are named otherwise. Raises ValueError where it is no file
     of weights."""
-    try:
-        given = load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is no file of weights ({error}); `deeplense export` writes one.") from error
+    given = read_weights(file)
     return {key.removeprefix("backbone."): value for key, value in given.items() if key.startswith("backbone.")}
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors in a file of safetensors, or of torch where it holds nothing but tensors; of several sets those that
+    timm takes. Nothing in it is run. Raises ValueError, naming the file, where it is none."""
+    try:
+        is_plain = file.suffix == SAFETENSORS
+        found: Any = load_file(file) if is_plain else torch.load(file, map_location="cpu", weights_only=True)
+    # What is no pickle, or a damaged one, may raise anything.
+    except Exception as error:
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(
+            f"{file} is no file of weights alone ({why}); give one that ends in {SAFETENSORS}, such as `deeplense "
+            "export` writes, or one of torch that holds tensors and nothing else."
+        ) from error
+    if isinstance(found, Mapping):
+        found = next((found[key] for key in SETS if isinstance(found.get(key), Mapping)), found)
+    tensors = (
+        {key: value for key, value in found.items() if isinstance(value, Tensor)} if isinstance(found, Mapping) else {}
+    )
+    if not tensors:
+        raise ValueError(f"{file} holds no weights by name; give a file of the model's state.")
+    return clean_state_dict(tensors)
 
 
 def fit_bands(given: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from deeplense.training import meeting
+from deeplense.training.surroundings import ignore_surroundings
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -48,11 +49,13 @@ class Update:
 
 
 def make_accelerator(*, device: str, precision: Precision) -> Accelerator:
-    """The Accelerator of this process; ranks come from RANK, WORLD_SIZE, LOCAL_RANK.
+    """The Accelerator of this process; ranks come from RANK, WORLD_SIZE, LOCAL_RANK, and nothing else from the
+    environment.
 
     Raises ValueError where the device is not there or cannot compute with the precision, or where WORLD_SIZE processes
     were started and do not form one group.
     """
+    ignore_surroundings()
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch sees no GPU here; use --device cpu, or a machine with a GPU.")
     if device == "mps" and not torch.backends.mps.is_available():
