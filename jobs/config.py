@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from jobs.bounds import refuse_excess
 from jobs.counting import Condition, conditions_of
-from jobs.plain_yaml import FLOAT, INT, read_yaml
+from jobs.plain_yaml import FLOAT, INT, read_yaml_file
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -183,14 +183,10 @@ def read_recipes(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """The settings of a recipe by name. Raises ValueError, naming the file."""
-    try:
-        values = read_yaml(path.read_text())
-        require(isinstance(values, dict | None), "it holds no settings; write NAME: VALUE, a line for each.")
-        for name in values or {}:
-            require(isinstance(name, str), f"{name!r} is no name of a setting.")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"the recipe {path} cannot be used: {error}") from error
-    return values or {}
+    values = read_yaml_file(path) or {}
+    right = isinstance(values, dict) and all(isinstance(name, str) for name in values)
+    require(right, f"{path} holds no settings; write NAME: VALUE, a line for each.")
+    return values
 
 
 def as_flags(recipe: Mapping[str, Any], parser: ArgumentParser, positional: str | None) -> list[str]:

@@ -32,7 +32,7 @@ class Settings(LearningSettings):
     """pixels a side of the large views, and of the middle of an image that the backbone is evaluated on; 0 for all"""
     local_size: int = field(default=0, metadata=OF_LOCAL_VIEWS)
     """pixels a side of the local views; 0 for half of the large ones"""
-    num_local: int | None = field(default=None, metadata=OF_LOCAL_VIEWS)
+    num_local: int | None = None
     """local views of an image; by default as views says, and none for simsiam and simmim"""
     out_dim: int | None = field(default=None, metadata=OF_HEADS)
     """prototypes of dino and ibot, numbers of the projection of simsiam and lejepa; by default as the method says"""
@@ -85,6 +85,9 @@ class Settings(LearningSettings):
             self, ("teacher_momentum",), lambda value: value is None or 0 <= value < 1, "at least 0 and below 1"
         )
         refuse_outside(self, ("num_local",), lambda value: value is None or value >= 0, "0 or more")
+        require(
+            not self.local_size or self.num_local != 0, "local_size is given, but num_local=0; leave one of them out."
+        )
         require(
             self.balance != "class",
             "balance=class looks at labels, which a pretraining does not; leave it out, or give --balance survey.",

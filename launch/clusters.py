@@ -11,9 +11,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import yaml
-
 from jobs.config import refuse_control, require
+from jobs.plain_yaml import read_yaml_file
 from launch.ends import DEFAULT_RESTARTS
 
 SHIPPED = Path(__file__).with_name("clusters.yaml")
@@ -33,6 +32,7 @@ KEY_OF = {
     "export": "environment",
 }
 """The key of a profile that says what an option of sbatch would."""
+TRUTHS = ("yes", "no", "on", "off", "true", "false")
 DECIDED = ("array", "error", "job-name", "no-requeue", "open-mode", "output", "requeue", "wrap")
 """Options of sbatch that `deeplense submit` decides itself."""
 
@@ -74,11 +74,7 @@ def default_user_file() -> Path:
 
 def read_clusters(path: Path) -> dict[str, "Cluster"]:
     """The profiles of one file. Raises ValueError, naming file and profile."""
-    try:
-        profiles = yaml.load(path.read_text(), ProfileLoader) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        told = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
-        raise ValueError(f"{path} cannot be read as YAML: {told}") from error
+    profiles = read_yaml_file(path) or {}
     try:
         require(isinstance(profiles, dict), "it holds no profiles; write NAME: and below it, indented, its keys.")
         return {name: read_cluster(name, profile or {}, source=str(path)) for name, profile in profiles.items()}
@@ -223,6 +219,8 @@ def check_sbatch(options: Mapping[str, str]) -> None:
         key = "gpus_per_node" if of_gpus else KEY_OF.get(option)
         typed = " (and gpu_type)" if key == "gpus_per_node" else ""
         require(not key, f"sbatch: {option} has a key of its own; give {key}{typed} instead.")
+        told = f"sbatch.{option}: {value!r} is no value; write {option}: '' for an option without one"
+        require(value.lower() not in TRUTHS, f"{told}.")
         require(option not in DECIDED, f"sbatch: `deeplense submit` decides {option} itself; leave it out.")
 
 
@@ -322,23 +320,3 @@ class Cluster:
         changed = {key: value for key, value in given.items() if value is not None}
         added = {key: getattr(self, key) | value for key, value in changed.items() if isinstance(value, dict)}
         return replace(self, **changed | added)
-
-
-class ProfileLoader(yaml.SafeLoader):
-    """YAML without its traps: 24:00 and 010 are texts and not 1440 and 8, and no key may come twice."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:int"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping. Raises yaml.YAMLError where a key comes twice."""
-        names = [key.value for key, _ in node.value]
-        for place, (key, _) in enumerate(node.value):
-            if key.value in names[:place]:
-                raise yaml.MarkedYAMLError(problem=f"{key.value!r} comes twice", problem_mark=key.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-ProfileLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9]*)$"), [*"-+0123456789"])

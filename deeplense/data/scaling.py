@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deeplense.choices import require_choice
+
 Statistics = Mapping[str, list[float]]
 """`mean` and `std` of the pixels of each band; `stretched_mean` and `stretched_std` of what `asinh` makes of them."""
 
@@ -28,6 +30,9 @@ class Scaling:
 
     statistics: Statistics
     stretch: str
+
+    def __post_init__(self) -> None:
+        require_choice("stretch", self.stretch, FORMULAS)
 
     def scaled(self, images: Tensor) -> Tensor:
         """Images (..., C, H, W) as the network gets them."""

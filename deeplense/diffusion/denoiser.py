@@ -5,12 +5,13 @@ A noisy image is x = alpha x0 + sigma noise, with the weights of its time (sched
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deeplense.choices import require_choice
 from deeplense.diffusion.conditions import Conditions, unsaid
 from deeplense.diffusion.noise import normals, training_keys
 from deeplense.diffusion.schedules import alpha_sigma, log_snr_at
@@ -40,6 +41,7 @@ def add_noise(images: Tensor, noise: Tensor, times: Tensor, schedule: Tensor) ->
 
 def target_of(images: Tensor, noise: Tensor, *, alpha: Tensor, sigma: Tensor, target: Target) -> Tensor:
     """What the network should say of alpha * images + sigma * noise."""
+    require_choice("target", target, get_args(Target))
     if target == "eps":
         return noise
     return images if target == "x0" else alpha * noise - sigma * images
@@ -48,6 +50,7 @@ def target_of(images: Tensor, noise: Tensor, *, alpha: Tensor, sigma: Tensor, ta
 def image_of(output: Tensor, noisy: Tensor, *, alpha: Tensor, sigma: Tensor, target: Target) -> Tensor:
     """x0 from what the network says of x. With eps an error of the network is divided by alpha, which at the last
     times of the cosine schedule is 5e-5: sample such a network with `clipped`."""
+    require_choice("target", target, get_args(Target))
     if target == "eps":
         return (noisy - sigma * output) / alpha
     return output if target == "x0" else alpha * noisy - sigma * output
@@ -64,6 +67,7 @@ def loss_weights(log_snr: Tensor, *, target: Target, min_snr_gamma: float | None
     None: 1 for each target. With gamma, min(s, gamma) for errors of x0 (Hang et al. 2023, arXiv:2303.09556, section
     3.4), which for those of eps is min(s, gamma) / s, as these are s times as large, and for v min(s, gamma) / (s + 1).
     """
+    require_choice("target", target, get_args(Target))
     if min_snr_gamma is None:
         return torch.ones_like(log_snr)
     snr = log_snr.exp()
@@ -81,6 +85,7 @@ def errors(output: Tensor, target: Tensor, loss: Loss) -> Tensor:
     faint arcs are lost. `huber` squares errors below 1 and is linear above; it lies between them. Errors are in the
     unit of the target, which is about 1.
     """
+    require_choice("loss", loss, get_args(Loss))
     if loss == "l1":
         each = (output - target).abs()
     elif loss == "l2":
@@ -122,6 +127,8 @@ class Denoiser(nn.Module):
         super().__init__()
         self.network, self.conditions = network, conditions
         self.register_buffer("schedule", schedule, persistent=False)
+        require_choice("target", target, get_args(Target))
+        require_choice("loss", loss, get_args(Loss))
         self.target: Target = target
         self.loss: Loss = loss
         self.min_snr_gamma, self.drop_share = min_snr_gamma, drop_share

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deeplense.choices import Choices
 from deeplense.diffusion.denoiser import Denoise
 from deeplense.diffusion.schedules import alpha_sigma, log_snr_at, time_of
 
@@ -97,12 +98,15 @@ def heun(schedule: Tensor, num_steps: int) -> Plan:
     return Plan(torch.cat([visited, times[-1:]]), torch.cat([pairs.flatten(0, 1), last]))
 
 
-SAMPLERS: dict[str, Callable[[Tensor, int], Plan]] = {
-    "ddpm": ddpm,
-    "ddim": ddim,
-    "dpm_solver": dpm_solver,
-    "heun": heun,
-}
+SAMPLERS: Choices[Callable[[Tensor, int], Plan]] = Choices(
+    "sampler",
+    {
+        "ddpm": ddpm,
+        "ddim": ddim,
+        "dpm_solver": dpm_solver,
+        "heun": heun,
+    },
+)
 
 
 def even_times(schedule: Tensor, num_steps: int) -> Tensor:

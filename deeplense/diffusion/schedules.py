@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from deeplense.choices import Choices
+
 MAX_BETA = 0.999
 """Largest share of the variance that noise takes in one time step (Nichol & Dhariwal 2021, arXiv:2102.09672,
 section 3.2)."""
@@ -35,7 +37,9 @@ def sigmoid(num_times: int = 1000, *, start: float = -3, end: float = 3, tau: fl
     return from_signal(num_times, lambda u: last - torch.sigmoid((u * (end - start) + start) / tau))
 
 
-SCHEDULES: dict[str, Callable[[int], Tensor]] = {"linear": linear, "cosine": cosine, "sigmoid": sigmoid}
+SCHEDULES: Choices[Callable[[int], Tensor]] = Choices(
+    "noise_schedule", {"linear": linear, "cosine": cosine, "sigmoid": sigmoid}
+)
 
 
 def check_times(num_times: int) -> int:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deeplense.choices import Choices
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
@@ -35,7 +37,7 @@ EARLIER = Shape(film=False)
 LARGE = Shape()
 SMALL = Shape(channels=(16, 32, 64, 64), num_blocks=1, num_groups=8)
 """About a million numbers: for a CPU."""
-SHAPES = {"unet": LARGE, "unet_earlier": EARLIER, "unet_small": SMALL}
+SHAPES = Choices("model_name", {"unet": LARGE, "unet_earlier": EARLIER, "unet_small": SMALL})
 
 
 class UNet(nn.Module):

@@ -4,12 +4,13 @@ features, h x w places of a feature map."""
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deeplense.choices import require_choice
 from deeplense.evaluation.attention import (
     Recorder,
     attention_maps,
@@ -32,6 +33,9 @@ class Map:
     kind: Kind
     values: Tensor
     side: int
+
+    def __post_init__(self) -> None:
+        require_choice("kind", self.kind, get_args(Kind))
 
 
 @dataclass(frozen=True)

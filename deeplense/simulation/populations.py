@@ -6,11 +6,12 @@ images.
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.random import Generator
 
+from deeplense.choices import require_choice
 from deeplense.simulation.cosmology import FlatCosmology, einstein_radius, published_einstein_radius
 from deeplense.simulation.surveys import EUCLID_VIS, HST_F160W, Survey
 
@@ -54,6 +55,10 @@ class Population:
     preset: Preset
     mass_slope: float
 
+    def __post_init__(self) -> None:
+        require_choice("model", self.model, get_args(ModelName))
+        require_choice("preset", self.preset, get_args(Preset))
+
     @property
     def survey(self) -> Survey:
         """The instrument of the model."""
@@ -80,6 +85,7 @@ class Population:
 
 def default_mass_slope(preset: Preset) -> float:
     """-1.9, as theory has it, in `physical`; -0.9, as the public images have it, elsewhere."""
+    require_choice("preset", preset, get_args(Preset))
     return -1.9 if preset == "physical" else -0.9
 
 

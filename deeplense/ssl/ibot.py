@@ -3,11 +3,12 @@ are large, B batch, C bands, S pixels a side, N patches, M of them hidden, D fea
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from deeplense.choices import require_choice
 from deeplense.ssl.dino import compare_views
 from deeplense.ssl.heads import DINOHead
 from deeplense.ssl.masked import MakeMasks, check_views, draw_masks, token_weights, with_tokens
@@ -104,6 +105,7 @@ class IBOT(Distillation[Network]):
                 partial(rise, start=warmup_teacher_patch_temp, end=teacher_patch_temp),
             )
         )
+        require_choice("center_tokens", center_tokens, get_args(CenterTokens))
         self.center_tokens: CenterTokens = center_tokens
         self.num_steps, self.freeze_steps = num_steps, round(freeze_share * num_steps)
         self.momentum, self.student_temp = momentum, student_temp

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from deeplense.choices import Choices
+
 EXTINCTION = {"g": 3.303, "r": 2.285, "i": 1.698}
 """A_band / E(B-V) of the SDSS bands for R_V = 3.1 (Schlafly & Finkbeiner 2011, table 6); those of other surveys differ
 by up to 6 %."""
@@ -132,7 +134,7 @@ Not as there: bilinear, not bicubic; no change of contrast, no cut at 0 and 1 (w
 where fluxes are higher); its sigma of up to 4 pixels, cut at 7, is the FWHM of 4.5 pixels of such a kernel, and its
 blur went along one axis alone, by a mistake, ours along both."""
 
-PRESETS = {"lenses": LENSES, "published": PUBLISHED}
+PRESETS = Choices("views", {"lenses": LENSES, "published": PUBLISHED})
 
 
 @dataclass(frozen=True)

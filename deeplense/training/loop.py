@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntFlag, auto
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -19,10 +19,12 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from deeplense.choices import require_choice
 from deeplense.training import meeting
 from deeplense.training.surroundings import ignore_surroundings
 
 Precision = Literal["fp32", "bf16", "fp16"]
+DEVICES = ("auto", "cuda", "mps", "cpu")
 
 
 class Divisible(Protocol):
@@ -55,6 +57,8 @@ def make_accelerator(*, device: str, precision: Precision) -> Accelerator:
     Raises ValueError where the device is not there or cannot compute with the precision, or where WORLD_SIZE processes
     were started and do not form one group.
     """
+    require_choice("device", device, DEVICES)
+    require_choice("precision", precision, get_args(Precision))
     ignore_surroundings()
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch sees no GPU here; use --device cpu, or a machine with a GPU.")

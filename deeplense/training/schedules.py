@@ -1,7 +1,9 @@
 """Learning rates as functions of the step: nothing to save, nothing to restore."""
 
 import math
-from typing import Literal
+from typing import Literal, get_args
+
+from deeplense.choices import require_choice
 
 Schedule = Literal["constant", "cosine", "restarts", "step"]
 
@@ -31,6 +33,7 @@ def learning_rate(
         period_steps: at least 1.
         gamma: a factor.
     """
+    require_choice("schedule", schedule, get_args(Schedule))
     if step < warmup_steps:
         return lr * (step + 1) / warmup_steps
     after = step - warmup_steps

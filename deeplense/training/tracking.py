@@ -7,11 +7,12 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from uuid import uuid4
 
 import xxhash
 
+from deeplense.choices import require_choice
 from deeplense.files import finite, replacing
 from deeplense.records import keep_copy, read_lines, set_aside
 from deeplense.training.stopping import signals_held_back
@@ -88,6 +89,7 @@ class Tracker:
         last_step: int,
         expected: Mapping[str, Any] | None = None,
     ) -> None:
+        require_choice("mode", mode, get_args(WandbMode))
         self.report = trim(run / METRICS, last_step=last_step, expected=expected)
         before = (run / METRICS).read_bytes() if (run / METRICS).exists() else b""
         self.num_bytes, self.digest = len(before), xxhash.xxh3_128(before)
@@ -138,6 +140,7 @@ def start_wandb(run: Path, *, mode: WandbMode, project: str, config: Mapping[str
     """
     import wandb
 
+    require_choice("mode", mode, get_args(WandbMode))
     os.environ.setdefault("WANDB_SILENT", "true")
     # It would tell of the lost connection to the service many times over.
     logging.getLogger("asyncio").setLevel(logging.ERROR)

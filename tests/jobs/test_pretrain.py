@@ -367,7 +367,7 @@ def test_data_sets_of_other_classes_are_learnt_from_together_but_not_of_other_sh
             {"method": "simmim", "hidden_dim": 64},
             "--hidden_dim counts with --method dino, ibot, simsiam or lejepa only",
         ),
-        ({"method": "simsiam", "num_local": 2}, "--num_local counts with --method dino, ibot or lejepa only"),
+        ({"local_size": 16, "num_local": 0}, "local_size is given, but num_local=0"),
         ({"balance": "class"}, "balance=class looks at labels"),
     ],
 )

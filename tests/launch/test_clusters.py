@@ -99,15 +99,14 @@ def test_without_xdg_the_users_profiles_are_below_the_home(tmp_path: Path, monke
     ("profile", "said"),
     [
         ("partition: 3", 'partition: 3 is not text; write it in quotes: "3".'),
-        ("partition: no", "partition: False is not text"),
+        ("partition: false", "partition: False is not text"),
         ("partition: ''", "partition is empty; give a value or leave the key out."),
-        ("account: 2024-02-01", 'write it in quotes: "2024-02-01"'),
         ("hours: '24'", "hours: '24' is not a number; write 24, without quotes."),
         ("hours: 24:00:00", "hours: '24:00:00' is not a number; write one such as 1.5"),
         ("hours: 1:30", "hours: '1:30' is not a number"),
         ("hours:", "hours: None is not a number; write one such as 1.5, or leave the key out."),
-        ("hours: yes", "hours: True is not a number"),
-        ("hours: .inf", "hours: inf is not a number"),
+        ("hours: yes", "hours: 'yes' is not a number"),
+        ("hours: .inf", "hours: '.inf' is not a number"),
         ("hours: 0", "hours: 0 is too small; give more than 0."),
         ("hours: 0.03", "hours: 0.03 is 108 s, and a job is told to stop signal_delay_s: 120 before"),
         ("nodes: 1.0", "nodes: 1.0 is not a whole number; write one such as 4"),
@@ -139,7 +138,10 @@ def test_without_xdg_the_users_profiles_are_below_the_home(tmp_path: Path, monke
         ("sbatch: {--nodelist: n1}", "sbatch: '--nodelist' is not the long name of an option"),
         ("sbatch: {w: n1}", "sbatch: 'w' is not the long name of an option"),
         ("sbatch: {cpu_freq: low}", "sbatch: 'cpu_freq' is not the long name of an option; write it like"),
-        ("sbatch: {exclusive: yes}", "sbatch.exclusive: True is not text"),
+        (
+            "sbatch: {exclusive: yes}",
+            "sbatch.exclusive: 'yes' is no value; write exclusive: '' for an option without one",
+        ),
         ("sbatch: {output: log}", "sbatch: `deeplense submit` decides output itself; leave it out."),
         ("scratch: scratch/me", "scratch: 'scratch/me' depends on the folder one is in; write the whole path."),
         ("image: image.sif", "image: 'image.sif' depends on the folder"),
@@ -149,7 +151,7 @@ def test_without_xdg_the_users_profiles_are_below_the_home(tmp_path: Path, monke
         ("source: there", "there is no key 'source'."),
         ("time: 1", "there is no key 'time'. It is called hours."),
         ("cpus-per-task: 1", "there is no key 'cpus-per-task'. It is called cpus_per_task."),
-        ("yes: 1", "there is no key True."),
+        ("yes: 1", "there is no key 'yes'."),
         ("{executor: local, partition: gpu}", "executor: local is this machine, without Slurm; leave out partition."),
         ("{executor: local, nodes: 2}", "leave out nodes."),
         ("gpu", "'gpu' is no profile; give keys and their values."),
@@ -167,7 +169,7 @@ def test_what_is_wrong_is_said_with_file_profile_and_key(profile: str, said: str
     ("text", "said"),
     [
         ("mine: {nodes: 2", "cannot be read as YAML: .*line 1"),
-        ("mine: {account: 2024-99-99}", "cannot be read as YAML: month must be in 1..12"),
+        ("mine: {account: !!str a}", "cannot be read as YAML: the tag .* is not read"),
         ("mine: {nodes: 2}\nmine: {nodes: 3}", "'mine' comes twice.*line 2"),
         ("mine:\n  nodes: 2\n  nodes: 3", "'nodes' comes twice"),
         ("- mine", "it holds no profiles; write NAME:"),
@@ -184,9 +186,13 @@ def test_a_file_that_is_wrong_as_a_whole_is_named(text: str, said: str, config: 
 
 
 def test_what_yaml_would_misread_is_read_as_written(config: Path) -> None:
-    write(config, "a: {account: 0042, hours: 24}\nb: &b {hours: 0.5, nodes: 3}\nc: {<<: *b, nodes: 4}\n")
+    write(
+        config,
+        "a: {account: 0042, hours: 24, partition: no, qos: 2024-02-01}\nb: &b {hours: 0.5, nodes: 3}\nc: {<<: *b, nodes: 4}\n",
+    )
     found = load_clusters()
     assert (found["a"].account, found["a"].hours) == ("0042", 24)
+    assert (found["a"].partition, found["a"].qos) == ("no", "2024-02-01")
     assert (found["c"].hours, found["c"].nodes) == (0.5, 4)
     assert yaml.safe_load("0042") == 34, "otherwise the reader of our own is not needed"
 
