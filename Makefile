@@ -2,26 +2,29 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# What tests compare with, without what it names beside: of lenstronomy some is not free, of lightly none is needed.
-# torch-fidelity brings its own tests, too, under the name of ours.
-ORACLES := lenstronomy==1.14.2 lightly==1.6.0 diffusers==0.42.1 torch-fidelity==0.4.0
+# What jobs need, and what checks and tests need beside: each version with the hashes of its files.
+LOCKS := requirements.lock requirements-test.lock
 
 # A real Slurm with four hosts on this machine, to rehearse on (as root on Debian, with the packages that .ci/run names).
 REHEARSAL := /tmp/deeplense-rehearsal
 
-.PHONY: install demo test test-slow check cluster cluster-stop image clean
+.PHONY: install lock demo test test-slow test-lowest check cluster cluster-stop image clean
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml requirements.lock Makefile
+$(VENV)/.installed: pyproject.toml $(LOCKS) Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "deeplense needs Python 3.11 or newer; say which: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[test]'
-	$(BIN)/python -m pip install --quiet --no-deps $(ORACLES)
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --only-binary :all: $(LOCKS:%=--requirement %)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	# torch-fidelity brings its own tests, under the name of ours.
 	rm -rf $(VENV)/lib/python3*/site-packages/tests
 	touch $@
+
+# Writes both locks anew: make lock keeps versions where it can, make lock RENEW=all takes the newest, or RENEW="torch timm".
+lock:
+	.ci/lock $(RENEW)
 
 demo: install
 	$(BIN)/deeplense demo --output demo
@@ -36,6 +39,10 @@ test: install
 # What takes a quarter of an hour more: every architecture at 150 pixels.
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# The tests of the jobs with the lowest version that pyproject.toml allows of each package; a quarter of an hour, 8 GB.
+test-lowest:
+	.ci/lowest
 
 cluster: install
 	$(BIN)/python -m tests.cluster.private_slurm start $(REHEARSAL)

@@ -7,7 +7,8 @@ usage="usage: containers/build.sh [--base registry|debootstrap] [--from IMAGE] [
             debootstrap: from Debian's packages, where no registry can be reached
   --from    the image of Debian 12 to start from (default: debian:bookworm-slim)
   --mirror  where debootstrap finds Debian (default: what apt uses on this machine)
-  --output  folder of the image deeplense-VERSION-COMMIT[-dirty].sif and of its log (default: containers/images)
+  --output  folder of the image deeplense-VERSION-COMMIT[-dirty].sif, of its log, and of the list of all packages in it
+            (.sbom.json, CycloneDX; in the image it is /opt/deeplense/sbom.json) (default: containers/images)
 
 Apptainer unpacks in APPTAINER_TMPDIR (default: /tmp), on a local disk. pip's settings are taken from
 PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST, PIP_CERT and the variables of proxies; they do not stay in the image."
@@ -48,7 +49,7 @@ case $base in
     *) fail "--base $base is not known; registry or debootstrap would be" ;;
 esac
 
-files=(deeplense jobs launch containers/{deeplense.def,install.sh,check.sh} pyproject.toml requirements.lock README.md LICENSE)
+files=(deeplense jobs launch containers/{deeplense.def,install.sh,check.sh,sbom.py} pyproject.toml requirements.lock README.md LICENSE)
 cd "$root"
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
 commit=$(git rev-parse --short=12 HEAD) || fail "$root is no git checkout, and an image is named by its commit"
@@ -57,6 +58,7 @@ mkdir -p "$output"
 output=$(cd "$output" && pwd)
 image=$output/deeplense-$version-$commit.sif
 log=${image%.sif}.log
+bill=${image%.sif}.sbom.json
 
 export APPTAINER_TMPDIR=${APPTAINER_TMPDIR:-${TMPDIR:-/tmp}}
 needed_gb=12
@@ -66,7 +68,7 @@ free_gb=$(df --output=avail -BG "$APPTAINER_TMPDIR" | tail -n 1 | tr -dc 0-9)
 
 # The sources as they are now, and the certificates that this machine trusts: a site's proxy may sign with its own.
 work=$(mktemp -d)
-trap 'rm -rf "$work" "$image.new"' EXIT
+trap 'rm -rf "$work" "$image.new" "$bill.new"' EXIT
 mkdir "$work/source" "$work/machine"
 cp -r --parents "${files[@]}" "$work/source"
 certificates=${PIP_CERT:-/etc/ssl/certs/ca-certificates.crt}
@@ -84,10 +86,10 @@ packing="-comp zstd -Xcompression-level 3"
 
 # Root in a machine that is itself a container may lack CAP_SYS_RESOURCE (bit 24), which Apptainer asks for;
 # in a user namespace it has it.
-build=(apptainer build) test=(apptainer test)
+build=(apptainer build) test=(apptainer test) exec=(apptainer exec)
 capabilities=0x$(sed -n 's/^CapEff:\s*//p' /proc/self/status)
 if [ "$(id -u)" = 0 ] && ((!(capabilities >> 24 & 1))); then
-    build+=(--fakeroot) test+=(--userns)
+    build+=(--fakeroot) test+=(--userns) exec+=(--userns)
     grep -qs ^root: /etc/subuid ||
         fail "root without CAP_SYS_RESOURCE needs ids of its own: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 root"
 fi
@@ -111,5 +113,8 @@ step "building $image from $base; this takes about ten minutes, see $log" \
     --build-arg bootstrap=$bootstrap --build-arg from="$from" --build-arg mirror="$mirror" \
     --build-arg version="$version" --build-arg commit="$commit" "$image.new" containers/deeplense.def
 step "testing it: imports, simulate, train, evaluate" "${test[@]}" --cleanenv --no-home "$image.new"
+"${exec[@]}" --cleanenv --no-home "$image.new" cat /opt/deeplense/sbom.json > "$bill.new" 2>> "$log" ||
+    fail "the list of packages in the image cannot be read; see $log"
+mv "$bill.new" "$bill"
 mv "$image.new" "$image"
 echo "build.sh: $image ($(du -h "$image" | cut -f 1))"

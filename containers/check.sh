@@ -16,4 +16,5 @@ deeplense train --run run --dataset data --model_name simple_cnn \
     --epochs 1 --batch_size 8 --num_workers 0 > log 2>&1 || { cat log; exit 1; }
 deeplense evaluate --run run > log 2>&1 || { cat log; exit 1; }
 test -s run/report/index.html
+test -s /opt/deeplense/sbom.json
 echo "simulated, trained and evaluated"

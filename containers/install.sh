@@ -9,13 +9,10 @@ export DEBIAN_FRONTEND=noninteractive PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CAC
 apt-get -qq update
 apt-get -qq install -y --no-install-recommends ca-certificates python3 python3-venv > /dev/null
 python3 -m venv /opt/deeplense
-$python -m pip install --quiet --upgrade pip
-$python -m pip install --quiet --constraint "$source/requirements.lock" "$source[compress]"
+$python -m pip install --quiet --require-hashes --no-deps --only-binary :all: --requirement "$source/requirements.lock"
+$python -m pip install --quiet --no-deps --no-build-isolation "$source"
+$python -m pip check || { echo "install.sh: requirements.lock lacks something; make lock renews it (CONTRIBUTING.md)" >&2; exit 1; }
 
-$python -m pip freeze --exclude deeplense > /tmp/installed
-if grep -vxFf "$source/requirements.lock" /tmp/installed; then
-    echo "install.sh: these are not in requirements.lock; freeze it anew (CONTRIBUTING.md)" >&2
-    exit 1
-fi
+$python "$source/containers/sbom.py" > /opt/deeplense/sbom.json
 install -m 755 "$source/containers/check.sh" /opt/deeplense/check.sh
-rm -rf "$source" /tmp/installed /var/lib/apt/lists/* /var/cache/apt/*.bin
+rm -rf "$source" /var/lib/apt/lists/* /var/cache/apt/*.bin

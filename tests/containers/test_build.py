@@ -15,6 +15,7 @@ PACKAGES = ("deeplense", "jobs", "launch")
 APPTAINER = """#!/bin/bash
 echo "$@" >> "$SAID"
 [ "$1" != "$FAILS" ] || { echo "FATAL: $MESSAGE"; exit 255; }
+[ "$1" != exec ] || echo '{"bomFormat": "CycloneDX"}'
 [ "$1" != build ] || { env >> "$SAID"; rm -rf "$REMOVED"; cp jobs/__init__.py "${@: -2:1}"; }
 """
 FAKES = {
@@ -91,7 +92,9 @@ def test_an_image_is_named_by_version_and_commit(build: Build, checkout: Path, t
     done = build()
     assert done.returncode == 0, done.stderr
     commit = git(checkout, "rev-parse", "HEAD")[:12]
-    assert images(tmp_path) == [f"deeplense-0.1.0-{commit}.sif"]
+    name = f"deeplense-0.1.0-{commit}"
+    assert images(tmp_path) == [f"{name}.sbom.json", f"{name}.sif"]
+    assert (tmp_path / "images" / f"{name}.sbom.json").read_text() == '{"bomFormat": "CycloneDX"}\n'
     said = (tmp_path / "said").read_text()
     assert f"version=0.1.0 --build-arg commit={commit} " in said
     assert "bootstrap=docker --build-arg from=debian:bookworm-slim" in said
@@ -100,8 +103,16 @@ def test_an_image_is_named_by_version_and_commit(build: Build, checkout: Path, t
 def test_an_image_of_a_changed_checkout_says_so(build: Build, checkout: Path, tmp_path: Path) -> None:
     (checkout / "jobs" / "new.py").touch()
     build()
-    (name,) = images(tmp_path)
+    bill, name = images(tmp_path)
     assert name.endswith("-dirty.sif")
+    assert bill.endswith("-dirty.sbom.json")
+
+
+def test_an_image_whose_packages_cannot_be_listed_gets_no_name(build: Build, tmp_path: Path) -> None:
+    done = build(FAILS="exec")
+    assert done.returncode == 2
+    assert "the list of packages in the image cannot be read" in done.stderr
+    assert images(tmp_path) == []
 
 
 @pytest.mark.parametrize("step", ["build", "test"])
@@ -141,7 +152,7 @@ def test_the_image_is_made_of_the_sources_as_they_are_when_the_build_starts(
 ) -> None:
     assert build(REMOVED=str(checkout / "jobs")).returncode == 0
     assert not (checkout / "jobs").exists()
-    assert len(images(tmp_path)) == 1
+    assert len(images(tmp_path)) == 2
 
 
 def test_a_full_disk_is_refused_before_the_build(build: Build, tmp_path: Path) -> None:

@@ -188,7 +188,8 @@ def test_a_file_that_is_wrong_as_a_whole_is_named(text: str, said: str, config: 
 def test_what_yaml_would_misread_is_read_as_written(config: Path) -> None:
     write(
         config,
-        "a: {account: 0042, hours: 24, partition: no, qos: 2024-02-01}\nb: &b {hours: 0.5, nodes: 3}\nc: {<<: *b, nodes: 4}\n",
+        "a: {account: 0042, hours: 24, partition: no, qos: 2024-02-01}\n"
+        "b: &b {hours: 0.5, nodes: 3}\nc: {<<: *b, nodes: 4}\n",
     )
     found = load_clusters()
     assert (found["a"].account, found["a"].hours) == ("0042", 24)
