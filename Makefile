@@ -16,7 +16,8 @@ $(VENV)/.installed: pyproject.toml $(LOCKS) Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "deeplense needs Python 3.11 or newer; say which: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --only-binary :all: $(LOCKS:%=--requirement %)
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --only-binary :all: --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --no-build-isolation --requirement requirements-test.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	# torch-fidelity brings its own tests, under the name of ours.
 	rm -rf $(VENV)/lib/python3*/site-packages/tests
