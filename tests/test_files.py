@@ -115,6 +115,35 @@ def test_a_kill_at_any_moment_leaves_the_old_content_or_the_new(
     assert read(path) == expected(write, "newer")
 
 
+@pytest.mark.parametrize("before", [False, True])
+@either
+def test_all_that_is_written_is_on_the_disk_before_it_takes_its_place_and_the_place_after(
+    tmp_path: Path, write: Callable[[Path, str], None], before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "it"
+    if before:
+        write(path, "old")
+    events: list[tuple[str, str]] = []
+    sync, replace, exchange = os.fsync, os.replace, files.exchange
+
+    def note(kind: str, name: Any, act: Callable[[], None]) -> None:
+        events.append((kind, str(name)))
+        act()
+
+    monkeypatch.setattr(
+        os, "fsync", lambda opened: note("sync", os.readlink(f"/proc/self/fd/{opened}"), lambda: sync(opened))
+    )
+    monkeypatch.setattr(os, "replace", lambda *paths: note("place", paths[0], lambda: replace(*paths)))
+    monkeypatch.setattr(files, "exchange", lambda *paths: note("place", paths[0], lambda: exchange(*paths)))
+    write(path, "new")
+    (moment,) = [k for k, (kind, _) in enumerate(events) if kind == "place"]
+    temporary = Path(events[moment][1])
+    inner = expected(write, "new")
+    synced = {name for kind, name in events[:moment] if kind == "sync"}
+    assert {str(temporary / name) for name in inner} | {str(temporary)} <= synced
+    assert ("sync", str(tmp_path)) in events[moment:]
+
+
 def test_only_leftovers_are_removed(tmp_path: Path) -> None:
     (tmp_path / f"{TEMPORARY}shard.h5-1234").write_text("torn")
     (tmp_path / f"{TEMPORARY}step-1").mkdir()

@@ -56,11 +56,6 @@ def image_of(output: Tensor, noisy: Tensor, *, alpha: Tensor, sigma: Tensor, tar
     return output if target == "x0" else alpha * noisy - sigma * output
 
 
-def noise_in(images: Tensor, noisy: Tensor, *, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """eps from x0 and x."""
-    return (noisy - alpha * images) / sigma
-
-
 def loss_weights(log_snr: Tensor, *, target: Target, min_snr_gamma: float | None) -> Tensor:
     """Weights of the squared errors of a target at signal-to-noise ratios s, in the shape of these.
 

@@ -61,11 +61,6 @@ def from_betas(betas: Tensor) -> Tensor:
     return log_signal - torch.log(-torch.expm1(log_signal))
 
 
-def alpha_bar(log_snr: Tensor) -> Tensor:
-    """alpha^2."""
-    return torch.sigmoid(log_snr)
-
-
 def alpha_sigma(log_snr: Tensor) -> tuple[Tensor, Tensor]:
     """Weights of image and noise."""
     return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()

@@ -265,12 +265,3 @@ def diffusers_options(shape: Shape, in_chans: int) -> dict[str, Any]:
         "attention_head_dim": shape.head_dim,
         "resnet_time_scale_shift": "scale_shift" if shape.film else "default",
     }
-
-
-def from_diffusers(state: Mapping[str, Tensor], network: UNet) -> dict[str, Tensor]:
-    """The state of a UNet2DModel of diffusers under the names of this network, for its `load_state_dict`. Raises
-    ValueError where it is that of another network."""
-    names = {name: their_name(name) for name in network.state_dict()}
-    if other := sorted(set(names.values()) ^ set(state)):
-        raise ValueError(f"{len(other)} weights are only in one of the two networks, such as {other[0]}; see `Shape`.")
-    return {name: state[theirs] for name, theirs in names.items()}

@@ -63,11 +63,6 @@ def block_masks(uniforms: Tensor, *, grid: tuple[int, int], count: Tensor | floa
     return lowest(distances.flatten(1), count)
 
 
-def random_masks(uniforms: Tensor, *, count: Tensor | float) -> Tensor:
-    """Patches anywhere, (B, T) bool, true where one is hidden, by uniforms (B, T) in [0, 1[; `count` as for blocks."""
-    return lowest(uniforms, count)
-
-
 def lowest(values: Tensor, count: Tensor | float) -> Tensor:
     """True for the `count` lowest of each row, (B, T)."""
     batch, total = values.shape

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2, chisquare, kstest
@@ -10,6 +11,7 @@ from scipy.stats import chi2, chisquare, kstest
 from deeplense.data.order import (
     first_of_each,
     fold_of,
+    num_steps,
     permutation,
     rank_slice,
     some_of_each,
@@ -210,3 +212,21 @@ def test_each_seed_draws_other_labels_and_each_sample_is_drawn_equally_often() -
     assert chisquare(np.bincount(drawn, minlength=300)).pvalue > 1e-3
     always = np.tile(first_of_each(labels, 30, seed=1), 300)
     assert chisquare(np.bincount(always, minlength=300)).pvalue < 1e-3, "the control: one seed, again and again"
+
+
+@pytest.mark.parametrize(
+    ("epochs", "num_samples", "batch_size", "expected"),
+    [
+        (1, 96, 16, 6),
+        (1, 95, 16, 5),
+        (0.5, 96, 16, 3),
+        (2, 24, 16, 3),
+        (0.01, 96, 16, 1),
+        (1, 3, 16, 1),
+        (0, 96, 16, 1),
+    ],
+)
+def test_whole_batches_make_the_epochs_and_there_is_always_a_step(
+    epochs: float, num_samples: int, batch_size: int, expected: int
+) -> None:
+    assert num_steps(epochs, num_samples=num_samples, batch_size=batch_size) == expected

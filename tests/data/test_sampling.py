@@ -1,5 +1,6 @@
 """The batches of a training: each sample once an epoch, a function of (seed, step), as well mixed as asked for."""
 
+import itertools
 import math
 
 import numpy as np
@@ -92,6 +93,16 @@ def inflation(shuffle: Shuffle, labels: np.ndarray, batch_size: int = 64) -> flo
     """The mean over some epochs."""
     orders = [epoch_order(len(labels), 5, epoch, shuffle=shuffle) for epoch in range(8)]
     return float(np.mean([variance_inflation(labels[order], batch_size) for order in orders]))
+
+
+@pytest.mark.parametrize(("labels", "batch_size"), [([0, 0, 1, 1, 1], 2), ([0, 1, 1, 2, 2, 2], 3), ([0, 0, 0, 1, 1, 2], 4)])
+def test_over_all_orders_of_few_samples_the_shares_vary_as_if_drawn_at_random(
+    labels: list[int], batch_size: int
+) -> None:
+    orders = list(itertools.permutations(labels))
+    found = [variance_inflation(np.array(order), batch_size) for order in orders]
+    assert np.mean(found) == pytest.approx(1, abs=1e-12)
+    assert max(found) > 1.2 > 0.9 > min(found)
 
 
 def test_batches_of_a_full_shuffle_vary_as_random_ones_do_and_blocks_of_a_sorted_store_do_not() -> None:

@@ -19,12 +19,11 @@ from deeplense.diffusion.denoiser import (
     guided,
     image_of,
     loss_weights,
-    noise_in,
     target_of,
     weights_at,
 )
 from deeplense.diffusion.samplers import ddim, dpm_solver, sample
-from deeplense.diffusion.schedules import alpha_bar, cosine
+from deeplense.diffusion.schedules import alpha_sigma, cosine
 from deeplense.diffusion.unet import SMALL, Shape, UNet
 
 COSINE = cosine()
@@ -43,9 +42,7 @@ class Exact(nn.Module):
     def forward(self, noisy: Tensor, times: Tensor, embedding: Tensor | None) -> Tensor:
         alpha, sigma = weights_at(COSINE, times, noisy)
         image = self.denoise(noisy, times)
-        return target_of(
-            image, noise_in(image, noisy, alpha=alpha, sigma=sigma), alpha=alpha, sigma=sigma, target=self.target
-        )
+        return target_of(image, (noisy - alpha * image) / sigma, alpha=alpha, sigma=sigma, target=self.target)
 
 
 class Sees(nn.Module):
@@ -85,7 +82,7 @@ def uniforms_of(batch: int, seed: int = 0) -> Tensor:
 def test_an_image_in_noise_has_the_moments_of_its_time(time: int) -> None:
     noise = torch.randn(40, 1, 50, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     noisy = add_noise(torch.full_like(noise, 0.7), noise, torch.full((40,), time), COSINE)
-    level, count = alpha_bar(COSINE)[time].item(), noise.numel()
+    level, count = alpha_sigma(COSINE)[0][time].item() ** 2, noise.numel()
     assert noisy.mean().item() == pytest.approx(0.7 * level**0.5, abs=4 * ((1 - level) / count) ** 0.5)
     assert noisy.var().item() == pytest.approx(1 - level, rel=4 * (2 / count) ** 0.5)
 
@@ -98,7 +95,7 @@ def test_targets_and_images_are_two_ways_to_say_the_same(target: Target) -> None
     output = target_of(image, noise, alpha=alpha, sigma=sigma, target=target)
     found = image_of(output, noisy, alpha=alpha, sigma=sigma, target=target)
     assert (found - image).abs().max() < 1e-6
-    assert (noise_in(found, noisy, alpha=alpha, sigma=sigma) - noise).abs().max() < 1e-6
+    assert ((noisy - alpha * found) / sigma - noise).abs().max() < 1e-6
     if target == "v":
         assert ((noisy - alpha * image) * alpha - sigma**2 * image - sigma * output).abs().max() < 1e-9
 

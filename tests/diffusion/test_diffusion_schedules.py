@@ -8,10 +8,10 @@ import torch
 from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from deeplense.diffusion.schedules import (
     SCHEDULES,
-    alpha_bar,
     alpha_sigma,
     cosine,
     from_betas,
@@ -22,6 +22,11 @@ from deeplense.diffusion.schedules import (
 )
 
 Theirs = Literal["linear", "squaredcos_cap_v2"]
+
+
+def alpha_bar(log_snr: Tensor) -> Tensor:
+    """The share of the variance that is the image's."""
+    return alpha_sigma(log_snr)[0].square()
 
 
 @pytest.mark.parametrize(("name", "theirs"), [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])

@@ -167,3 +167,16 @@ def test_a_class_without_training_or_validation_images_is_refused_by_name(
 def test_a_number_is_learnt_from_classes_of_any_size(tmp_path: Path) -> None:
     write_labels(tmp_path, "train", np.repeat(np.arange(3), (40, 40, 0)))
     assert len(Supervised(made(str(tmp_path), target="column")).val) > 0
+
+
+@pytest.mark.parametrize("fold", [0, 2])
+def test_the_fold_that_is_held_out_does_not_depend_on_the_seed_of_the_training(datasets: str, fold: int) -> None:
+    def parts(seed: int) -> tuple[set[int], set[int]]:
+        """What is trained on or chooses, and what chooses alone."""
+        train, val = learning_parts(made(datasets.partition(",")[0], num_folds=3, fold=fold, seed=seed))
+        return {*train.indices.tolist(), *val.indices.tolist()}, set(val.indices.tolist())
+
+    first, *others = [parts(seed) for seed in range(4)]
+    assert 60 < len(first[0]) < 70
+    assert all(seen == first[0] for seen, _ in others)
+    assert any(chosen != first[1] for _, chosen in others), "the control: what chooses does depend on it"

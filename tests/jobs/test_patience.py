@@ -3,6 +3,8 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from conftest import Command
@@ -12,6 +14,7 @@ from jobs.config import from_plain
 from jobs.experiment import learning_parts
 from jobs.runs import FINISHED, stored_config
 from jobs.train import Settings
+from jobs.training_run import TrainingRun, out_of_patience
 
 Start = Callable[..., Command]
 HOPELESS = (
@@ -77,6 +80,24 @@ def test_without_patience_it_goes_on_to_the_end(dataset: Path, tmp_path: Path, s
     train, _ = learning_parts(from_plain(Settings, stored_config(run)))
     assert told["step"] == num_steps(9, num_samples=len(train), batch_size=16)
     assert steps[scores.index(max(scores))] == told["best_step"]
+
+
+@pytest.mark.parametrize(
+    ("step", "best_step", "ends"),
+    [(40, 20, True), (45, 25, True), (35, 20, False), (40, 25, False), (41, 20, False), (20, 0, True)],
+)
+def test_patience_ends_with_the_evaluation_at_which_it_is_used_up_and_with_no_other_step(
+    step: int, best_step: int, ends: bool
+) -> None:
+    """Two epochs of 160 images in batches of 16 are 20 steps; each 5 are followed by an evaluation."""
+    training = SimpleNamespace(
+        learner=SimpleNamespace(patience_epochs=2.0, train=range(160)),
+        settings=SimpleNamespace(batch_size=16, evaluate_epochs=0.5),
+        progress=SimpleNamespace(step=step, best_step=best_step),
+    )
+    assert out_of_patience(cast(TrainingRun, training)) == ends
+    training.learner.patience_epochs = None
+    assert not out_of_patience(cast(TrainingRun, training))
 
 
 def test_patience_must_be_above_zero() -> None:

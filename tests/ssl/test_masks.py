@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch import Tensor
 
-from deeplense.ssl.masks import NUM_COUNT_UNIFORMS, NUM_UNIFORMS, block_masks, draw_counts, random_masks
+from deeplense.ssl.masks import NUM_COUNT_UNIFORMS, NUM_UNIFORMS, block_masks, draw_counts, lowest
 
 
 def uniforms(count: int, width: int = NUM_UNIFORMS, seed: int = 0) -> Tensor:
@@ -48,7 +48,7 @@ def test_blocks_at_borders_corners_and_between_patches_are_in_one_piece(numbers:
 
 def test_patches_anywhere_are_not_in_one_piece() -> None:
     grid = (4, 4)
-    anywhere = random_masks(uniforms(500, 16), count=0.3)
+    anywhere = lowest(uniforms(500, 16), 0.3)
     blocks = block_masks(uniforms(500), grid=grid, count=0.3)
     assert np.mean([pieces == 1 for pieces in num_pieces(anywhere, grid)]) < 0.2
     assert border(blocks, grid) < 0.75 * border(anywhere, grid)
@@ -57,7 +57,7 @@ def test_patches_anywhere_are_not_in_one_piece() -> None:
 @pytest.mark.parametrize(("share", "expected"), [(0.3, 5), (0.1, 2), (0.01, 1), (0.0, 0), (1.0, 16), (0.5, 8)])
 def test_a_share_hides_the_nearest_number_of_patches_but_never_none(share: float, expected: int) -> None:
     assert (block_masks(uniforms(50), grid=(4, 4), count=share).sum(1) == expected).all()
-    assert (random_masks(uniforms(50, 16), count=share).sum(1) == expected).all()
+    assert (lowest(uniforms(50, 16), share).sum(1) == expected).all()
 
 
 def test_a_grid_of_one_patch_is_enough() -> None:
@@ -69,7 +69,7 @@ def test_a_grid_of_one_patch_is_enough() -> None:
 def test_every_patch_is_hidden_about_as_often() -> None:
     shares = block_masks(uniforms(4000), grid=(4, 4), count=0.3).float().mean(0)
     assert ((shares > 0.18) & (shares < 0.48)).all()
-    anywhere = random_masks(uniforms(4000, 16), count=0.75).float().mean(0)
+    anywhere = lowest(uniforms(4000, 16), 0.75).float().mean(0)
     assert (anywhere - 0.75).abs().max() < 5 * np.sqrt(0.75 * 0.25 / 4000)
 
 
