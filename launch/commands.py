@@ -185,7 +185,8 @@ def show_status(words: Sequence[str]) -> int:
     roots = parser.parse_args(words).runs or [Path()]
     folders = status.find_launched([root.absolute() for root in roots])
     require(
-        bool(folders), f"no run at or below {', '.join(map(str, roots))} was submitted; `deeplense submit` does that."
+        bool(folders),
+        f"there is no run at or below {', '.join(map(str, roots))}; `deeplense train` or `submit` starts one.",
     )
     print("\n".join(status.table(folders)))
     return 0
@@ -201,6 +202,11 @@ def logs(words: Sequence[str]) -> int:
     parser.add_argument("--follow", action="store_true", help="go on as long as the run is with the scheduler")
     given = parser.parse_args(words)
     run = launched(given.run.absolute())
+    require(
+        not run.by_hand,
+        f"{given.run} was started by hand: what it says is in the terminal where that was done, and its curves are in "
+        f"{given.run}/metrics.jsonl.",
+    )
     path = status.log_of(run, given.rank)
     if given.follow:
         for text in status.follow(run, given.rank):

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from deeplense.records import read_record, write_record
-from jobs.attempts import read_attempts
+from jobs.attempts import ATTEMPTS, read_attempts
 from jobs.config import require
 from jobs.runs import CODE, LAUNCH, LOGS
+from launch.by_hand import how_to_resume
 from launch.clusters import Cluster
 from launch.script import Submission
 
@@ -25,7 +26,8 @@ REPEATED = {"command": list, "working_folder": str, "cluster": dict, "code": str
 
 @dataclass(frozen=True)
 class Launched:
-    """A run that was submitted; `stranger` is the user who wrote so, where that may be somebody else than this one."""
+    """A run that was submitted, or started `by_hand` on some machine. `stranger` is the user who wrote how it was
+    submitted, where that may be somebody else than this one."""
 
     folder: Path
     job_id: str | None
@@ -33,6 +35,7 @@ class Launched:
     local: bool
     logs: Path
     stranger: str | None = None
+    by_hand: bool = False
 
 
 def stranger_of(path: Path) -> str | None:
@@ -55,6 +58,7 @@ def stranger_of(path: Path) -> str | None:
 def own(folder: Path) -> Launched:
     """How a run of this user was submitted. Raises ValueError where it was not, or by somebody else."""
     run = launched(folder)
+    require(not run.by_hand, how_to_resume(folder))
     if run.stranger:
         raise ValueError(
             f"{folder / LAUNCH} can be written by {run.stranger}, and says what would be run as you; only its owner "
@@ -89,8 +93,11 @@ def told_in(folder: Path) -> dict[str, Any]:
 
 
 def launched(folder: Path) -> Launched:
-    """How a run was submitted. Raises ValueError where it was not, or nobody can tell."""
+    """How a run was submitted, or that it was started by hand. Raises ValueError where it is no run, or nobody can
+    tell."""
     path = folder / LAUNCH
+    if not path.exists() and (folder / ATTEMPTS).exists():
+        return Launched(folder, None, None, True, folder / LOGS, by_hand=True)
     if not path.exists():
         raise ValueError(f"{folder} was not submitted: it has no {LAUNCH}. `deeplense submit` does that.")
     told = told_in(folder)

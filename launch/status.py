@@ -1,4 +1,4 @@
-"""What submitted runs do, at which step, and why the last attempt ended; one question to the scheduler for all."""
+"""What runs do, at which step, and why the last attempt ended; one question to the scheduler for all."""
 
 import itertools
 import os
@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from deeplense.files import find_below
-from jobs.attempts import read_attempts
+from jobs.attempts import ATTEMPTS, read_attempts
+from jobs.config import require
 from jobs.progress_file import read_progress
-from jobs.runs import FINISHED, LAUNCH, WANDB_ID, read_wandb_id
-from launch import slurm
-from launch.record import Launched, is_process, keep, launched, own, queue_of, told_in
+from jobs.runs import FINISHED, LAUNCH, LOCK, WANDB_ID, read_wandb_id
+from launch import by_hand, slurm
+from launch.record import Launched, is_process, keep, launched, own, queue_of, stranger_of, told_in
 
 SECONDS_BETWEEN_LOOKS = 1.0
 LOOKS_PER_QUESTION = 10
@@ -23,8 +24,9 @@ HEAD = ("RUN", "STATE", "ATTEMPT", "STEP", "RATE", "TIME LEFT", "LAST END")
 
 
 def find_launched(roots: Sequence[Path]) -> list[Path]:
-    """Folders of all submitted runs at or below these."""
-    return list(dict.fromkeys(path.parent for root in roots for path in find_below(root, LAUNCH)))
+    """Folders of all runs at or below these, submitted ones and those started by hand."""
+    found = (path.parent for root in roots for name in (LAUNCH, ATTEMPTS) for path in find_below(root, name))
+    return list(dict.fromkeys(found))
 
 
 def states(runs: Sequence[Launched]) -> dict[Path, tuple[str, str]]:
@@ -36,7 +38,10 @@ def states(runs: Sequence[Launched]) -> dict[Path, tuple[str, str]]:
         ours = [run for run in runs if not run.local and run.slurm_conf == slurm_conf]
         found |= {run.folder: jobs[run.job_id] for run in ours if run.job_id in jobs}
     for run in runs:
-        if run.local and run.job_id and is_process(int(run.job_id), b"submitit.local._local"):
+        if run.by_hand:
+            holder = by_hand.holder_of(run.folder)
+            found |= {run.folder: ("RUNNING", f"by hand on {holder['host']}")} if holder else {}
+        elif run.local and run.job_id and is_process(int(run.job_id), b"submitit.local._local"):
             found[run.folder] = ("RUNNING", "")
         elif run.local and queue_of(run.folder):
             found[run.folder] = ("PENDING", "its turn")
@@ -45,7 +50,8 @@ def states(runs: Sequence[Launched]) -> dict[Path, tuple[str, str]]:
 
 def is_active(folder: Path) -> bool:
     """Whether a run waits or runs."""
-    return (folder / LAUNCH).exists() and folder in states(readable([folder])[0])
+    is_run = (folder / LAUNCH).exists() or (folder / ATTEMPTS).exists()
+    return is_run and folder in states(readable([folder])[0])
 
 
 def table(folders: Sequence[Path]) -> list[str]:
@@ -107,7 +113,8 @@ def row(run: Launched, state: tuple[str, str] | None, accounted: str) -> tuple[s
 def state_of(run: Launched, attempts: Sequence[dict[str, Any]], state: tuple[str, str] | None, accounted: str) -> str:
     """One word for what a run does, with the scheduler's reason where it waits."""
     if state is not None:
-        return state[0].lower() + (f" ({state[1]})" if state[0] == "PENDING" and state[1] not in ("None", "") else "")
+        has_reason = (state[0] == "PENDING" or run.by_hand) and state[1] not in ("None", "")
+        return state[0].lower() + (f" ({state[1]})" if has_reason else "")
     if (run.folder / FINISHED).exists() or (attempts and attempts[-1]["ended"] == "finished"):
         return "finished"
     if run.stranger:
@@ -150,7 +157,8 @@ def to_cancel(folder: Path) -> list[Launched]:
     is none."""
     below = find_launched([folder])
     if folder in below or not below:
-        return [own(folder)]
+        run = launched(folder)
+        return [run if run.by_hand else own(folder)]
     runs, _ = readable(below)
     found = states(runs)
     if not found:
@@ -160,6 +168,12 @@ def to_cancel(folder: Path) -> list[Launched]:
 
 def cancel(run: Launched) -> None:
     """End a run; its state is saved where the scheduler leaves it the time. Raises ValueError where it does not run."""
+    if run.by_hand:
+        lock = run.folder / LOCK
+        stranger = stranger_of(lock) if lock.exists() else None
+        require(stranger is None, f"{run.folder} is trained by {stranger}; only that user can end it.")
+        by_hand.stop(run.folder)
+        return
     if run.folder not in states([run]):
         raise ValueError(f"{run.folder} neither waits nor runs; there is nothing to cancel.")
     if queue_of(run.folder):

@@ -176,7 +176,7 @@ def test_each_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) ->
             "--parts makes an array",
         ),
         (["sweep", "--on", "local", "train", "--run", "a"], "names no setting to vary"),
-        (["status"], "no run at or below . was submitted"),
+        (["status"], "there is no run at or below .; `deeplense train` or `submit` starts one"),
         (["logs", "here"], "was not submitted: it has no launch.json"),
         (["cancel", "here"], "was not submitted: it has no launch.json"),
         (["resume", "here"], "was not submitted: it has no launch.json"),

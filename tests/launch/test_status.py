@@ -1,22 +1,26 @@
 """What is told of submitted runs, with a squeue and a sacct that say what a test wants."""
 
 import os
+import platform
 import signal
 import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from deeplense import locks
 from deeplense.files import read_json, write_json
+from deeplense.records import line_of
 from jobs.attempts import begin_attempt, end_attempt
 from jobs.progress_file import ProgressFile
-from jobs.runs import FINISHED, LAUNCH
+from jobs.runs import FINISHED, LAUNCH, LOCK
 from launch import status
 from launch.record import again, keep, launched
 from launch.status import duration, find_launched, follow, is_active, log_of, state_of, table, to_cancel
@@ -265,3 +269,77 @@ def test_only_its_owner_can_write_a_launch_record(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / LAUNCH).stat().st_mode & 0o022 == 0
+
+
+def started_by_hand(folder: Path, pid: int, **changes: Any) -> None:
+    """A run that a process trains, as `deeplense train` leaves it; it has made an attempt."""
+    folder.mkdir()
+    attempt(folder, step=50)
+    holder = {**locks.holder_of_now(), "pid": pid, "started": psutil.Process(pid).create_time()}
+    (folder / LOCK).write_text(line_of(holder | changes))
+
+
+@pytest.fixture
+def trainer() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that passes for one that trains."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+def test_runs_that_were_started_by_hand_are_seen_and_cancelled(
+    submit: Submit, tmp_path: Path, trainer: subprocess.Popen[bytes]
+) -> None:
+    submitted, run = submit("a", job_id=None), tmp_path / "b"
+    started_by_hand(run, trainer.pid)
+    assert find_launched([tmp_path]) == [submitted, run]
+    here = platform.node()
+    assert cells(run)[0][:4] == ["b", f"running (by hand on {here})", "1", "50/200"]
+    assert is_active(run)
+    assert [each.folder for each in to_cancel(tmp_path)] == [run]
+    status.cancel(launched(run))
+    assert trainer.wait(10) == -signal.SIGTERM
+    assert cells(run)[0][1] == "not running"
+    assert not is_active(run)
+    with pytest.raises(ValueError, match=r"is not being trained; there is nothing to cancel\."):
+        status.cancel(launched(run))
+
+
+def test_another_process_with_the_number_of_a_dead_trainer_is_left_alone(
+    submit: Submit, tmp_path: Path, trainer: subprocess.Popen[bytes]
+) -> None:
+    started_by_hand(tmp_path / "b", trainer.pid, started=1.0)
+    assert cells(tmp_path / "b")[0][1] == "not running"
+    with pytest.raises(ValueError, match="there is nothing to cancel"):
+        status.cancel(launched(tmp_path / "b"))
+    assert trainer.poll() is None
+
+
+@pytest.mark.parametrize(("age_s", "state"), [(0, "running (by hand on far)"), (3600, "not running")])
+def test_a_trainer_on_another_machine_lives_as_long_as_it_renews_its_lock(
+    age_s: float, state: str, submit: Submit, tmp_path: Path, trainer: subprocess.Popen[bytes]
+) -> None:
+    run = tmp_path / "b"
+    started_by_hand(run, trainer.pid, host="far", machine="far")
+    os.utime(run / LOCK, (time.time() - age_s,) * 2)
+    assert cells(run)[0][1] == state
+    with pytest.raises(ValueError, match="on far; cancel it there" if age_s == 0 else "nothing to cancel"):
+        status.cancel(launched(run))
+
+
+def test_how_to_resume_a_run_that_was_started_by_hand_is_said(
+    submit: Submit, tmp_path: Path, trainer: subprocess.Popen[bytes]
+) -> None:
+    started_by_hand(tmp_path / "b", trainer.pid)
+    with pytest.raises(ValueError, match=r"started by hand; the same command resumes it, or: deeplense JOB --config"):
+        again(tmp_path / "b", hours=None, update_code=False)
+
+
+def test_a_lock_of_a_stranger_does_not_say_which_process_to_end(
+    submit: Submit, tmp_path: Path, trainer: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started_by_hand(tmp_path / "b", trainer.pid)
+    owned_by_another(monkeypatch)
+    with pytest.raises(ValueError, match="only that user can end it"):
+        status.cancel(launched(tmp_path / "b"))
+    assert trainer.poll() is None
