@@ -10,6 +10,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar, get_args
 
@@ -54,6 +55,8 @@ RETIRED = ("model_source", "drop_path")
 """Settings of older runs that say nothing any more, where a job does not have them."""
 FREE = {"free": True}
 """Metadata of a setting that changes no number: a run may be continued with another value."""
+SWITCH = {"switch": True}
+"""Metadata of a setting that is 0 or 1, and 1 where its flag stands alone."""
 OF, BUT = "settings_of", "but"
 """Metadata of a setting that holds settings of another job, those that are given, and of which it has not."""
 
@@ -151,7 +154,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     parser, kind = make_parser(name), load_job(name).Settings
     try:
         refuse_control({"the command line": tuple(arguments)})
-        recipe, flags = read_recipes(arguments)
+        recipe, flags = read_recipes(with_switches(kind, arguments))
         words = [*as_flags(recipe, parser, POSITIONAL.get(name)), *flags]
         refuse_odd_numbers(kind, words)
         values = parser.parse_args(words).as_dict()
@@ -163,6 +166,13 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         return kind(**with_borrowed(kind, counted(name, kind, values, given)))
     except ValueError as error:
         parser.error(str(error))
+
+
+def with_switches(kind: type[Any], words: Sequence[str]) -> list[str]:
+    """A command line in which a switch that stands alone is 1."""
+    switches = {f"--{field.name}" for field in dataclasses.fields(kind) if "switch" in field.metadata}
+    pairs = zip_longest(words, words[1:], fillvalue="")
+    return [f"{word}=1" if word in switches and after not in ("0", "1") else word for word, after in pairs]
 
 
 def read_recipes(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

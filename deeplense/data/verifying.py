@@ -1,6 +1,6 @@
 """Verifying a data set: every byte is read, and what is damaged, wrong, there twice or in two splits is named.
 
-Of each sample three numbers stay in memory, 24 bytes; its name is read again where it is to be told.
+Of each sample four numbers stay in memory, 32 bytes; its name is read again where it is to be told.
 """
 
 from collections import Counter
@@ -31,19 +31,21 @@ MOST_TOLD = 10
 
 @dataclass(frozen=True)
 class Contents:
-    """What is kept of a shard: for each sample a hash of its image, a hash of its id and its place in the source (n,)
-    each; and how many samples have each label."""
+    """What is kept of a shard: for each sample a hash of its image, a hash of its id, its place in the source, and its
+    label, (n,) each; and the names of the classes."""
 
     path: Path
     images: np.ndarray
     ids: np.ndarray
     sources: np.ndarray
-    labels: Counter[int]
+    labels: np.ndarray
+    classes: tuple[str, ...]
 
 
 def verify(dataset: Path) -> list[str]:
     """Read every byte of a data set and say what is wrong, a line each: shards that are damaged, missing, or of
-    something else; counts that do not fit; samples that are there twice; images in two splits."""
+    something else; counts that do not fit; samples that are there twice; images in two splits; equal images with
+    different labels."""
     problems: list[str] = []
     earlier: list[tuple[Path, list[Contents]]] = []
     for folder in find_splits(dataset):
@@ -52,7 +54,7 @@ def verify(dataset: Path) -> list[str]:
         for other, theirs in earlier:
             problems += leaks(folder, shards, other, theirs)
         earlier.append((folder, shards))
-    return problems
+    return [*problems, *contradictions([shard for _, shards in earlier for shard in shards])]
 
 
 def find_splits(dataset: Path) -> list[Path]:
@@ -110,7 +112,8 @@ def read_contents(path: Path, schema: Schema) -> Contents:
         images=hashes(image.data for image in image_values(path, schema)),
         ids=hashes(columns["id"].tolist()),
         sources=columns["source_index"],
-        labels=Counter(columns["label"].tolist()),
+        labels=columns["label"],
+        classes=schema.classes,
     )
 
 
@@ -154,6 +157,36 @@ def leaks(folder: Path, shards: Sequence[Contents], other: Path, theirs: Sequenc
     yield from shortened(lines, len(here))
 
 
+def contradictions(shards: Sequence[Contents]) -> Iterator[str]:
+    """Equal images with different labels, a line each; splits may number their classes differently."""
+    if not shards:
+        return
+    classes = sorted({name for part in shards for name in part.classes})
+    labels = np.concatenate([numbers_of(part, classes) for part in shards])
+    labelled = np.flatnonzero(labels >= 0)
+    images = np.concatenate([part.images for part in shards])[labelled]
+    pairs = labelled[equal_pairs(images)]
+    pairs = pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]]
+    told = "{} ({}) is the same image as {} ({}), with another label; correct one or leave both out"
+    lines = (
+        told.format(*(part for k in pair for part in (place(shards, k), classes[labels[k]]))) for pair in pairs.tolist()
+    )
+    yield from shortened(lines, len(pairs))
+
+
+def numbers_of(part: Contents, classes: Sequence[str]) -> np.ndarray:
+    """The labels of a shard as numbers among all classes, (n,); -1 where there is none."""
+    known = np.array([classes.index(name) for name in part.classes] + [-1])
+    return known[np.where((part.labels >= 0) & (part.labels < len(part.classes)), part.labels, -1)]
+
+
+def place(shards: Sequence[Contents], number: int) -> str:
+    """The split and the id of a sample by its number among those of some shards."""
+    starts = np.cumsum([0] + [len(part.ids) for part in shards])
+    shard = int(np.searchsorted(starts, number, side="right")) - 1
+    return f"{shards[shard].path.parent}: {name(shards, number)}"
+
+
 def name(shards: Sequence[Contents], number: int) -> str:
     """The id of a sample by its number among those of some shards, read from its shard."""
     starts = np.cumsum([0] + [len(part.ids) for part in shards])
@@ -171,7 +204,7 @@ def shortened(lines: Iterable[str], count: int) -> Iterator[str]:
 
 def miscounts(manifest: Manifest, shards: Sequence[Contents]) -> Iterator[str]:
     """Where the labels of all shards are not as many as the manifest says."""
-    found = sum((part.labels for part in shards), Counter[int]())
+    found = Counter(label for part in shards for label in part.labels.tolist())
     expected = Counter({number: count for number, count in enumerate(manifest.class_counts.values())})
     unlabelled = Counter({-1: manifest.schema.num_samples - expected.total()})
     if found != expected + unlabelled:

@@ -158,7 +158,7 @@ def test_samples_that_are_there_twice_are_named(
 
 
 def with_image_of_3(good: Samples, place: int) -> Samples:
-    good.images[place] = samples(range(3, 4)).images[0]
+    good.images[place], good.labels[place] = samples(range(3, 4)).images[0], samples(range(3, 4)).labels[0]
     return good
 
 
@@ -198,3 +198,35 @@ def test_images_are_read_some_at_a_time(tmp_path: Path) -> None:
     tracemalloc.stop()
     shard_as_float64 = 256 * 64 * 64 * 8
     assert most < shard_as_float64, most
+
+
+def with_label(good: Samples, place: int) -> Samples:
+    """The same image at two places with different labels."""
+    good = with_image_of_3(good, place)
+    return replace(good, labels=np.where(np.arange(len(good.ids)) == place, place % 2, good.labels))
+
+
+@pytest.mark.parametrize("places", [{10, 151}, {10, 20, 151}])
+def test_equal_images_with_different_labels_are_named_with_both_labels(tmp_path: Path, places: set[int]) -> None:
+    made(tmp_path, make=partial(changed, seed=5, change=with_label, places=places))
+    (problem,) = verify(tmp_path)
+    assert "id151 (no)" in problem
+    assert "(yes)" in problem
+    assert "with another label" in problem
+
+
+def test_labels_of_equal_images_are_compared_by_the_names_of_their_classes(tmp_path: Path) -> None:
+    made(tmp_path / "train")
+    swapped = replace(SCHEMA, split="test", classes=("no", "yes"))
+    made(tmp_path / "test", swapped, lambda rows: replace(samples(rows), labels=1 - samples(rows).labels))
+    assert not any("another label" in problem for problem in verify(tmp_path))
+    made(tmp_path / "val", replace(swapped, split="val"))
+    told = [problem for problem in verify(tmp_path) if "another label" in problem]
+    assert len(told) == MOST_TOLD
+
+
+def test_equal_images_of_which_one_has_no_label_do_not_contradict(tmp_path: Path) -> None:
+    made(tmp_path / "train")
+    unlabelled = replace(SCHEMA, split="test", classes=())
+    made(tmp_path / "test", unlabelled, lambda rows: replace(samples(rows), labels=np.full(len(rows), -1)))
+    assert not any("another label" in problem for problem in verify(tmp_path))
