@@ -95,7 +95,9 @@ def inflation(shuffle: Shuffle, labels: np.ndarray, batch_size: int = 64) -> flo
     return float(np.mean([variance_inflation(labels[order], batch_size) for order in orders]))
 
 
-@pytest.mark.parametrize(("labels", "batch_size"), [([0, 0, 1, 1, 1], 2), ([0, 1, 1, 2, 2, 2], 3), ([0, 0, 0, 1, 1, 2], 4)])
+@pytest.mark.parametrize(
+    ("labels", "batch_size"), [([0, 0, 1, 1, 1], 2), ([0, 1, 1, 2, 2, 2], 3), ([0, 0, 0, 1, 1, 2], 4)]
+)
 def test_over_all_orders_of_few_samples_the_shares_vary_as_if_drawn_at_random(
     labels: list[int], batch_size: int
 ) -> None:

@@ -321,7 +321,8 @@ def test_a_trainer_on_another_machine_lives_as_long_as_it_renews_its_lock(
 ) -> None:
     run = tmp_path / "b"
     started_by_hand(run, trainer.pid, host="far", machine="far")
-    os.utime(run / LOCK, (time.time() - age_s,) * 2)
+    changed = time.time() - age_s
+    os.utime(run / LOCK, (changed, changed))
     assert cells(run)[0][1] == state
     with pytest.raises(ValueError, match="on far; cancel it there" if age_s == 0 else "nothing to cancel"):
         status.cancel(launched(run))
