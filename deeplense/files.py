@@ -9,7 +9,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
+def sole_writer(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold a folder, made if need be, against other processes that want it so; the lock ends with the process. An empty
-    folder is removed in the end.
+    folder is removed in the end. Several may hold it at a time where all say `shared`.
 
     Raises ValueError where another process holds it, and where it cannot be made or written. Where the file system
     knows no locks, the folder is not held.
@@ -56,20 +56,22 @@ def sole_writer(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise ValueError(f"{folder} cannot be made ({error.strerror}); give another folder.") from error
     try:
-        lock(folder, descriptor)
-        yield
+        lock(folder, descriptor, kind=fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # It is not empty, or another has removed it.
+                folder.rmdir()
     finally:
         os.close(descriptor)
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
 
 
-def lock(folder: Path, descriptor: int) -> None:
+def lock(folder: Path, descriptor: int, *, kind: int) -> None:
     """Lock an open folder. Raises ValueError where another process has, or where it may not be written."""
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f"{folder} may not be written by this user; give another folder.")
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise ValueError(
             f"another process is writing {folder} now. Wait for it, stop it, or give another folder."

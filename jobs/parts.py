@@ -27,18 +27,20 @@ def read_part(text: str) -> tuple[int, int]:
 def make_part(splits: Mapping[Path, tuple["Schema", "Make"]], part: str, *, num_workers: int = 1) -> None:
     """Write the shards of a part of each split, given by its folder, and all manifests if no shard is missing then.
 
-    Raises ValueError where a sample is bad; what other parts, and this one before, have made stays, and no split gets a
-    manifest until the sample is mended and its shard made.
+    Raises ValueError where a writer of all is at work there, and where a sample is bad; what other parts, and this one
+    before, have made stays, and no split gets a manifest until the sample is mended and its shard made.
     """
     from deeplense.data.building import build_part, complete, num_samples_of
     from deeplense.data.shards import shard_ranges
+    from deeplense.files import sole_writer
     from jobs.progress import say, track
 
     which = read_part(part)
     for folder, (schema, make) in splits.items():
         total = num_samples_of(schema, which)
         say(f"part {part} of {folder}: {total} of {schema.num_samples} images")
-        track(build_part(folder, schema, make, part=which, num_workers=num_workers), total=total, unit="images")
+        with sole_writer(folder, shared=True):
+            track(build_part(folder, schema, make, part=which, num_workers=num_workers), total=total, unit="images")
     missing = complete({folder: schema for folder, (schema, _) in splits.items()})
     count = sum(len(shard_ranges(schema)) for schema, _ in splits.values())
     rest = f"{missing} of {count} shards are still missing. The part that ends last, or the same without --part, "

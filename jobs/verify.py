@@ -62,6 +62,6 @@ def verify_dataset(dataset: Path) -> int:
         return 1
     for folder in splits:
         manifest = Manifest.read(folder)
-        counts = ", ".join(f"{count} {name}" for name, count in manifest.class_counts.items())
+        counts = ", ".join(f"{count} {name}" for name, count in manifest.class_counts.items()) or "no labels"
         say(f"{folder}: {manifest.schema.num_samples} images in {len(manifest.shards)} shards are sound: {counts}")
     return 0

@@ -3,6 +3,7 @@ up to the training, and images without labels."""
 
 import json
 import multiprocessing
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,8 @@ def test_images_without_labels_are_packed_pretrained_on_and_refused_by_train_in_
     source = survey / "bare.npz"
     assert main(["pack", "--layout=npz", f"--source={source}", f"--output={tmp_path / 'out'}"]) == 0
     assert "train: 90 images without labels" in capsys.readouterr().out
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    assert "90 images in 2 shards are sound: no labels" in capsys.readouterr().out
     split = Split(tmp_path / "out" / "train")
     assert (split.schema.classes, set(split.labels.tolist())) == ((), {-1})
     train, val = image_parts(PretrainSettings(dataset=str(tmp_path / "out"), run=tmp_path / "run"))
@@ -266,27 +269,69 @@ def test_a_mass_that_is_none_is_one_line_that_names_the_file_and_nothing_is_left
     assert not (tmp_path / "out").exists()
 
 
-def hold(folder: Path, held: Any, done: Any) -> None:
+def hold(folder: Path, shared: bool, held: Any, done: Any) -> None:
     """Hold a folder until told."""
-    with sole_writer(folder):
+    with sole_writer(folder, shared=shared):
         held.set()
         done.wait(60)
 
 
-def test_a_second_packer_is_refused_while_the_first_writes_and_not_after(
-    tmp_path: Path, survey: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def while_held() -> Iterator[Callable[[Path, bool], None]]:
+    """Lets another process hold a folder until the test ends."""
     context = multiprocessing.get_context("fork")
-    held, done = context.Event(), context.Event()
-    other = context.Process(target=hold, args=(tmp_path / "out" / "train", held, done))
-    other.start()
-    assert held.wait(60)
-    words = ["pack", "--layout=npz", f"--source={survey / 'bare.npz'}", f"--output={tmp_path / 'out'}"]
-    assert main(words) == 2
-    assert "another process is writing" in capsys.readouterr().err
+    done = context.Event()
+    others = []
+
+    def begin(folder: Path, shared: bool) -> None:
+        held = context.Event()
+        others.append(context.Process(target=hold, args=(folder, shared, held, done)))
+        others[-1].start()
+        assert held.wait(60)
+
+    yield begin
     done.set()
-    other.join(60)
-    assert main(words) == 0
+    for other in others:
+        other.join(60)
+
+
+@pytest.mark.parametrize(
+    ("part", "shared", "refused"),
+    [([], False, True), (["--part=1/2"], False, True), ([], True, True), (["--part=1/2"], True, False)],
+)
+def test_a_second_writer_is_refused_while_the_first_writes_unless_both_make_parts(
+    tmp_path: Path,
+    survey: Path,
+    while_held: Callable[[Path, bool], None],
+    part: list[str],
+    shared: bool,
+    refused: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    while_held(tmp_path / "out" / "train", shared)
+    packing = ["pack", "--layout=npz", f"--source={survey / 'bare.npz'}", f"--output={tmp_path / 'out'}", *part]
+    assert main(packing) == (2 if refused else 0)
+    assert ("another process is writing" in capsys.readouterr().err) == refused
+
+
+def test_simulate_is_refused_while_another_writes(
+    tmp_path: Path, while_held: Callable[[Path, bool], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    while_held(tmp_path / "train", False)
+    assert main(["simulate", f"--output={tmp_path}", "--num_per_class=1", "--num_workers=1"]) == 2
+    assert "another process is writing" in capsys.readouterr().err
+    assert not list((tmp_path / "train").iterdir())
+
+
+def test_a_folder_is_free_again_once_its_writer_has_ended(tmp_path: Path) -> None:
+    for _ in range(2):
+        with (
+            sole_writer(tmp_path / "out"),
+            pytest.raises(ValueError, match="another process"),
+            sole_writer(tmp_path / "out"),
+        ):
+            raise AssertionError("held twice")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("fractions", [{"val_fraction": 0.2}, {"test_fraction": 0.999}])
