@@ -63,7 +63,8 @@ def taper(high: int, wide: int) -> Image:
 
 def tapered(images: Image) -> Image:
     """Images (..., H, W), float32, ready for a Fourier transform: without spikes, mean and edges."""
-    clean = despiked(images.astype(np.float32))
+    largest = np.abs(images).max(axis=(-2, -1), keepdims=True)
+    clean = despiked((images / np.where(largest > 0, largest, 1)).astype(np.float32))
     clean -= clean.mean(axis=(-2, -1), keepdims=True)
     return clean * taper(*images.shape[-2:])
 

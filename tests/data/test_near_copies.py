@@ -209,3 +209,15 @@ def test_what_is_a_copy_of_a_copy_is_in_the_same_group() -> None:
     first, second, third = group_numbers(pairs)
     assert first == third != second
     assert {first, second} == {1, 2}
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_the_unit_of_the_pixels_may_be_any(factor: float) -> None:
+    images = np.random.default_rng(0).normal(size=(2, 1, 32, 32))
+    one, two = (np.float32(factor) * images).astype(np.float32)
+    assert found(one, turned(one, 1)) is not None
+    assert found(one, two) is None
+    assert np.allclose(fingerprints(one[None]).detail, fingerprints(images[:1]).detail, atol=1e-2)
+    beyond = np.where(images[:1] > 2.5, np.finfo(np.float32).max, images[:1]).astype(np.float32)
+    assert np.isfinite(fingerprints(beyond).detail).all()
+    assert found(beyond[0], turned(beyond[0], 1)) is not None
