@@ -28,6 +28,9 @@ EXIT_DISK_FULL = 87
 EXIT_REFUSED = 2
 """Exit code of a command whose settings or data are wrong: to start it again is of no use."""
 
+DIVERGED = "diverged"
+"""How the reason begins of an attempt that came to numbers that are not finite: to start it again is of no use."""
+
 
 KINDS = {
     "attempt": int,

@@ -38,6 +38,7 @@ JOBS = (
     "benchmark",
     "benchmark models",
     "benchmark labels",
+    "benchmark selection",
 )
 """By the words that they are called by; `benchmark models` is the module jobs/benchmark_models.py."""
 STOPPABLE = ("train", "pretrain", "finetune", "diffuse")

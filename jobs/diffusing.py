@@ -15,6 +15,7 @@ from deeplense.diffusion.denoiser import Denoiser
 from deeplense.diffusion.noise import image_keys, normals
 from deeplense.diffusion.samplers import dpm_solver
 from deeplense.evaluation.memorisation import Memorisation, memorisation
+from deeplense.training.finite import NotFinite
 from deeplense.training.loop import from_main, gather_lists, share_buffers
 from jobs.diffuse import CLASS, Settings
 from jobs.experiment import Part, evenly, image_parts, predict_part
@@ -152,7 +153,11 @@ class Diffusion:
             parts.append(self.scaling.unscaled(made).float().cpu().numpy())
             beat()
         denoiser.train(training)
-        return np.concatenate(gather_lists(accelerator, parts))
+        made = np.concatenate(gather_lists(accelerator, parts))
+        bad = int((~np.isfinite(made)).any(axis=(1, 2, 3)).sum())
+        if bad:
+            raise NotFinite(f"{bad} of the {len(made)} images that the model makes are not finite; use a lower --lr.")
+        return made
 
     def wanted(self, numbers: Tensor) -> Tensor | None:
         """What images that are made are told to be: what is said of those looked at, in turn."""

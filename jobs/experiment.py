@@ -19,6 +19,7 @@ from deeplense.data.scaling import Scaling, Statistics
 from deeplense.data.transforms import augment
 from deeplense.evaluation.predict import Predictions, join, predict
 from deeplense.models.registry import Network, build
+from deeplense.training.finite import NotFinite
 from deeplense.training.loop import gather_lists
 from jobs.config import require
 from jobs.pretrained import load_encoder, read_pretrained
@@ -359,7 +360,13 @@ def make_objective(settings: "Settings", part: Part, statistics: Statistics) -> 
     if part.target is None:
         return Objective(settings, scaling, (0.0, 1.0))
     values = part.target[part.indices]
-    return Objective(settings, scaling, (float(np.median(values)), float(np.std(values)) or 1.0))
+    center, scale = float(np.median(values)), float(np.std(values)) or 1.0
+    require(
+        bool(np.isfinite([center, scale, 1 / scale]).all()),
+        f"{part.split.name}: the values of {settings.target} have the median {center} and the spread {scale}, too "
+        "large or too small to compute with; give them in another unit.",
+    )
+    return Objective(settings, scaling, (center, scale))
 
 
 def predict_part(
@@ -372,7 +379,7 @@ def predict_part(
     after_batch: Callable[[], None] = lambda: None,
 ) -> Predictions:
     """Outputs (b, K) that `forward` gets for each batch from a network, on all samples of a part, each computed on one
-    rank only, the same on all ranks."""
+    rank only, the same on all ranks. Raises NotFinite where they are not finite."""
     mine = part.indices[rank_slice(len(part), accelerator.process_index, accelerator.num_processes)]
     training = network.training
     network.eval()
@@ -388,4 +395,11 @@ def predict_part(
             device=accelerator.device,
         )
     network.train(training)
-    return join(gather_lists(accelerator, parts), part.indices)
+    found = join(gather_lists(accelerator, parts), part.indices)
+    bad = int((~np.isfinite(found.outputs)).reshape(len(found.outputs), -1).any(axis=1).sum())
+    if bad:
+        raise NotFinite(
+            f"the outputs of the network are not finite for {bad} of {len(part)} images of {part.split.name}; its "
+            "weights are of a training that failed. Train again with a lower --lr, a --clip_grad, or --precision fp32."
+        )
+    return found

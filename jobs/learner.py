@@ -9,15 +9,19 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from deeplense.data.dataset import Batch
+from deeplense.evaluation.selection import Loss
 from jobs.experiment import Part
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found; the weights of the highest score are kept as the best, where there is one."""
+    """What an evaluation found. The weights that are kept are the last whose `loss` is not worse than the least, where
+    it is known; else the first of the highest score, where there is one. A score that is NaN is undefined, and chooses
+    nothing."""
 
     metrics: Mapping[str, float]
     score: float | None = None
+    loss: Loss | None = None
     problem: str = ""
     """why it is to end here with an error, if it is"""
 
@@ -36,7 +40,7 @@ class Learner(Protocol):
     fixed_rate: tuple[str, ...]
     """beginnings of the names of parameters whose learning rate stays at its highest"""
     score_name: str
-    """what the best weights are chosen by; larger is better"""
+    """what patience looks at, and, where evaluations give no loss, the choice of the weights; larger is better"""
 
     @property
     def read(self) -> Sequence[Part]:

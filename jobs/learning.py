@@ -2,6 +2,7 @@
 which it runs."""
 
 import importlib
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -141,7 +142,7 @@ def refuse_outside(settings: object, names: tuple[str, ...], right: Callable[[fl
     """Raise ValueError, naming the first, where one of these settings is not right."""
     for name in names:
         value = getattr(settings, name)
-        require(right(value), f"{name}={value} must be {words}.")
+        require((value is None or math.isfinite(value)) and right(value), f"{name}={value} must be {words}.")
 
 
 def require_weights(mix: str, *, balance: str) -> None:

@@ -17,6 +17,8 @@ from jobs.ranks import on_main
 
 CHANGING = ("lr", "weight_decay", "params")
 """What the loop sets anew in the groups of an optimizer."""
+OF_KEPT = ("best", "best_step", "least_loss", "least_error")
+"""What the progress of a training tells of the weights that are kept; older versions know the first two."""
 Unfit = Callable[[dict[str, Any]], str]
 """Why the states of a checkpoint do not fit, in words; empty where they do."""
 
@@ -36,16 +38,17 @@ def resume_from(checkpoints: Path, accelerator: Accelerator, unfit: Unfit = lamb
     return checkpoint.load(path) if path is not None else None
 
 
-def best_of(checkpoints: Path, accelerator: Accelerator) -> tuple[float, int]:
-    """Score and step of the best weights that are there, the same on all ranks. A killed attempt may have written them
-    after the checkpoint that is resumed; where they are lost or damaged, the next ones take their place."""
+def best_of(checkpoints: Path, accelerator: Accelerator) -> dict[str, Any]:
+    """What the checkpoint of the weights that are kept tells of them, the same on all ranks; empty where there is none.
+    A killed attempt may have written it after the checkpoint that is resumed; where it is lost or damaged, the next
+    ones take its place."""
 
-    def find() -> tuple[float, int]:
+    def find() -> dict[str, Any]:
         path, reports = checkpoint.newest_good(checkpoints, kind="best", problem_of=problem_of)
         for report in reports:
             say(report)
         found = checkpoint.load(path, only=("progress",))["progress"] if path is not None else {}
-        return found.get("best", -math.inf), found.get("best_step", 0)
+        return {name: found[name] for name in OF_KEPT if name in found}
 
     return from_main(accelerator, on_main(accelerator, find))
 
@@ -59,6 +62,9 @@ def progress_problem(path: Path) -> str | None:
     """What is wrong with what a whole checkpoint says of its progress; None where nothing is."""
     progress = checkpoint.load(path, only=("progress",)).get("progress", {})
     kinds = {"step": int, "best": float | int, "best_step": int, "dataset_id": str}
+    newer = {"least_loss": float | int, "least_error": float | int, "highest": float | int}
+    newer |= {"highest_step": int, "undefined": int}
+    kinds |= {name: kind for name, kind in newer.items() if name in progress}
     wrong = [name for name, kind in kinds.items() if not isinstance(progress.get(name), kind)]
     if wrong:
         return f"its progress has no {wrong[0]} that can be used"

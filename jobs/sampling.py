@@ -204,4 +204,11 @@ def make_block(rows: range, settings: Settings, generator: Generator) -> np.ndar
             guidance=settings.guidance,
             bounds=generator.bounds,
         )
-    return generator.scaling.unscaled(made.float()).cpu().numpy()
+    images = generator.scaling.unscaled(made.float()).cpu().numpy()
+    bad = int((~np.isfinite(images)).any(axis=(1, 2, 3)).sum())
+    require(
+        not bad,
+        f"{bad} of the images {rows.start} to {rows.stop - 1} that {settings.run} makes are not finite; use more "
+        "--num_steps, a smaller --guidance, or --weights best.",
+    )
+    return images

@@ -1,6 +1,6 @@
 """What is known of the pixels that are learnt from."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from accelerate import Accelerator
@@ -11,6 +11,7 @@ from deeplense.data.order import rank_slice
 from deeplense.data.scaling import Scaling
 from deeplense.data.shards import statistics_of
 from deeplense.training.loop import gather_lists
+from jobs.config import require
 from jobs.experiment import Part
 from jobs.ranks import on_all
 
@@ -20,12 +21,24 @@ MOST_APART = 5.0
 
 def find_statistics(part: Part, stretch: str, accelerator: Accelerator) -> dict[str, list[float]]:
     """Mean and standard deviation of each band over some samples, and of what is stretched where that is made to be
-    standard; each rank adds its share, and they do not depend on how many ranks there are."""
+    standard; each rank adds its share, and they do not depend on how many ranks there are. Raises ValueError where they
+    are not finite."""
     found = measure_bands(part, accelerator)
+    bad = [band for band, *values in zip(part.split.schema.bands, *found.values(), strict=True) if not finite(values)]
+    require(
+        not bad,
+        f"{part.split.name} has pixels in the bands {', '.join(bad)} that are not finite or too large to compute with. "
+        "`deeplense verify` tells whether a file is damaged; else pack the images again with --fill_nan.",
+    )
     if stretch != "standard_asinh":
         return found
     stretched = measure_bands(part, accelerator, through=Scaling(found, "asinh").scaled)
     return found | {f"stretched_{name}": values for name, values in stretched.items()}
+
+
+def finite(values: Sequence[float]) -> bool:
+    """Whether all numbers are finite."""
+    return bool(np.isfinite(values).all())
 
 
 def measure_bands(

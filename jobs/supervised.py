@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from deeplense.data.dataset import Batch
 from deeplense.data.transforms import NUM_UNIFORMS
 from deeplense.evaluation.metrics import classification_metrics, regression_metrics, softmax
+from deeplense.evaluation.selection import few_images, log_loss
 from deeplense.models.registry import Network
 from deeplense.training.loop import share_buffers
 from jobs.experiment import (
@@ -64,8 +65,20 @@ class Supervised:
         fitted = "" if size.way == "native" else f", images {size.verb} to {size.size} pixels"
         return (
             f"training {self.settings.model_name} ({parameters:.2f} M parameters{fitted}) on {len(self.train)} images "
-            f"of {self.train.split.name} ({where}), choosing by {len(self.val)}"
+            f"of {self.train.split.name} ({where}), choosing by {len(self.val)}{self.few}"
         )
+
+    @property
+    def few(self) -> str:
+        """In words that the choice of the weights rests on few images, if it does."""
+        words = "" if self.settings.regression else few_images(self.val_counts)
+        return f" (few: {words}, so the last weights are kept unless they are clearly worse)" if words else ""
+
+    @property
+    def val_counts(self) -> dict[str, int]:
+        """Validation images of each class."""
+        classes = self.val.split.schema.classes
+        return dict(zip(classes, np.bincount(self.val.labels, minlength=len(classes)).tolist(), strict=True))
 
     def step(self, model: nn.Module, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """The loss of a batch."""
@@ -92,7 +105,9 @@ class Supervised:
         if self.settings.regression:
             center, _ = self.objective.target_scale
             rows = regression_metrics(found.outputs[:, 0], found.target, center, weights)
-        else:
-            rows = classification_metrics(softmax(found.outputs), found.labels, weights)
-        metrics = {name: float(row[0]) for name, row in rows.items()}
-        return Evaluation(metrics, -metrics["mae"] if self.settings.regression else metrics["auc_macro"])
+            metrics = {name: float(row[0]) for name, row in rows.items()}
+            return Evaluation(metrics, -metrics["mae"])
+        rows = classification_metrics(softmax(found.outputs), found.labels, weights)
+        loss = log_loss(found.outputs, found.labels)
+        metrics = {name: float(row[0]) for name, row in rows.items()} | {"log_loss": loss.mean}
+        return Evaluation(metrics, metrics["auc_macro"], loss)

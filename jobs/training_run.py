@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from deeplense.data.loading import StepBatches, step_loader
 from deeplense.data.order import step_seed
 from deeplense.records import write_record
 from deeplense.training import checkpoint
 from deeplense.training.checkpoint import Snapshot
+from deeplense.training.finite import NotFinite
 from deeplense.training.loop import (
     Request,
     Update,
@@ -23,7 +26,7 @@ from deeplense.training.loop import (
 from deeplense.training.schedules import learning_rate
 from deeplense.training.stopping import StopFlag
 from deeplense.training.tracking import Tracker
-from jobs.attempts import EXIT_STOPPED, end_attempt, refuse_if_superseded
+from jobs.attempts import DIVERGED, EXIT_STOPPED, end_attempt, refuse_if_superseded
 from jobs.config import require
 from jobs.experiment import make_order
 from jobs.progress import Reporter, say
@@ -38,6 +41,9 @@ def train_to_the_end(training: TrainingRun, stop: StopFlag) -> int:
     reason, code = "error", 1
     try:
         reason, code = update_until_done(training, stop)
+    except NotFinite as error:
+        reason = f"{DIVERGED}: {error}"
+        raise
     except BaseException as error:
         reason = f"error: {type(error).__name__}: {error}"
         raise
@@ -83,16 +89,19 @@ def update_until_done(training: TrainingRun, stop: StopFlag) -> tuple[str, int]:
     on_main(accelerator, lambda: write_record(settings.run / FINISHED, {"step": progress.step} | best))
     if progress.step < training.num_steps:
         patience = training.learner.patience_epochs
-        announce(accelerator, f"{patience} epochs brought nothing better than at step {progress.best_step}")
-    told = [f"{words} at step {progress.best_step}" for words in best_in_words(training)]
-    announce(accelerator, "; ".join([f"finished after step {progress.step}", *told]))
+        announce(accelerator, f"{patience} epochs brought nothing better than at step {progress.highest_step}")
+    kept = [f"kept the weights of step {progress.best_step}" for _ in best_in_words(training)]
+    announce(accelerator, "; ".join([f"finished after step {progress.step}", *kept, *best_in_words(training)]))
     return "finished", 0
 
 
 def best_in_words(training: TrainingRun) -> list[str]:
-    """The best score so far, if there is one."""
-    progress = training.progress
-    return [f"best {training.learner.score_name} {progress.best:.4f}"] if progress.best_step else []
+    """The score of the weights that are kept so far, if there are any, and the highest, if that is another."""
+    progress, name = training.progress, training.learner.score_name
+    if not progress.best_step:
+        return []
+    highest = f" (highest {progress.highest:.4f} at step {progress.highest_step})"
+    return [f"best {name} {progress.best:.4f}{highest if progress.highest_step != progress.best_step else ''}"]
 
 
 def advance(training: TrainingRun, stop: StopFlag) -> Iterator[float]:
@@ -103,6 +112,7 @@ def advance(training: TrainingRun, stop: StopFlag) -> Iterator[float]:
     first, last_save, loss = progress.step + 1, time.monotonic(), math.nan
     for update in updates(training):
         progress.step = update.step
+        loss_seen = watched(training, update)
         training.learner.after_update(update.step, training.accelerator)
         # A write that takes for ever is a hang too.
         if saver.seconds <= 60 * settings.hang_minutes:
@@ -114,7 +124,9 @@ def advance(training: TrainingRun, stop: StopFlag) -> Iterator[float]:
         last = done(training)
         # One that falls due while another is written is put off; the best weights wait for that one anyway.
         due = time.monotonic() - last_save > 60 * settings.checkpoint_minutes and (better or not saver.writing)
-        agreed = agree(training.accelerator, requests(training, stop, due=due))
+        agreed = agree(training.accelerator, requests(training, stop, due=due), loss=loss_seen)
+        if Request.DIVERGED in agreed:
+            refuse_divergence(training)
         if Request.FAIL in agreed:
             on_main(training.accelerator, saver.wait)
         last = last or Request.STOP in agreed
@@ -147,7 +159,7 @@ def out_of_patience(training: TrainingRun) -> bool:
     if learner.patience_epochs is None or progress.step % steps_between(training):
         return False
     patience = learner.patience_epochs * len(learner.train) / training.settings.batch_size
-    return progress.step - progress.best_step >= patience
+    return progress.step - progress.highest_step - progress.undefined >= patience
 
 
 def requests(training: TrainingRun, stop: StopFlag, *, due: bool) -> Request:
@@ -206,7 +218,7 @@ def rate_of(training: TrainingRun, step: int) -> float:
 
 
 def log_update(training: TrainingRun, lr: float, metrics: Any) -> float:
-    """Write the metrics of an update, as means over ranks; returns the loss. Raises ValueError where it is not
+    """Write the metrics of an update, as means over ranks; returns the loss. Raises NotFinite where it is not
     finite."""
     step, settings = training.progress.step, training.settings
     means = mean_over_ranks(training.accelerator, metrics)
@@ -215,26 +227,61 @@ def log_update(training: TrainingRun, lr: float, metrics: Any) -> float:
         training.tracker.log(
             step, {"epoch": epoch, "lr": lr, **{f"train/{name}": value for name, value in means.items()}}
         )
-    require(
-        math.isfinite(means["loss"]),
-        f"the loss is {means['loss']} at step {step}; use a lower --lr, a --clip_grad, or --precision fp32. "
-        "The last checkpoint is from before.",
-    )
+    scaler = training.accelerator.scaler
+    # While the scaler of fp16 looks for its scale, it skips updates.
+    if not math.isfinite(means["loss"]) and (scaler is None or scaler.get_scale() < 1):
+        first, loss = training.losses.read() or (step, means["loss"])
+        raise NotFinite(in_words(f"the loss is {loss} at step {first}"))
     return means["loss"]
 
 
+def watched(training: TrainingRun, update: Update) -> Tensor | None:
+    """The loss of an update, which must be finite; None with fp16, whose scaler leaves out such updates."""
+    if training.accelerator.scaler is not None:
+        return None
+    training.losses.note(update.step, update.metrics["loss"])
+    return update.metrics["loss"]
+
+
+def refuse_divergence(training: TrainingRun) -> None:
+    """Raise NotFinite, naming the first step, where a loss so far, the weights, or what is saved beside them are not
+    finite on any rank. All must call it, before anything is evaluated or saved."""
+    found, now = training.losses.read(), training.progress.step
+    told = [(found[0], f"the loss is {found[1]} at step {found[0]}")] if found else []
+    told += [(now + 1, f"{name}: not all numbers are finite after step {now}") for name in training.not_finite]
+    problems = gather_lists(training.accelerator, told)
+    if problems:
+        raise NotFinite(in_words(min(problems)[1]))
+
+
+def in_words(problem: str) -> str:
+    """What a user can do about numbers that are not finite."""
+    return (
+        f"{problem}; use a lower --lr, a --clip_grad, or --precision fp32, and another --run. "
+        "The last checkpoint is from before."
+    )
+
+
 def evaluate(training: TrainingRun) -> bool:
-    """Evaluate on the validation samples; returns whether the weights are the best so far. Raises ValueError where the
-    evaluation finds that it is no use to go on."""
+    """Evaluate on the validation samples; returns whether the weights are kept as the best so far. Raises ValueError
+    where the evaluation finds that it is no use to go on."""
     progress = training.progress
+    refuse_divergence(training)
     found = training.learner.evaluate(training.evaluated(), training.accelerator, training.watchdog.beat)
     if training.tracker is not None:
         training.tracker.log(progress.step, {f"val/{name}": value for name, value in found.metrics.items()})
     require(not found.problem, found.problem)
-    better = found.score is not None and found.score > progress.best
-    if better:
-        progress.best, progress.best_step = found.score or 0.0, progress.step
-    return better
+    if found.score is None:
+        return False
+    if math.isnan(found.score):
+        progress.undefined += steps_between(training)
+        announce(
+            training.accelerator,
+            f"after step {progress.step}: the {training.learner.score_name} of the validation images is undefined; it "
+            "chooses no weights, and uses up no patience",
+        )
+        return False
+    return progress.judge(found.score, found.loss)
 
 
 def prepare_saving(training: TrainingRun) -> None:
@@ -248,6 +295,7 @@ def save(training: TrainingRun, *, better: bool, last: bool) -> None:
     """Begin to write a checkpoint, and with it the best weights if it has them; with `last`, all ranks go on when it is
     safe."""
     folder, step = training.checkpoints, training.progress.step
+    refuse_divergence(training)
 
     def ready(written: Path) -> None:
         refuse_if_superseded(training.settings.run, training.attempt)

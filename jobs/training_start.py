@@ -19,8 +19,10 @@ from torch.optim import Optimizer
 
 from deeplense.data.dataset import Split
 from deeplense.data.order import key, num_steps
+from deeplense.evaluation.selection import Loss, is_kept
 from deeplense.files import checksum
 from deeplense.training import fsdp
+from deeplense.training.finite import LossWatch, is_finite, tensors_in
 from deeplense.training.loop import (
     from_main,
     make_accelerator,
@@ -37,7 +39,7 @@ from jobs.learning import LearningSettings
 from jobs.lineage import note_seen
 from jobs.progress import say
 from jobs.ranks import announce, on_all, on_main
-from jobs.resuming import best_of, resume_from, why_unfit
+from jobs.resuming import OF_KEPT, best_of, resume_from, why_unfit
 from jobs.runs import (
     CONFIG,
     CONFIG_HASH,
@@ -59,7 +61,15 @@ class Progress:
 
     step: int = 0
     best: float = -math.inf
+    """score of the weights that are kept"""
     best_step: int = 0
+    least_loss: float = math.inf
+    least_error: float = 0.0
+    """least loss so far on the validation samples, and its standard error"""
+    highest: float = -math.inf
+    highest_step: int = 0
+    undefined: int = 0
+    """steps since the highest score in which it was not defined, and patience does not count"""
     statistics: dict[str, list[float]] = field(default_factory=dict)
     dataset_id: str = ""
 
@@ -68,8 +78,23 @@ class Progress:
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state."""
-        vars(self).update(state)
+        """Take over a state. Older versions kept the weights of the highest score."""
+        before = {"highest": state["best"], "highest_step": state["best_step"]}
+        vars(self).update(before | state)
+
+    def judge(self, score: float, loss: Loss | None) -> bool:
+        """Note an evaluation; returns whether its weights are kept."""
+        if score > self.highest:
+            self.highest, self.highest_step, self.undefined = score, self.step, 0
+        # An attempt that was killed may have been here before, and its weights are on the disk.
+        if self.step <= self.best_step:
+            return False
+        kept = score > self.best if loss is None else is_kept(loss, Loss(self.least_loss, self.least_error))
+        if kept:
+            self.best, self.best_step = score, self.step
+        if loss is not None and loss.mean < self.least_loss:
+            self.least_loss, self.least_error = loss.mean, loss.error
+        return kept
 
 
 @dataclass
@@ -92,6 +117,7 @@ class TrainingRun:
     unsharded: nn.Module | None = None
     """with fsdp, a copy of the network from before its weights were spread"""
     saver: Saver = field(default_factory=Saver)
+    losses: LossWatch = field(default_factory=LossWatch)
 
     @property
     def checkpoints(self) -> Path:
@@ -118,6 +144,14 @@ class TrainingRun:
         if self.accelerator.scaler is not None:
             parts["scaler"] = self.accelerator.scaler
         return self.whole({name: part.state_dict() for name, part in parts.items()}) | {"record": self.record_now}
+
+    @property
+    def not_finite(self) -> list[str]:
+        """Which of the states hold numbers that are not finite, of this rank's part."""
+        parts: dict[str, Any] = {"the weights": self.network, "the states of the optimizer": self.optimizer}
+        if self.ema is not None:
+            parts["the running mean of the weights"] = self.ema.module
+        return [name for name, part in parts.items() if not is_finite(tensors_in(part.state_dict()))]
 
     def best_states(self) -> dict[str, dict[str, Any]]:
         """The weights that were evaluated, on the main process. All must call it."""
@@ -228,7 +262,8 @@ def begin_progress(
         progress.load_state_dict(saved["progress"])
     else:
         progress.statistics = find_statistics(learner.train, settings.stretch, accelerator)
-    progress.best, progress.best_step = best_of(settings.run / "checkpoints", accelerator)
+    of_kept = best_of(settings.run / "checkpoints", accelerator)
+    vars(progress).update({name: vars(Progress())[name] for name in OF_KEPT} | of_kept)
     return progress
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jobs.attempts import EXIT_DISK_FULL, EXIT_HUNG, EXIT_REFUSED, EXIT_STOPPED
+from jobs.attempts import DIVERGED, EXIT_DISK_FULL, EXIT_HUNG, EXIT_REFUSED, EXIT_STOPPED
 
 Action = Literal["end", "requeue", "leave"]
 """What the batch script does: nothing more, ask for another attempt, or nothing since Slurm starts one by itself."""
@@ -50,7 +50,7 @@ ACCOUNTED = {
 }
 BY_SLURM = (PREEMPTED_AT_ONCE, REQUEUED, NODE_LOST)
 NUM_TASKS_TOLD = 4
-SETTLED = (FINISHED, CANCELLED, REFUSED, OUT_OF_RESTARTS)
+SETTLED = (FINISHED, CANCELLED, REFUSED, DIVERGED, OUT_OF_RESTARTS)
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,8 @@ def by_job(facts: Facts) -> str | None:
         return TIME_LIMIT if own.endswith("SIGUSR2") else own or STOPPED
     if facts.code == EXIT_DISK_FULL or "No space left" in own or "quota exceeded" in own:
         return DISK_FULL
+    if own.startswith(DIVERGED):
+        return own
     if facts.code == EXIT_REFUSED:
         return f"{REFUSED}: {own.removeprefix('error: ')}" if own else REFUSED
     if facts.code is None:

@@ -35,6 +35,7 @@ from deeplense.files import (
     write_json,
 )
 from deeplense.training import sharded, tensor_file
+from deeplense.training.finite import is_finite
 from deeplense.training.tensor_file import Image
 from deeplense.training.trees import flatten, unflatten
 
@@ -266,9 +267,12 @@ def load_part(path: Path, name: str, files: Mapping[str, str]) -> tuple[Any, dic
     if len(text) > LARGEST_TREE:
         raise ValueError(f"{name}.json has {len(text)} bytes, more than any state")
     try:
-        return json.loads(bytes(text.numpy())), tensor_file.released(tensor_file.tensors_in(image))
+        tree, tensors = json.loads(bytes(text.numpy())), tensor_file.released(tensor_file.tensors_in(image))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} cannot be read ({error})") from error
+    if not is_finite(tensors.values()):
+        raise ValueError(f"{name}.safetensors holds numbers that are not finite, of a training that failed")
+    return tree, tensors
 
 
 def link(source: Path, target: Path, names: Mapping[str, str]) -> None:

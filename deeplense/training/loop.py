@@ -189,13 +189,18 @@ class Request(IntFlag):
     STOP = auto()
     SAVE = auto()
     FAIL = auto()
+    DIVERGED = auto()
 
 
-def agree(accelerator: Accelerator, requests: Request) -> Request:
-    """All that any rank requests; every rank must call it at the same step."""
+def agree(accelerator: Accelerator, requests: Request, *, loss: Tensor | None = None) -> Request:
+    """All that any rank requests; every rank must call it at the same step. A loss that is not finite requests
+    DIVERGED: one process on a GPU does not wait for its own, and has to look at it elsewhere."""
     if accelerator.num_processes == 1:
-        return requests
+        seen = loss is not None and loss.device.type == "cpu" and not bool(torch.isfinite(loss))
+        return requests | Request.DIVERGED if seen else requests
     flags = torch.tensor([request in requests for request in Request], device=accelerator.device, dtype=torch.int32)
+    if loss is not None:
+        flags[list(Request).index(Request.DIVERGED)] = (~torch.isfinite(loss)).int()
     counts = accelerator.reduce(flags, reduction="sum").tolist()  # type: ignore[union-attr]
     return Request(sum(request for request, count in zip(Request, counts, strict=True) if count))
 

@@ -188,8 +188,8 @@ def test_a_training_that_fails_is_a_row_with_its_reason_and_the_others_go_on(
         assert table(copy)[:2] == before
         failed = table(copy)[2]
         assert failed["metrics"] == {}
-        assert failed["problem"].startswith("seed 0: error: ValueError: the loss is nan at step")
-        assert "seed 1: error: ValueError: the loss is" in failed["problem"]
+        assert failed["problem"].startswith("seed 0: diverged: the loss is nan at step")
+        assert "seed 1: diverged: the loss is" in failed["problem"]
         assert "the loss is nan" in (copy / "index.html").read_text()
         assert main(given) == 1
     assert forked.count("launch train") == 2 + 1 + 2
