@@ -142,7 +142,8 @@ def refuse_outside(settings: object, names: tuple[str, ...], right: Callable[[fl
     """Raise ValueError, naming the first, where one of these settings is not right."""
     for name in names:
         value = getattr(settings, name)
-        require((value is None or math.isfinite(value)) and right(value), f"{name}={value} must be {words}.")
+        finite = not isinstance(value, float) or math.isfinite(value)
+        require(finite and right(value), f"{name}={value} must be {words}.")
 
 
 def require_weights(mix: str, *, balance: str) -> None:
