@@ -188,22 +188,6 @@ def learning_parts(settings: "Settings") -> tuple[Part, Part]:
     return train, val
 
 
-def refuse_missing_classes(train: Part, val: Part) -> None:
-    """Raise ValueError, naming the classes, where a class has no training image or no validation image."""
-    classes = train.split.schema.classes
-    counts = [np.bincount(part.labels, minlength=len(classes)) for part in (train, val)]
-    lacking = [
-        f"{name!r} has {learnt} and {held}"
-        for name, learnt, held in zip(classes, *counts, strict=True)
-        if not (learnt and held)
-    ]
-    require(
-        not lacking,
-        f"{train.split.name}: each class needs at least one training image and one validation image, but "
-        f"{'; '.join(lacking)}. Add images of that class, or pack the data set again without it.",
-    )
-
-
 def image_parts(settings: "LearningSettings", *, labelled: bool = False) -> tuple[Part, Part]:
     """What is learnt from, and what is only looked at: the split val, or a part of train, which no label decides. The
     split test is left alone; the classes of several data sets may differ unless `labelled`."""

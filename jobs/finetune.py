@@ -36,7 +36,7 @@ class Settings:
     dataset: str
     """folder of a data set, or its name below data_root"""
     mode: Literal["full", "linear", "knn"] = "full"
-    """full: the backbone learns too, and the last weights count; linear: a logistic regression on its features; knn:
+    """full: the backbone learns too; linear: a logistic regression on its features; knn:
     the votes of the nearest 20"""
     num_labels: int | None = None
     """labels of the split train that are known, all by default, with the shares of its classes; fewer are among more"""

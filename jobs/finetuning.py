@@ -61,7 +61,7 @@ def finetune(settings: Settings) -> int:
     known, held = known_and_held(settings, trained)
     without_shared(held, [known])
     code = train.run(trained)
-    return code or evaluate_last(settings, trained)
+    return code or evaluate_kept(settings, trained)
 
 
 def training_of(settings: Settings) -> TrainSettings:
@@ -111,9 +111,9 @@ def tell_size(backbone: Path, known: Part) -> None:
         say(f"{backbone} was pretrained on {seen} pixels a side, and gets {size}; `deeplense pack --crop {seen}` crops")
 
 
-def evaluate_last(settings: Settings, trained: TrainSettings) -> int:
-    """Evaluate the weights of the end of a training, as a part of its attempt."""
-    evaluation = EvaluateSettings(run=str(settings.run), split=settings.split, weights="last", device=trained.device)
+def evaluate_kept(settings: Settings, trained: TrainSettings) -> int:
+    """Evaluate the weights that a training kept, as a part of its attempt."""
+    evaluation = EvaluateSettings(run=str(settings.run), split=settings.split, device=trained.device)
     number, reason = len(read_attempts(settings.run)), "finished"
     add_to_attempt(settings.run, number, {"ended": None})
     try:

@@ -12,13 +12,13 @@ from deeplense.evaluation.metrics import classification_metrics, regression_metr
 from deeplense.evaluation.selection import few_images, log_loss
 from deeplense.models.registry import Network
 from deeplense.training.loop import share_buffers
+from jobs.config import require
 from jobs.experiment import (
     Part,
     learning_parts,
     make_network,
     make_objective,
     predict_part,
-    refuse_missing_classes,
 )
 from jobs.learner import Evaluation
 from jobs.train import Settings
@@ -111,3 +111,19 @@ class Supervised:
         loss = log_loss(found.outputs, found.labels)
         metrics = {name: float(row[0]) for name, row in rows.items()} | {"log_loss": loss.mean}
         return Evaluation(metrics, metrics["auc_macro"], loss)
+
+
+def refuse_missing_classes(train: Part, val: Part) -> None:
+    """Raise ValueError, naming the classes, where a class has no training image or no validation image."""
+    classes = train.split.schema.classes
+    counts = [np.bincount(part.labels, minlength=len(classes)) for part in (train, val)]
+    lacking = [
+        f"{name!r} has {learnt} and {held}"
+        for name, learnt, held in zip(classes, *counts, strict=True)
+        if not (learnt and held)
+    ]
+    require(
+        not lacking,
+        f"{train.split.name}: each class needs at least one training image and one validation image, but "
+        f"{'; '.join(lacking)}. Add images of that class, or pack the data set again without it.",
+    )

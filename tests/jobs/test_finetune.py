@@ -265,12 +265,12 @@ def test_settings_that_are_given_go_over_those_that_are_found(stamps: Path, back
     assert (given.evaluate_epochs, given.warmup_epochs, given.stretch, given.weight_decay) == (3.5, 0, "linear", 0.1)
 
 
-def test_the_last_weights_are_evaluated_in_whole_precision_whatever_the_training_had(
+def test_the_weights_that_are_kept_are_evaluated_in_whole_precision_whatever_the_training_had(
     stamps: Path, backbone: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     assert main(words(stamps, run, backbone, "full", "--precision=bf16")) == 0
-    again = ["evaluate", f"--run={run}", "--weights=last", "--device=cpu", f"--output={tmp_path / 'again'}"]
+    again = ["evaluate", f"--run={run}", "--device=cpu", f"--output={tmp_path / 'again'}"]
     assert main(again) == 0
     with np.load(tmp_path / "again" / "predictions.npz") as stored:
         assert np.array_equal(stored["outputs"], predictions(run)["outputs"])
