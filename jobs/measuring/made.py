@@ -10,6 +10,7 @@ import torch
 from deeplense.data.building import build
 from deeplense.data.shards import Samples, Schema
 from deeplense.training.stopping import StopFlag
+from jobs.claim import Claim
 from jobs.learner import Learner
 from jobs.learning import LearningSettings
 from jobs.staged import Copies
@@ -45,7 +46,7 @@ def make_noise(dataset: Path, number: int, shape: tuple[int, int, int]) -> Path:
 def begun_learning(settings: LearningSettings, make_learner: Callable[[], Learner]) -> TrainingRun:
     """A training before its first update."""
     stop, watchdog = StopFlag(), Watchdog(settings.run, minutes=0)
-    training = begin(settings, make_learner, watchdog, Copies(stop, watchdog))
+    training = begin(settings, make_learner, watchdog, Copies(stop, watchdog), Claim(settings))
     assert training is not None
     return training
 

@@ -24,6 +24,7 @@ from jobs.train import Settings as TrainSettings
 def measure(settings: Settings) -> list[Row]:
     """Updates of `deeplense train` (shards, order, normalisation, agreement on stopping) against a bare loop over a
     tensor in memory."""
+    from jobs.claim import Claim
     from jobs.staged import Copies
     from jobs.supervised import Supervised
     from jobs.training_run import advance
@@ -43,7 +44,7 @@ def measure(settings: Settings) -> list[Row]:
             stage="none",
         )
         stop, watchdog = StopFlag(), Watchdog(trained.run, minutes=0)
-        training = begin(trained, lambda: Supervised(trained), watchdog, Copies(stop, watchdog))
+        training = begin(trained, lambda: Supervised(trained), watchdog, Copies(stop, watchdog), Claim(trained))
         assert training is not None
         device, train = training.accelerator.device, training.learner.train
         ours = advance(training, stop)
