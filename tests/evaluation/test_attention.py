@@ -449,5 +449,6 @@ def test_weights_in_half_precision_give_nearly_the_same_maps() -> None:
     assert rolled_roughly is not None
     for one, other in zip(exact, rough, strict=True):
         assert other.values.dtype == torch.float32
-        torch.testing.assert_close(one.values, other.values, rtol=0.1, atol=0.01)
-    torch.testing.assert_close(rolled, rolled_roughly, rtol=0.1, atol=0.01)
+        # Half a per cent of what maps span, a few roundings of bfloat16.
+        assert (one.values - other.values).abs().max() < 0.02 * (one.values.max() - one.values.min())
+    assert (rolled - rolled_roughly).abs().max() < 0.02 * (rolled.max() - rolled.min())
