@@ -8,7 +8,7 @@ LOCKS := requirements.lock requirements-test.lock
 # A real Slurm with four hosts on this machine, to rehearse on (as root on Debian, with the packages that .ci/run names).
 REHEARSAL := /tmp/deeplense-rehearsal
 
-.PHONY: install lock demo test test-slow test-lowest check cluster cluster-stop image clean
+.PHONY: install lock demo test test-slow test-lowest mutants check cluster cluster-stop image clean
 
 install: $(VENV)/.installed
 
@@ -44,6 +44,10 @@ test-slow: install
 # The tests of the jobs with the lowest version that pyproject.toml allows of each package; a quarter of an hour, 8 GB.
 test-lowest:
 	.ci/lowest
+
+# Small changes of the code that decides numbers and safety, each before its tests; an hour, and the same command continues.
+mutants: install
+	$(BIN)/python -m tests.mutants --number 160
 
 cluster: install
 	$(BIN)/python -m tests.cluster.private_slurm start $(REHEARSAL)

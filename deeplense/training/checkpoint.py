@@ -3,8 +3,8 @@ verified when read.
 
     CHECKPOINTS/step_00001200/  NAME.safetensors  NAME.json  ...  manifest.json
 
-NAME is what has the state (model, optimizer, ...). No pickles. Of states that are sharded over ranks, each rank writes
-its pieces (see `sharded`), and any number of ranks reads the whole.
+NAME is what has the state (model, optimizer, ...). No pickles. Of states that are sharded over ranks, there are the
+pieces of each (see `sharded`), from which the whole is read.
 """
 
 import json
@@ -21,18 +21,14 @@ from typing import Any, TypeVar
 import torch
 import xxhash
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from deeplense.files import (
-    TEMPORARY,
     inside,
     read_json,
     remove,
     remove_leftovers,
     replacing,
-    sync,
     sync_tree,
-    write_json,
 )
 from deeplense.training import sharded, tensor_file
 from deeplense.training.finite import is_finite
@@ -70,15 +66,15 @@ def image_for(tensors: Mapping[str, Tensor], name: str, buffers: Buffers) -> Ima
     return buffers[name]
 
 
-def prepare(states: Mapping[str, State], buffers: Buffers, *, rank: int = 0) -> None:
+def prepare(states: Mapping[str, State], buffers: Buffers) -> None:
     """Get the memory for snapshots of such states."""
-    for name, (_, tensors) in parts_of(states, rank=rank).items():
+    for name, (_, tensors) in parts_of(states).items():
         image_for(tensors, name, buffers)
 
 
-def snapshot(states: Mapping[str, State], buffers: Buffers, *, rank: int = 0) -> Snapshot:
-    """Copy what a rank writes of states into `buffers`, which must stay as they are until the snapshot is written."""
-    parts = parts_of(states, rank=rank)
+def snapshot(states: Mapping[str, State], buffers: Buffers) -> Snapshot:
+    """Copy states into `buffers`, which must stay as they are until the snapshot is written."""
+    parts = parts_of(states)
     images = {name: image_for(tensors, name, buffers) for name, (_, tensors) in parts.items()}
     for name, (_, tensors) in parts.items():
         tensor_file.fill(images[name], tensors)
@@ -89,18 +85,12 @@ def snapshot(states: Mapping[str, State], buffers: Buffers, *, rank: int = 0) ->
     return Snapshot(datetime.now(UTC).isoformat(timespec="milliseconds"), trees, contents)
 
 
-def parts_of(states: Mapping[str, State], *, rank: int) -> dict[str, tuple[Any, dict[str, Tensor]]]:
-    """What a rank writes, a tree and tensors by the name of their files: the first rank what is whole, each its pieces
-    of what is sharded, with their places."""
+def parts_of(states: Mapping[str, State]) -> dict[str, tuple[Any, dict[str, Tensor]]]:
+    """States as a tree and tensors each, by the name of their files."""
     parts: dict[str, tuple[Any, dict[str, Tensor]]] = {}
     for name, state in states.items():
         tensors: dict[str, Tensor] = {}
-        tree = flatten(state, tensors)
-        over_ranks = {path: tensor for path, tensor in tensors.items() if isinstance(tensor, DTensor)}
-        if rank == 0:
-            parts[name] = tree, {path: tensor for path, tensor in tensors.items() if path not in over_ranks}
-        if over_ranks:
-            parts[sharded.file_name(name, rank)] = sharded.of_this_rank(over_ranks)
+        parts[name] = flatten(state, tensors), tensors
     return parts
 
 
@@ -124,39 +114,6 @@ def write_files(folder: Path, taken: Snapshot) -> dict[str, str]:
         files[f"{name}.json"] = put(folder / f"{name}.json", json.dumps(tree).encode())
         files[f"{name}.safetensors"] = put(folder / f"{name}.safetensors", taken.images[name].numpy().data)
     return files
-
-
-def write_part(path: Path, taken: Snapshot, *, rank: int, token: str) -> None:
-    """Write what a rank has of a sharded checkpoint beside its place, synced; `token` is the same on all ranks, and
-    another in each attempt. When all ranks have, one calls `publish`."""
-    folder = part_folder(path, token)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = write_files(folder, taken)
-    for name in files:
-        sync(folder / name)
-    write_json(folder / sharded.list_name(rank), files)
-
-
-def publish(
-    path: Path, *, num_ranks: int, token: str, time: str, ready: Callable[[Path], None] = lambda folder: None
-) -> None:
-    """Put a sharded checkpoint in its place, when all ranks have written their parts. What it leaves out of other
-    attempts goes; no rank may write its next part before it returns, for `remove_old` would take that as a leftover."""
-    folder = part_folder(path, token)
-    lists = [folder / sharded.list_name(rank) for rank in range(num_ranks)]
-    files = {name: found for file in lists for name, found in read_json(file).items()}
-    with replacing(path) as temporary:
-        folder.rename(temporary)
-        for file in {*temporary.iterdir()} - {temporary / name for name in files}:
-            remove(file)
-        write_manifest(temporary, files, time=time)
-        sync_tree(temporary)
-        ready(temporary)
-
-
-def part_folder(path: Path, token: str) -> Path:
-    """Where the ranks write a sharded checkpoint."""
-    return path.parent / f"{TEMPORARY}{path.name}-{token}"
 
 
 def save(path: Path, states: Mapping[str, State]) -> None:

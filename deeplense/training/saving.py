@@ -14,8 +14,7 @@ class Saver:
     raises what that failed with.
     """
 
-    def __init__(self, *, rank: int = 0) -> None:
-        self.rank = rank
+    def __init__(self) -> None:
         self.buffers: Buffers = {}
         self.thread = threading.Thread()
         self.begun = time.monotonic()
@@ -39,12 +38,12 @@ class Saver:
     def prepare(self, states: Mapping[str, State]) -> None:
         """Get the memory for such states in the background, so that their first snapshot is as fast as later ones."""
         self.wait()
-        self.start(lambda: prepare(states, self.buffers, rank=self.rank))
+        self.start(lambda: prepare(states, self.buffers))
 
     def begin(self, states: Mapping[str, State], write: Callable[[Snapshot], None]) -> None:
         """Copy the states, which may change from then on, and let `write` write the copy in the background."""
         self.wait()
-        taken = snapshot(states, self.buffers, rank=self.rank)
+        taken = snapshot(states, self.buffers)
         self.start(lambda: write(taken))
 
     def start(self, action: Callable[[], None]) -> None:

@@ -178,7 +178,9 @@ def test_a_convolution_doubles_the_variance_of_noise_at_the_start_for_every_elem
     conv = GroupConv(64, 16, group=group, kernel_size=5, lifting=lifting)
     with torch.no_grad():
         fields = conv(noise(1, conv.filter_shape[1], 32, 32)).unflatten(1, (16, len(group)))[..., 2:-2, 2:-2]
-    torch.testing.assert_close(fields.square().mean(dim=(0, 1, 3, 4)), torch.full((len(group),), 2.0), rtol=0.05, atol=0)
+    torch.testing.assert_close(
+        fields.square().mean(dim=(0, 1, 3, 4)), torch.full((len(group),), 2.0), rtol=0.05, atol=0
+    )
 
 
 @every_group

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from group import on_ranks
+from pieces import file_name, write_together
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -21,9 +21,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from deeplense.files import read_json, remove
-from deeplense.training import checkpoint, sharded
-from deeplense.training.checkpoint import damage, link, load, publish, step_folder, write_manifest, write_part
-from deeplense.training.saving import Saver
+from deeplense.training.checkpoint import damage, link, load, step_folder, write_manifest
 
 FULL = StateDictOptions(full_state_dict=True)
 
@@ -69,20 +67,15 @@ def whole(value: Any) -> Any:
 
 
 def save_in_pieces(path: Path, expected: Path, rank: int, num_ranks: int, *, copies: int = 1) -> None:
-    """Save in the background while the training goes on, and what PyTorch puts together beside it."""
+    """Save in pieces, and what PyTorch puts together beside it."""
     model, optimizer = make(num_ranks, seed=0, copies=copies)
     for step in range(3):
         update(model, optimizer, step)
-    states, saver = states_of(model, optimizer), Saver(rank=rank)
+    states = states_of(model, optimizer)
     together = whole(states)
-    taken = []
-    saver.begin(states, lambda part: (taken.append(part), write_part(path, part, rank=rank, token="1"))[1])
-    update(model, optimizer, 3)
-    saver.wait()
-    dist.barrier()
+    write_together(path, states, rank, num_ranks)
     if rank == 0:
         torch.save(together, expected)
-        publish(path, num_ranks=num_ranks, token="1", time=taken[0].time)
 
 
 def read_in_pieces(path: Path, expected: Path, rank: int, num_ranks: int) -> None:
@@ -121,11 +114,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_each_rank_writes_its_pieces_and_nobody_the_whole(saved: tuple[Path, Path]) -> None:
     path, _ = saved
     ends = (".json", ".safetensors")
-    both = {sharded.file_name(name, rank) for name in ("model", "optimizer") for rank in (0, 1)}
+    both = {file_name(name, rank) for name in ("model", "optimizer") for rank in (0, 1)}
     names = {f"{name}{end}" for name in {"model", "optimizer", "progress", *both} for end in ends}
     assert {file.name for file in path.iterdir()} == {*names, "manifest.json"}
     assert [file.name for file in path.parent.iterdir()] == [path.name]
-    places = [read_json(path / f"{sharded.file_name('model', rank)}.json") for rank in (0, 1)]
+    places = [read_json(path / f"{file_name('model', rank)}.json") for rank in (0, 1)]
     assert [place["0.weight"] for place in places] == [{"shape": [7, 6], "offset": [begin, 0]} for begin in (0, 4)]
 
 
@@ -148,7 +141,7 @@ def test_of_copies_one_is_written(tmp_path: Path) -> None:
     path, expected = step_folder(tmp_path / "checkpoints", 3), tmp_path / "expected"
     on_ranks(4, partial(save_in_pieces, path, expected, copies=2))
     assert same(load(path), torch.load(expected))
-    pairs = [read_json(path / f"{sharded.file_name('model', rank)}.json") for rank in range(4)]
+    pairs = [read_json(path / f"{file_name('model', rank)}.json") for rank in range(4)]
     assert [bool(places) for places in pairs] == [True, True, False, False]
 
 
@@ -157,22 +150,10 @@ def test_a_lost_or_damaged_piece_is_found(saved: tuple[Path, Path], tmp_path: Pa
     copy = tmp_path / "copy"
     link(path, copy, {"model": "model"})
     manifest = read_json(copy / "manifest.json")
-    piece = sharded.file_name("model", 1)
+    piece = file_name("model", 1)
     write_manifest(copy, {k: v for k, v in manifest["files"].items() if piece not in k}, time=manifest["time"])
     with pytest.raises(ValueError, match=r"copy is damaged: pieces of .*0\.weight.* are missing"):
         load(copy)
     write_manifest(copy, manifest["files"], time=manifest["time"])
     remove(copy / f"{piece}.safetensors")
     assert damage(copy) == f"{piece}.safetensors is missing"
-
-
-def test_without_the_part_of_a_rank_there_is_no_checkpoint_and_other_leftovers_are_left_out(tmp_path: Path) -> None:
-    path = step_folder(tmp_path, 5)
-    taken = checkpoint.snapshot({"model": {"weight": torch.ones(3)}}, {})
-    write_part(path, taken, rank=0, token="2")
-    with pytest.raises(FileNotFoundError, match="00001"):
-        publish(path, num_ranks=2, token="2", time=taken.time)
-    assert not path.exists()
-    write_part(path, checkpoint.snapshot({"other": {}}, {}), rank=1, token="2")
-    publish(path, num_ranks=1, token="2", time=taken.time)
-    assert {file.name for file in path.iterdir()} == {"model.json", "model.safetensors", "manifest.json"}
