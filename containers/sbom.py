@@ -17,7 +17,8 @@ def component(name: str, version: str, purl: str, license_name: str | None = Non
 
 def of_python(found: Distribution) -> dict[str, object]:
     """A package of Python, with its licence where it says so in a line."""
-    licence = found.metadata.get("License-Expression") or found.metadata.get("License") or ""
+    told = found.metadata.json
+    licence = str(told.get("license_expression") or told.get("license") or "")
     name = found.metadata["Name"]
     purl = f"pkg:pypi/{quote(name.lower().replace('_', '-'))}@{quote(found.version)}"
     return component(name, found.version, purl, licence if 0 < len(licence) < 100 and "\n" not in licence else None)

@@ -19,6 +19,8 @@ class Settings:
     put together. With `generated`, runs with commas between, whose features distances are taken of"""
     dataset: str | None = None
     """another data set than the run's own: a folder or a name below data_root. With `generated`, the real one"""
+    data_root: Path = field(default=Path("datasets"), metadata=FREE | OF_GENERATED)
+    """folder of data sets, for `generated`; a run has its own"""
     split: str = "test"
     """which split; for runs with num_folds it is the fold that was held out"""
     weights: Literal["best", "last"] = field(default="best", metadata=OF_RUNS)

@@ -97,7 +97,7 @@ def open_sides(settings: Settings) -> Sides:
     assert settings.generated is not None
     require(settings.dataset is not None, "generated images are held against real ones; give those as --dataset DIR.")
     assert settings.dataset is not None
-    real = find_dataset(settings.dataset, Path("datasets"))
+    real = find_dataset(settings.dataset, settings.data_root)
     there = splits_of(settings.generated)
     require(
         len(there) == 1, f"{settings.generated} has the splits {list(there)}; it must have one, of generated images."

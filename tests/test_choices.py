@@ -114,7 +114,7 @@ def checked(node: ast.AST) -> set[str]:
     calls = [
         each for each in ast.walk(node) if isinstance(each, ast.Call) and ast.unparse(each.func) == "require_choice"
     ]
-    return {each.args[0].value for each in calls if isinstance(each.args[0], ast.Constant)}
+    return {ast.unparse(each.args[0]).strip("'") for each in calls}
 
 
 def unchecked(text: str, kinds: set[str]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import timm
 import torch
@@ -80,10 +80,10 @@ def make(name: str, options: dict[str, Any], wanted: dict[str, Any], given: Mapp
 
 def make_from(name: str, options: dict[str, Any], given: Mapping[str, Tensor]) -> nn.Module:
     """timm.create_model with weights that have been read, which it names and fits as it does those of a file."""
-    overlay = {"pretrained_cfg_overlay": {"state_dict": dict(given), "custom_load": False}} if given else {}
-    model = timm.create_model(name, **options, **overlay)
+    overlay: dict[str, Any] = {"state_dict": dict(given), "custom_load": False}
+    model = timm.create_model(name, **options, **({"pretrained_cfg_overlay": overlay} if given else {}))
     if given:
-        model.pretrained_cfg["state_dict"] = None
+        cast(dict[str, Any], model.pretrained_cfg)["state_dict"] = None
     return model
 
 

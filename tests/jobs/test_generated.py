@@ -170,6 +170,13 @@ def test_the_real_images_themselves_are_refused(real: Path, tmp_path: Path) -> N
         report(real, tmp_path / "made")
 
 
+def test_the_real_ones_may_be_named_below_the_data_root(real: Path, tmp_path: Path) -> None:
+    made = write(tmp_path / "made", images_of(real, "test")[:4], Split(real / "test").schema, unit="counts")
+    settings = evaluate.Settings(dataset=real.name, data_root=real.parent, generated=made, device="cpu")
+    with pytest.raises(ValueError, match="has unit counts"):
+        evaluate.run(settings)
+
+
 def test_one_of_run_and_generated_must_be_given() -> None:
     with pytest.raises(ValueError, match="there is nothing to evaluate"):
         evaluate.Settings()

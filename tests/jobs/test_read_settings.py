@@ -11,7 +11,8 @@ from jobs import config
 
 ROOT = Path(__file__).parents[2]
 SHARED = {("jobs.learning", "LearningSettings"), ("jobs.comparing.settings", "TableSettings")}
-KINDS = {(config.load_job(job).__name__, "Settings") for job in config.JOBS} | SHARED
+OF_JOB = {job: f"jobs.{job.replace(' ', '_')}" for job in config.JOBS}
+KINDS = {(module, "Settings") for module in OF_JOB.values()} | SHARED
 """The classes of settings, by module and name."""
 BASES = {
     "jobs.learning": ("jobs.train", "jobs.pretrain", "jobs.diffuse"),
@@ -106,7 +107,7 @@ def names_asked(node: ast.AST, homes: set[str]) -> Iterator[tuple[str, str]]:
     """What is read as `settings.names("models")`."""
     for each in ast.walk(node):
         if isinstance(each, ast.Call) and ast.unparse(each.func).endswith(".names") and each.args:
-            yield from ((home, each.args[0].value) for home in homes if isinstance(each.args[0], ast.Constant))
+            yield from ((home, ast.unparse(each.args[0]).strip("'")) for home in homes)
 
 
 def loosely(base: str, kinds: dict[str, str]) -> set[str]:
