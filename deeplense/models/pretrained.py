@@ -80,8 +80,9 @@ def make(name: str, options: dict[str, Any], wanted: dict[str, Any], given: Mapp
 
 def make_from(name: str, options: dict[str, Any], given: Mapping[str, Tensor]) -> nn.Module:
     """timm.create_model with weights that have been read, which it names and fits as it does those of a file."""
-    overlay: dict[str, Any] = {"state_dict": dict(given), "custom_load": False}
-    model = timm.create_model(name, **options, **({"pretrained_cfg_overlay": overlay} if given else {}))
+    overlay = {"pretrained_cfg_overlay": {"state_dict": dict(given), "custom_load": False}} if given else {}
+    all_options: dict[str, Any] = options | overlay
+    model = timm.create_model(name, **all_options)
     if given:
         cast(dict[str, Any], model.pretrained_cfg)["state_dict"] = None
     return model
