@@ -41,7 +41,7 @@ def ask(slurm_conf: str | None, *words: str) -> str:
 def queued(slurm_conf: str | None) -> dict[str, tuple[str, str]]:
     """State and reason of all jobs of this user that wait or run, by their id, each element of an array apart."""
     output = ask(slurm_conf, "squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i|%T|%r")
-    rows = [line.split("|", 2) for line in output.splitlines()]
+    rows = [line.split("|", 2) for line in output.splitlines() if line.count("|") >= 2]
     return {job_id: (state, reason) for job_id, state, reason in rows}
 
 
@@ -71,16 +71,24 @@ def configuration(slurm_conf: str | None) -> dict[str, str]:
 
 def partitions(slurm_conf: str | None) -> dict[str, dict[str, str]]:
     """All partitions of the cluster by name, hidden ones too, with their limits."""
-    lines = ask(slurm_conf, "scontrol", "--all", "show", "partition", "--oneliner").splitlines()
-    found = [parse_fields(line) for line in lines if line.strip()]
-    return {fields["PartitionName"]: fields for fields in found}
+    return named("PartitionName", ask(slurm_conf, "scontrol", "--all", "show", "partition", "--oneliner"))
 
 
 def nodes(slurm_conf: str | None, names: str) -> dict[str, dict[str, str]]:
     """Nodes by name, with what they have; `names` as Slurm writes them, such as `node[1-4]`."""
-    lines = ask(slurm_conf, "scontrol", "show", "node", names, "--oneliner").splitlines()
-    found = [parse_fields(line) for line in lines if line.strip()]
-    return {fields["NodeName"]: fields for fields in found}
+    return named("NodeName", ask(slurm_conf, "scontrol", "show", "node", names, "--oneliner"))
+
+
+def named(key: str, output: str) -> dict[str, dict[str, str]]:
+    """What scontrol says of things, a line each, by the name that is under this key. Raises ValueError where it says
+    something else."""
+    lines = [line for line in output.splitlines() if line.strip()]
+    found = [parse_fields(line) for line in lines]
+    wrong = [line for line, fields in zip(lines, found, strict=True) if key not in fields]
+    if wrong or not found:
+        answer = repr(wrong[0][:80]) if wrong else "nothing"
+        raise ValueError(f"scontrol should tell each {key}, but answers {answer}; is that Slurm's, and its cluster up?")
+    return {fields[key]: fields for fields in found}
 
 
 QUALITY = ("Name", "Flags", "GraceTime", "PreemptMode", "MaxWall")

@@ -132,7 +132,11 @@ def build(
         trunk = any_timm_trunk(name, image_size, {"in_chans": in_chans, **drop_path_option(drop_path)}, weights)
     else:
         trunk = zoo_trunk(architecture, image_size, in_chans, drop_path, weights)
-    features = probe(trunk.backbone, in_chans, trunk.input_size.size)
+    try:
+        features = probe(trunk.backbone, in_chans, trunk.input_size.size)
+    except RuntimeError as error:
+        told = " ".join(str(error).split())[:200]
+        raise ValueError(f"{name} cannot take images of {image_size} pixels: {told}; give larger ones.") from error
     is_map, num_features = features.ndim == 4, features.shape[1]
     if is_map and extra_layers:
         raise ValueError(f"{name} has layers of its own between features and outputs; leave out --complex 1.")

@@ -104,3 +104,11 @@ def require_known(name: str) -> None:
             f"there is no model {name!r}. Nearest: {', '.join(near) or 'none'}; `deeplense models` lists the zoo, "
             "`timm.list_models()` the rest."
         )
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        plain, _, tag = name.partition(".")
+        tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{plain}.*")]
+        raise ValueError(
+            f"there are no weights {tag!r} of the model {plain!r}; there are: {', '.join(tags) or 'none'}."
+        ) from error
