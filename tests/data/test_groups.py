@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplense.data.groups import groups_of_values, groups_on_sky, united
-from deeplense.data.order import first_of_each, fold_of, some_of_each, split_off
+from deeplense.data.order import GROUPS, first_of_each, fold_of, several, some_of_each, split_off, uniforms
 
 few = settings(deadline=None, max_examples=40, derandomize=True)
 SECOND = 1 / 3600
@@ -170,3 +170,22 @@ def test_the_seed_draws_the_groups_and_each_is_drawn_about_equally_often() -> No
     assert (drawn.sum(axis=1) == 10).all()
     assert drawn.sum(axis=0).min() > 30
     assert drawn.sum(axis=0).max() < 95
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.7])
+def test_groups_are_drawn_one_by_one_with_the_fraction_before_others_fill_up(fraction: float) -> None:
+    labels, groups = np.zeros(300, dtype=int), np.arange(300) // 3
+    for seed in range(10):
+        chosen = np.isin(np.arange(300), some_of_each(labels, fraction, seed=seed, groups=groups))
+        together = several(groups, np.zeros(300, dtype=bool), seed)
+        drawn = uniforms(seed, np.full(100, GROUPS), np.arange(100), count=1)[:, 0] < fraction
+        taken = np.array([chosen[members].all() for members in together])
+        assert taken.sum() == round(100 * fraction)
+        assert (taken <= drawn).all() or (drawn <= taken).all()
+
+
+def test_of_a_fraction_of_none_no_group_is_taken() -> None:
+    labels, groups = made_up(0)
+    assert len(some_of_each(labels, 0.0, seed=0, groups=groups)) == 0
+    rest, part = split_off(labels, 0.0, seed=0, groups=groups)
+    assert (len(rest), len(part)) == (len(labels), 0)

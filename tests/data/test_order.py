@@ -230,3 +230,15 @@ def test_whole_batches_make_the_epochs_and_there_is_always_a_step(
     epochs: float, num_samples: int, batch_size: int, expected: int
 ) -> None:
     assert num_steps(epochs, num_samples=num_samples, batch_size=batch_size) == expected
+
+
+@few
+@given(counts=st.lists(st.integers(1, 20), min_size=1, max_size=4), fraction=st.floats(0, 1), seed=st.integers(0, 99))
+def test_which_samples_are_drawn_is_what_it_was_in_each_version(counts: list[int], fraction: float, seed: int) -> None:
+    """The splits of runs that are finished rest on it: of class k the first of the permutation of (seed, k + 1)."""
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    expected = [
+        np.flatnonzero(labels == k)[permutation(count, seed, k + 1)][: round(fraction * count)]
+        for k, count in enumerate(counts)
+    ]
+    assert some_of_each(labels, fraction, seed=seed).tolist() == sorted(np.concatenate(expected).tolist())
