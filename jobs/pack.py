@@ -110,9 +110,6 @@ class Settings:
         read_sky(self.sky)
         if self.part is not None:
             read_part(self.part)
-        for rule, idle in self.idle().items():
-            wrong = [name for name in idle if name in given(self)]
-            require(not wrong, f"with {rule} there is no use for {' and '.join(wrong)}; leave that out.")
         for name, condition in conditions_of(type(self), {}):
             counts = condition.holds(vars(self)) or name not in given(self)
             require(counts, f"{name} counts {condition.where({})} only; leave it out, or {condition.remedy({})}.")
@@ -122,15 +119,6 @@ class Settings:
         )
         labels = self.layout != "files" or self.catalog or self.label_key == "label"
         require(bool(labels), f"label_key={self.label_key} is a column of a catalogue; give --catalog CSV.")
-
-    def idle(self) -> dict[str, tuple[str, ...]]:
-        """Settings that say nothing because of others, by what these are."""
-        rules = {
-            "--unlabelled 1": (bool(self.unlabelled), ("label_key", "classes")),
-            "classes by conditions": (bool(split_classes(listed(self.classes))), ("label_key",)),
-            "--join order": (self.join == "order", ("name_column", "unmatched")),
-        }
-        return {rule: names for rule, (holds, names) in rules.items() if holds}
 
 
 IN_SCHEMA = ("output", "part", "source", "dtype", "scale", "zero", "unit", "pixel_scale", "compression")

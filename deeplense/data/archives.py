@@ -45,8 +45,6 @@ def channels_first(path: Path, images: np.ndarray, axes: Axes = "auto") -> tuple
         )
     if 0 in images.shape:
         raise ValueError(f"{path}: images have the shape {images.shape}, which holds no pixels.")
-    if images.ndim == 3 and axes != "auto":
-        raise ValueError(f"{path}: images {images.shape} have no axis of bands; leave out --axes.")
     if images.ndim == 3:
         return images[:, None], f"images {images.shape} were read as (N, H, W), one band"
     last = band_axis(path, images.shape[1:], axes) == 2

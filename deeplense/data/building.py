@@ -2,9 +2,10 @@
 
 One call may write all, or jobs of their own write parts of the shards, on any nodes and at any time; the bytes do not
 depend on it. A part writes shards and removes none. The manifests come when no shard of the data set is missing, from
-whichever job sees that. No lock is held: each lists the folders after its own last rename there, so that on a network
-file system, too, the last sees all. Where two see it at a time they write the same bytes, each by a rename. Where none
-does (the last was killed just then), the same command without a part finds all shards and writes the manifests.
+whichever job sees that. No lock is held here: each lists the folders after its own last rename there,
+so that on a network file system, too, the last sees all. Where two see it at a time they write the same bytes, each by
+a rename. Where none does (the last was killed just then), the same command without a part finds all shards and writes
+the manifests.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from deeplense.data.checking import check_contents, read_fingerprint
 from deeplense.data.processes import end_with
 from deeplense.data.shards import (
     FORMAT,
@@ -29,16 +31,18 @@ from deeplense.data.shards import (
     canonical,
     counts_of,
     image_filters,
-    read_columns,
-    read_header,
     shard_name,
     shard_ranges,
     statistics_of,
-    write_shard,
 )
+from deeplense.data.writing import write_shard
 from deeplense.files import TEMPORARY, checksum, remove, remove_leftovers, write_json
 
 Make = Callable[[range], Samples]
+
+
+class Contested(ValueError):
+    """Another process writes the same; nothing that stands there is touched."""
 
 
 def build(folder: Path, schema: Schema, make: Make, *, num_workers: int = 1) -> Iterator[int]:
@@ -61,6 +65,8 @@ def build(folder: Path, schema: Schema, make: Make, *, num_workers: int = 1) -> 
     todo = missing_shards(folder, schema)
     try:
         yield from write_missing(folder, schema, make, range(len(shard_ranges(schema))), num_workers)
+    except Contested:
+        raise
     except ValueError:
         for number in todo:
             remove(folder / shard_name(number))
@@ -167,14 +173,21 @@ def make_and_write(path: Path, schema: Schema, make: Make, rows: range) -> None:
     samples = make(rows)
     if len(samples.ids) != len(rows):
         raise ValueError(f"{path} shall have {len(rows)} samples, but {len(samples.ids)} were made.")
-    write_shard(path, schema, samples)
+    try:
+        write_shard(path, schema, samples)
+    except FileNotFoundError as error:
+        raise Contested(
+            f"{path} was removed while it was written: another process writes into {path.parent}. Wait until it has "
+            "ended, and start this one again: it continues."
+        ) from error
 
 
 def keeps(path: Path, schema: Schema) -> bool:
     """Whether a whole shard of this data set stands there. Raises ValueError where it is of another."""
     if not path.exists():
         return False
-    require_same(path, read_header(path).fingerprint, schema)
+    require_same(path, read_fingerprint(path), schema)
+    check_contents(path, schema)
     return True
 
 
@@ -193,17 +206,17 @@ def manifest_of(folder: Path, schema: Schema) -> dict[str, Any]:
     shards, moments, counts = [], [], np.zeros(len(schema.classes), dtype=np.int64)
     for number, rows in enumerate(shard_ranges(schema)):
         path = folder / shard_name(number)
-        header = read_header(path)
-        require_same(path, header.fingerprint, schema)
-        moments.append(header.moments)
-        counts += counts_of(read_columns(path, schema)["label"], len(schema.classes))
+        require_same(path, read_fingerprint(path), schema)
+        found = check_contents(path, schema)
+        moments.append(found.header.moments)
+        counts += counts_of(found.labels, len(schema.classes))
         shards.append(
             {
                 "file": path.name,
                 "num_samples": len(rows),
                 "bytes": path.stat().st_size,
                 "xxh3_128": checksum(path),
-                "image_offset": header.image_offset,
+                "image_offset": found.header.image_offset,
             }
         )
     content = {

@@ -11,6 +11,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from deeplense.data.checking import check_shard, miscounts, refuse_other_size
 from deeplense.data.order import rank_slice
 from deeplense.data.reading import (
     HeldImages,
@@ -21,7 +22,8 @@ from deeplense.data.reading import (
     open_images,
     values,
 )
-from deeplense.data.shards import GROUP, Manifest, Moments, Schema, check_shard, column, image_filters, moments_of
+from deeplense.data.remembered import require_sound
+from deeplense.data.shards import GROUP, Manifest, Moments, Schema, column, image_filters, moments_of
 from deeplense.data.transforms import NUM_UNIFORMS
 
 READ_ROWS = 256
@@ -72,11 +74,7 @@ class Split:
         self.manifests = [Manifest.read(folder) for folder in folders]
         refuse_unlike(self.manifests, "shape", *(["classes"] if labelled else []))
         self.schema = self.manifests[0].schema
-        for manifest in self.manifests:
-            image_filters(manifest.schema)  # Where the codec is missing, that is told before anything is read.
-            for line in manifest.shards:
-                check_shard(manifest.folder / line["file"], line, manifest.schema)
-        self.labels = self.column("label")
+        self.labels = np.concatenate([checked_labels(manifest) for manifest in self.manifests])
         if len({manifest.schema.classes for manifest in self.manifests}) > 1:
             self.labels = np.full_like(self.labels, -1)
         sizes = [manifest.schema.num_samples for manifest in self.manifests]
@@ -122,8 +120,8 @@ class Split:
 
     @property
     def ids(self) -> list[str]:
-        """The name of each sample, read when asked for."""
-        return [name.decode() for name in self.column("id")]
+        """The name of each sample, read when asked for; what is no text in one is replaced."""
+        return [name.decode(errors="replace") for name in self.column("id")]
 
     def column(self, name: str) -> np.ndarray:
         """An array of the shards beside the images, (N,): `label`, `id`, `source_index`, `target/NAME`."""
@@ -198,6 +196,20 @@ def group_numbers(manifest: Manifest) -> np.ndarray:
     if not manifest.schema.grouped:
         return np.arange(manifest.schema.num_samples)
     return column_of(manifest, f"target/{GROUP}").astype(np.int64)
+
+
+def checked_labels(manifest: Manifest) -> np.ndarray:
+    """The labels of a split (N,), all of which is sound: each shard is compared with its checksum, and what it says
+    with the manifest. Raises ValueError, naming the shard or the split, where one is not, or a codec is missing."""
+    image_filters(manifest.schema)
+    pairs = [(manifest.folder / line["file"], line) for line in manifest.shards]
+    for path, line in pairs:
+        refuse_other_size(path, line)
+    require_sound(manifest)
+    found = [check_shard(path, line, manifest.schema) for path, line in pairs]
+    for problem in miscounts(manifest, found):
+        raise ValueError(problem)
+    return np.concatenate([each.labels for each in found])
 
 
 def files_of(manifest: Manifest, folder: Path) -> list[ShardFile]:

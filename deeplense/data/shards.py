@@ -13,15 +13,16 @@ import hashlib
 import importlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import h5py
 import numpy as np
 
-from deeplense.files import read_json, replacing
+from deeplense.files import inside, is_plain, read_json
 
 FORMAT = "deeplense-shards/2"
 MANIFEST = "manifest.json"
@@ -29,12 +30,58 @@ BLOCK_ROWS = 64
 SHARD_BYTES = 256 * 2**20
 FEWEST_SHARDS = 8
 ALIGNMENT = 2**20
+DIGEST = re.compile(r"[0-9a-f]{32}")
 DTYPES = ("uint8", "int16", "uint16", "int32", "float16", "float32")
 COMPRESSIONS = ("none", "lz4", "zstd")
 GROUP, GROUP_UNIT = "group", "number of the group"
 """The target that says which samples belong together, and its unit."""
-FLOAT16_LOSS = 2.0**-10
 REMAKE = "remove it and the manifest, and make the split again: only what is missing is made"
+
+
+def is_whole(value: Any) -> bool:
+    """Whether this is a whole number above 0 that can be a number of samples or pixels."""
+    return type(value) is int and 0 < value < 2**40
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is a number, and finite."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def are_texts(values: Any) -> bool:
+    """Whether these are different words."""
+    return (
+        isinstance(values, tuple)
+        and all(isinstance(value, str) for value in values)
+        and len(set(values)) == len(values)
+    )
+
+
+def are_units(values: Any) -> bool:
+    """Whether this gives a unit for each name, under which it can be found in a shard."""
+    return isinstance(values, Mapping) and all(
+        is_plain(name) and isinstance(unit, str) for name, unit in values.items()
+    )
+
+
+RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "split": (is_plain, "the plain name of a folder"),
+    "num_samples": (is_whole, "a whole number above 0"),
+    "shape": (
+        lambda value: isinstance(value, tuple) and len(value) == 3 and all(map(is_whole, value)),
+        "three whole numbers above 0: bands, height and width",
+    ),
+    "dtype": (lambda value: value in DTYPES, f"known to the format: {', '.join(DTYPES)}"),
+    "bands": (are_texts, "different names"),
+    "unit": (lambda value: isinstance(value, str), "text"),
+    "pixel_scale_arcsec": (lambda value: value is None or is_number(value), "a finite number, or None"),
+    "classes": (are_texts, "different names"),
+    "targets": (are_units, "a unit for each plain name"),
+    "provenance": (lambda value: isinstance(value, Mapping), "names and values"),
+    "scale": (lambda value: is_number(value) and value != 0, "a finite number that is not 0"),
+    "zero": (is_number, "a finite number"),
+    "compression": (lambda value: value in COMPRESSIONS, f"known to the format: {', '.join(COMPRESSIONS)}"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +110,9 @@ class Schema:
     compression: str = "none"
 
     def __post_init__(self) -> None:
-        for name, known in (("dtype", DTYPES), ("compression", COMPRESSIONS)):
-            if (value := getattr(self, name)) not in known:
-                raise ValueError(f"{name}={value!r} is unknown to the format; it knows {', '.join(known)}.")
-        if not (math.isfinite(self.scale) and math.isfinite(self.zero) and self.scale != 0):
-            raise ValueError(f"scale={self.scale}, zero={self.zero}: both must be finite, and scale not 0.")
+        for name, (is_right, said) in RULES.items():
+            if not is_right(value := getattr(self, name)):
+                raise ValueError(f"{name}={str(value)[:100]!r} must be {said}.")
 
     @property
     def grouped(self) -> bool:
@@ -103,52 +148,22 @@ def shard_ranges(schema: Schema) -> list[range]:
 
     A function of the schema alone, so that the bytes do not depend on how many processes write.
     """
+    starts = shard_starts(schema)
+    return [range(k, min(k + starts.step, schema.num_samples)) for k in starts]
+
+
+def shard_starts(schema: Schema) -> range:
+    """The first sample of each shard."""
     row_bytes = math.prod(schema.shape) * np.dtype(schema.dtype).itemsize
     largest = max(SHARD_BYTES // row_bytes, BLOCK_ROWS)
     rows = min(largest, math.ceil(schema.num_samples / FEWEST_SHARDS))
     rows = max(math.ceil(rows / BLOCK_ROWS) * BLOCK_ROWS, BLOCK_ROWS)
-    return [range(k, min(k + rows, schema.num_samples)) for k in range(0, schema.num_samples, rows)]
+    return range(0, schema.num_samples, rows)
 
 
 def shard_name(number: int) -> str:
     """File name of a shard."""
     return f"shard-{number:05d}.h5"
-
-
-def write_shard(path: Path, schema: Schema, samples: Samples) -> None:
-    """Write one shard, whole or not at all. Raises ValueError, naming the sample, where samples break the schema."""
-    stored = stored_images(schema, samples)
-    check_labels(schema, samples)
-    filters = image_filters(schema)
-    # Chunks are not aligned: each would fill the interval.
-    interval = 1 if filters else ALIGNMENT
-    with (
-        replacing(path) as temporary,
-        # Files of this version open only when their writer closed them: a torn shard names itself. They are not locked,
-        # which some file systems cannot do: the temporary name is this writer's alone.
-        h5py.File(
-            temporary,
-            "w",
-            libver=("v110", "v110"),
-            locking=False,
-            alignment_threshold=65536,
-            alignment_interval=interval,
-        ) as file,
-    ):
-        file.attrs.update(format=FORMAT, fingerprint=schema.fingerprint, schema=canonical(asdict(schema)))
-        image = file.create_dataset("image", data=stored, **filters)
-        image.attrs.update(axes="N,C,H,W", unit=schema.unit, bands=list(schema.bands))
-        image.attrs.update(scale=schema.scale, zero=schema.zero)
-        count, total, squares = moments_of(stored, scale=schema.scale, zero=schema.zero)
-        image.attrs.update(pixels_per_band=count, sum=total, sum_of_squares=squares)
-        if schema.pixel_scale_arcsec:
-            image.attrs["pixel_scale_arcsec"] = schema.pixel_scale_arcsec
-        file["label"] = samples.labels.astype(np.int64)
-        file["source_index"] = samples.source_index.astype(np.int64)
-        file["id"] = np.array([name.encode() for name in samples.ids])
-        for name, unit in schema.targets.items():
-            target = file.create_dataset(f"target/{name}", data=samples.targets[name].astype(np.float64))
-            target.attrs["unit"] = unit
 
 
 def image_filters(schema: Schema) -> dict[str, Any]:
@@ -171,100 +186,15 @@ def image_filters(schema: Schema) -> dict[str, Any]:
     return {"chunks": (1, *schema.shape), **codec}
 
 
-def stored_images(schema: Schema, samples: Samples) -> np.ndarray:
-    """Images in the type of the split. Raises ValueError, naming the first sample, where it cannot hold them."""
-    given = samples.images
-    if given.shape != (len(samples.ids), *schema.shape):
-        raise ValueError(f"images have the shape {given.shape[1:]} where {schema.shape} is expected.")
-    if given.dtype.kind not in "biuf":
-        raise ValueError(f"images are of the type {given.dtype} where numbers are expected.")
-    with np.errstate(over="ignore", invalid="ignore"):
-        stored = given.astype(schema.dtype, copy=False)
-    told = "has pixels that are not finite (NaN or infinite). Mend or leave out the image, or give --fill_nan VALUE"
-    refuse(samples, ~np.isfinite(given), f"{told} to put a value in their place.")
-    if stored.dtype.kind == "f":
-        beyond, limits = ~np.isfinite(stored), f"up to {np.finfo(stored.dtype).max:.6g}"
-    else:
-        beyond, limits = stored != given, f"whole, {np.iinfo(stored.dtype).min} to {np.iinfo(stored.dtype).max}"
-    refuse(samples, beyond, f"has values that {schema.dtype} cannot hold ({limits}); give another --dtype.")
-    if schema.dtype == "float16":
-        told = "is so faint that float16 loses more than 0.1 % of its brightest pixel; give --dtype float32."
-        refuse(samples, np.array([is_lost(*pair) for pair in zip(stored, given, strict=True)]), told)
-    return stored
-
-
-def is_lost(stored: np.ndarray, given: np.ndarray) -> bool:
-    """Whether an image changed by more than float16 changes numbers that are neither huge nor tiny."""
-    wide = given.astype(np.float64)
-    return bool(np.abs(stored - wide).max() > FLOAT16_LOSS * np.abs(wide).max())
-
-
-def refuse(samples: Samples, bad: np.ndarray, message: str) -> None:
-    """Raise ValueError with the name of the first sample with anything bad (n, ...), if there is one."""
-    if bad.any():
-        first = int(bad.reshape(len(bad), -1).any(axis=1).argmax())
-        raise ValueError(f"{samples.ids[first]}: {message}")
-
-
-def check_labels(schema: Schema, samples: Samples) -> None:
-    """Raise ValueError, naming the first bad sample, unless all labels are classes of the split."""
-    unlabelled = 0 if schema.classes else -1
-    wrong = (samples.labels < unlabelled) | (samples.labels >= max(len(schema.classes), 0))
-    if wrong.any():
-        k = int(wrong.argmax())
-        raise ValueError(f"{samples.ids[k]}: label {samples.labels[k]} is none of the classes {list(schema.classes)}.")
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a shard says of itself: the hash of its schema, how many samples it has, where in the file its images begin
-    (bytes; None where they are compressed), and the moments of their values."""
-
-    fingerprint: str
-    num_samples: int
-    image_offset: int | None
-    moments: "Moments"
-
-
-def read_header(path: Path) -> Header:
-    """What a shard says of itself; no image is read. Raises ValueError, naming it, for a damaged one and for one of
-    another version of the format."""
-    try:
-        with h5py.File(path, locking=False) as file:
-            refuse_version(path, file.attrs.get("format"))
-            image = cast("h5py.Dataset", file["image"])
-            told: Any = image.attrs
-            moments = (int(told["pixels_per_band"]), np.asarray(told["sum"]), np.asarray(told["sum_of_squares"]))
-            return Header(str(file.attrs["fingerprint"]), len(image), image_offset(file), moments)
-    except (OSError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); {REMAKE}.") from error
+class Unlike(ValueError):
+    """A file of another version of the format, or of another data set."""
 
 
 def refuse_version(path: Path, found: object) -> None:
-    """Raise ValueError unless a file is of this version of the format."""
+    """Raise Unlike unless a file is of this version of the format."""
     if found != FORMAT:
         told = f"{path} is of the format {found}, and this version of deeplense reads only {FORMAT}"
-        raise ValueError(f"{told}; make the data set again, into another folder.")
-
-
-def check_shard(path: Path, line: Mapping[str, Any], schema: Schema) -> None:
-    """Raise ValueError, naming the file, unless it is the shard that its line in the manifest tells of, of the version
-    and the schema of the manifest. Cheap: no image is read, so that damaged pixels are not seen."""
-    if not path.exists() or path.stat().st_size != line["bytes"]:
-        raise ValueError(f"{path} is missing or of another size than the manifest says; `deeplense verify` tells more.")
-    header = read_header(path)
-    if header.fingerprint != schema.fingerprint:
-        raise ValueError(f"{path} is of another data set than the manifest beside it; {REMAKE}.")
-    for name in ("num_samples", "image_offset"):
-        if (found := getattr(header, name)) != line[name]:
-            raise ValueError(f"{path} has {name} {found} where the manifest says {line[name]}; {REMAKE}.")
-
-
-def read_columns(path: Path, schema: Schema) -> dict[str, np.ndarray]:
-    """All of a shard but its images: `label`, `source_index`, `id` (bytes) and `target/NAME`, (n,) each."""
-    names = ["label", "source_index", "id", *(f"target/{name}" for name in schema.targets)]
-    with h5py.File(path, locking=False) as file:
-        return {name: column(file, name) for name in names}
+        raise Unlike(f"{told}; make the data set again, into another folder.")
 
 
 @dataclass(frozen=True)
@@ -297,12 +227,79 @@ class Manifest:
             raise ValueError(f"{path} is no manifest of a data set; make the split again.")
         refuse_version(path, content.get("format"))
         told = content.pop("dataset_id", None)
-        if told != hashlib.sha256(canonical(content).encode()).hexdigest():
-            raise ValueError(f"{path} does not match its own hash: it was damaged or edited. Make the split again.")
-        raw = content["schema"]
-        tuples = {name: tuple(raw[name]) for name in ("shape", "bands", "classes")}
-        schema = Schema(**(raw | tuples))
-        return cls(folder, schema, told, content["statistics"], content["class_counts"], content["shards"])
+        try:
+            if told != hashlib.sha256(canonical(content).encode()).hexdigest():
+                raise ValueError("does not match its own hash: it was damaged or edited")
+            schema = schema_in(content.get("schema"))
+            statistics, counts = statistics_in(content, schema), counts_in(content, schema)
+            lines = [checked_line(*pair) for pair in zip(*lines_in(content, schema), strict=True)]
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path} {error}. Make the split again, or copy it again.") from error
+        for line in lines:
+            inside(folder, line["file"], record=path)
+        return cls(folder, schema, told, statistics, counts, lines)
+
+
+def schema_in(raw: Any) -> Schema:
+    """The schema of a manifest. Raises ValueError where it is none."""
+    if not isinstance(raw, dict) or not {each.name for each in fields(Schema)}.issuperset(raw):
+        raise ValueError("has no schema, or one of another version of deeplense")
+    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
+    try:
+        return Schema(**given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"has a schema that is none: {error}") from error
+
+
+def statistics_in(content: Mapping[str, Any], schema: Schema) -> dict[str, list[float]]:
+    """Mean and standard deviation of each band. Raises ValueError where a manifest does not say them."""
+    told = content.get("statistics")
+    if not isinstance(told, dict) or set(told) != {"mean", "std"}:
+        raise ValueError("has no statistics of mean and std")
+    for values in told.values():
+        right = isinstance(values, list) and len(values) == schema.shape[0]
+        if not right or not all(isinstance(value, float) for value in values):
+            raise ValueError(f"has no mean and std of each of {schema.shape[0]} bands")
+    return told
+
+
+def counts_in(content: Mapping[str, Any], schema: Schema) -> dict[str, int]:
+    """How many samples of each class there are. Raises ValueError where a manifest does not say it."""
+    told = content.get("class_counts")
+    if not isinstance(told, dict) or set(told) != set(schema.classes):
+        raise ValueError(f"does not count each of the classes {list(schema.classes)}")
+    if not all(type(count) is int and 0 <= count <= schema.num_samples for count in told.values()):
+        raise ValueError(f"has class_counts that are no numbers of samples out of {schema.num_samples}")
+    return {name: told[name] for name in schema.classes}
+
+
+def lines_in(content: Mapping[str, Any], schema: Schema) -> tuple[list[Any], list[dict[str, Any]]]:
+    """What a manifest says of each shard, and what follows from the schema. Raises ValueError where it has not as many
+    shards."""
+    told, count = content.get("shards"), len(shard_starts(schema))
+    if not isinstance(told, list) or len(told) != count:
+        found = len(told) if isinstance(told, list) else "no"
+        raise ValueError(f"has {found} shards where {schema.num_samples} samples are in {count}")
+    ranges = enumerate(shard_ranges(schema))
+    return told, [{"file": shard_name(number), "num_samples": len(rows)} for number, rows in ranges]
+
+
+def checked_line(told: Any, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of a manifest. Raises ValueError unless it is of the expected shard, by its plain name, and says what must
+    be known of one."""
+    name = expected["file"]
+    if not isinstance(told, dict) or told.get("file") != name:
+        found = told.get("file") if isinstance(told, dict) else told
+        raise ValueError(f"names the shard {str(found)[:100]!r} where {name} is expected; do not use it")
+    if told.get("num_samples") != expected["num_samples"]:
+        raise ValueError(
+            f"is wrong on {name}: of {expected['num_samples']} samples it says {str(told.get('num_samples'))[:100]}"
+        )
+    size, offset, digest = (told.get(key) for key in ("bytes", "image_offset", "xxh3_128"))
+    right = is_whole(size) and (offset is None or (type(offset) is int and 0 <= offset < 2**62))
+    if not right or not isinstance(digest, str) or not DIGEST.fullmatch(digest):
+        raise ValueError(f"does not say the size, the place of the images and the checksum of {name}")
+    return told
 
 
 Moments = tuple[int, np.ndarray, np.ndarray]
@@ -333,11 +330,13 @@ def counts_of(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return np.bincount(labels[labels >= 0], minlength=num_classes)
 
 
+def read_columns(path: Path, schema: Schema) -> dict[str, np.ndarray]:
+    """All of a shard but its images: `label`, `source_index`, `id` (bytes) and `target/NAME`, (n,) each."""
+    names = ["label", "source_index", "id", *(f"target/{name}" for name in schema.targets)]
+    with h5py.File(path, locking=False) as file:
+        return {name: column(file, name) for name in names}
+
+
 def column(file: h5py.File, name: str) -> np.ndarray:
     """A whole array of a shard."""
     return np.asarray(file[name])
-
-
-def image_offset(file: h5py.File) -> int | None:
-    """Where in the file the images begin, bytes; None where they are compressed."""
-    return cast("h5py.Dataset", file["image"]).id.get_offset()

@@ -22,7 +22,7 @@ import xxhash
 
 from deeplense.data.room import room
 from deeplense.data.shards import MANIFEST, Manifest
-from deeplense.files import remove, remove_leftovers, replacing
+from deeplense.files import inside, remove, remove_leftovers, replacing
 
 LOCK = ".lock"
 NUM_THREADS = 4
@@ -249,8 +249,8 @@ def matches(shard: dict[str, Any], *, copy: Path, after_block: AfterBlock) -> bo
 
 def copy_shard(shard: dict[str, Any], *, folder: Path, copy: Path, after_block: AfterBlock) -> None:
     """Copy one shard. Raises ValueError, naming it, where it does not match the manifest."""
-    source = folder / shard["file"]
-    with replacing(copy / shard["file"]) as temporary:
+    source, target_path = (inside(place, shard["file"], record=folder / MANIFEST) for place in (folder, copy))
+    with replacing(target_path) as temporary:
         with temporary.open("wb") as target:
             found = pour(source, target, after_block=after_block) if source.exists() else None
         if found != shard["xxh3_128"]:

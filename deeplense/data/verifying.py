@@ -3,7 +3,6 @@
 Of each sample four numbers stay in memory, 32 bytes; its name is read again where it is to be told.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,14 +13,16 @@ import h5py
 import numpy as np
 import xxhash
 
+from deeplense.data.checking import Sound, check_shard, differ, miscounts, opened
 from deeplense.data.shards import (
     BLOCK_ROWS,
     MANIFEST,
     REMAKE,
     Manifest,
+    Moments,
     Schema,
-    check_shard,
     image_filters,
+    moments_of,
     read_columns,
 )
 from deeplense.files import checksum
@@ -32,7 +33,7 @@ MOST_TOLD = 10
 @dataclass(frozen=True)
 class Contents:
     """What is kept of a shard: for each sample a hash of its image, a hash of its id, its place in the source, and its
-    label, (n,) each; and the names of the classes."""
+    label, (n,) each; the names of the classes, and what it says of itself."""
 
     path: Path
     images: np.ndarray
@@ -40,6 +41,7 @@ class Contents:
     sources: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
+    sound: Sound
 
 
 def verify(dataset: Path) -> list[str]:
@@ -79,51 +81,66 @@ def verify_split(folder: Path) -> tuple[list[str], list[Contents]]:
     problems, shards = [f"{path}: is not in the manifest; remove it" for path in stray], []
     for line in manifest.shards:
         path = folder / line["file"]
-        if problem := damage(path, line, manifest.schema):
-            problems.append(problem)
-        else:
-            shards.append(read_contents(path, manifest.schema))
+        try:
+            shards.append(verified(path, line, manifest.schema))
+        except ValueError as error:
+            problems.append(str(error))
     problems += repeats(folder, shards)
     if len(shards) == len(manifest.shards):
-        problems += miscounts(manifest, shards)
+        problems += miscounts(manifest, [shard.sound for shard in shards])
     return problems, shards
 
 
-def damage(path: Path, line: Mapping[str, Any], schema: Schema) -> str | None:
-    """What is wrong with a shard, given its line in the manifest, or None."""
+def verified(path: Path, line: Mapping[str, Any], schema: Schema) -> Contents:
+    """What a shard holds, all of it read. Raises ValueError, naming it, where it is not the one of its line in the
+    manifest, or damaged."""
     if not path.exists():
-        return f"{path}: is missing; remove the manifest, and make the split again: only what is missing is made"
+        raise ValueError(
+            f"{path}: is missing; remove the manifest, and make the split again: only what is missing is made"
+        )
     if (found := path.stat().st_size) != line["bytes"]:
-        return f"{path}: has {found} bytes where the manifest says {line['bytes']}; {REMAKE}"
+        raise ValueError(f"{path}: has {found} bytes where the manifest says {line['bytes']}; {REMAKE}")
     if checksum(path) != line["xxh3_128"]:
-        return f"{path}: does not match its checksum: it is damaged; {REMAKE}"
-    try:
-        check_shard(path, line, schema)
-    except ValueError as error:
-        return str(error)
-    return None
+        raise ValueError(f"{path}: does not match its checksum: it is damaged; {REMAKE}")
+    return read_contents(path, schema, check_shard(path, line, schema))
 
 
-def read_contents(path: Path, schema: Schema) -> Contents:
-    """Read a shard, some images at a time."""
-    columns = read_columns(path, schema)
+def read_contents(path: Path, schema: Schema, sound: Sound) -> Contents:
+    """Read a shard, some images at a time. Raises ValueError, naming it, where it says of its images what they are
+    not."""
+    columns, images, total = read_columns(path, schema), [], Total(schema)
+    with opened(path) as file:
+        stored = cast("h5py.Dataset", file["image"])
+        for start in range(0, len(stored), BLOCK_ROWS):
+            block = stored[start : start + BLOCK_ROWS]
+            total.add(block)
+            images.append(hashes(image.data for image in block.astype(np.float64) * schema.scale + schema.zero))
+    if not all(np.isfinite(total.moments[1])):
+        raise ValueError(f"{path}: has pixels that are not finite; {REMAKE}")
+    if differ(total.moments, sound.header.moments):
+        raise ValueError(f"{path}: says other sums of its pixels than they have; {REMAKE}")
     return Contents(
         path,
-        images=hashes(image.data for image in image_values(path, schema)),
+        images=np.concatenate(images),
         ids=hashes(columns["id"].tolist()),
         sources=columns["source_index"],
-        labels=columns["label"],
+        labels=sound.labels,
         classes=schema.classes,
+        sound=sound,
     )
 
 
-def image_values(path: Path, schema: Schema) -> Iterator[np.ndarray]:
-    """The images of a shard one by one, (C, H, W) float64, in the unit of the schema: whatever their type, equal images
-    have equal values."""
-    with h5py.File(path, locking=False) as file:
-        stored = cast("h5py.Dataset", file["image"])
-        for start in range(0, len(stored), BLOCK_ROWS):
-            yield from stored[start : start + BLOCK_ROWS].astype(np.float64) * schema.scale + schema.zero
+class Total:
+    """The moments of images that come block by block."""
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        self.moments: Moments = (0, np.zeros(schema.shape[0]), np.zeros(schema.shape[0]))
+
+    def add(self, block: np.ndarray) -> None:
+        """Count these images (n, C, H, W), as stored, too."""
+        pairs = zip(self.moments, moments_of(block, scale=self.schema.scale, zero=self.schema.zero), strict=True)
+        self.moments = tuple(one + other for one, other in pairs)  # type: ignore[assignment]
 
 
 def hashes(items: Iterable[bytes | memoryview]) -> np.ndarray:
@@ -191,8 +208,8 @@ def name(shards: Sequence[Contents], number: int) -> str:
     """The id of a sample by its number among those of some shards, read from its shard."""
     starts = np.cumsum([0] + [len(part.ids) for part in shards])
     shard = int(np.searchsorted(starts, number, side="right")) - 1
-    with h5py.File(shards[shard].path, locking=False) as file:
-        return cast("h5py.Dataset", file["id"])[number - starts[shard]].decode()
+    with opened(shards[shard].path) as file:
+        return cast("h5py.Dataset", file["id"])[number - starts[shard]].decode(errors="replace")
 
 
 def shortened(lines: Iterable[str], count: int) -> Iterator[str]:
@@ -200,15 +217,3 @@ def shortened(lines: Iterable[str], count: int) -> Iterator[str]:
     yield from islice(lines, MOST_TOLD)
     if count > MOST_TOLD:
         yield f"... and {count - MOST_TOLD} more such"
-
-
-def miscounts(manifest: Manifest, shards: Sequence[Contents]) -> Iterator[str]:
-    """Where the labels of all shards are not as many as the manifest says."""
-    found = Counter(label for part in shards for label in part.labels.tolist())
-    expected = Counter({number: count for number, count in enumerate(manifest.class_counts.values())})
-    unlabelled = Counter({-1: manifest.schema.num_samples - expected.total()})
-    if found != expected + unlabelled:
-        classes = manifest.schema.classes
-        named = {classes[k] if 0 <= k < len(classes) else str(k): count for k, count in sorted(found.items())}
-        told = f"the manifest counts {manifest.class_counts} of {manifest.schema.num_samples} samples"
-        yield f"{manifest.folder}: {told}, but the shards hold {named}; {REMAKE}"

@@ -306,3 +306,18 @@ def test_the_manifest_is_made_without_the_images_of_the_shards(tmp_path: Path, m
     assert complete({tmp_path: SCHEMA}) == 0
     assert "/label" in columns
     assert "/image" not in columns
+
+
+def test_a_writer_whose_file_another_removes_says_so_and_touches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disturbed(rows: range) -> Samples:
+        if rows.start:
+            monkeypatch.setattr("deeplense.files.sync_tree", lambda path: path.unlink() if path.exists() else None)
+        return samples(rows)
+
+    with pytest.raises(ValueError, match=r"shard-00001\.h5 was removed while it was written: another process"):
+        made(tmp_path / "train", make=disturbed)
+    assert [path.name for path in (tmp_path / "train").iterdir()] == ["shard-00000.h5"]
+    monkeypatch.undo()
+    assert made(tmp_path / "train")[0] == 64

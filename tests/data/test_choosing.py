@@ -260,12 +260,6 @@ def test_what_are_no_images_is_refused_at_the_door(tmp_path: Path, images: np.nd
         npz(tmp_path / "bad.npz")
 
 
-def test_axes_are_not_given_for_images_of_one_band_alone(tmp_path: Path) -> None:
-    stamps(tmp_path, label=NUMBERS)
-    with pytest.raises(ValueError, match="no axis of bands"):
-        npz(tmp_path / "stamps.npz", axes="NHWC")
-
-
 @pytest.mark.parametrize("name", ["line\nbreak", "bell\a", "\udcff", ""])
 def test_a_name_that_cannot_be_written_is_refused(name: str) -> None:
     records = [Record(Path("x"), name if k else "good", 0, "", k) for k in range(2)]

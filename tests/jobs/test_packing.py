@@ -87,21 +87,6 @@ def test_an_option_of_another_layout_is_refused_by_the_command_line_and_by_the_l
         Settings(**given)
 
 
-@pytest.mark.parametrize(
-    ("choice", "told"),
-    [
-        ({"unlabelled": 1, "label_key": "kind"}, "with --unlabelled 1 there is no use for label_key"),
-        ({"unlabelled": 1, "classes": "a,b"}, "no use for classes"),
-        ({"classes": "a:x>1,b:x<0", "label_key": "kind"}, "with classes by conditions there is no use for label_key"),
-        ({"join": "order", "catalog": Path("c.csv"), "name_column": "id"}, "no use for name_column"),
-        ({"join": "order", "catalog": Path("c.csv"), "unmatched": "leave_out"}, "no use for unmatched"),
-    ],
-)
-def test_an_option_that_another_makes_idle_is_refused(tmp_path: Path, choice: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        Settings(layout="npz", source=tmp_path, output=tmp_path, **choice)
-
-
 def test_files_are_never_taken_in_order(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="counts for --layout npz only"):
         Settings(layout="files", source=tmp_path, output=tmp_path, catalog=Path("x.csv"), join="order")

@@ -1,0 +1,154 @@
+"""Writing a shard: what does not fit the schema, or would lose what it shows, is refused by the name of its sample."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from deeplense.data.shards import FORMAT, Samples, Schema, canonical, image_filters, moments_of
+from deeplense.files import replacing
+
+ALIGNMENT = 2**20
+MOST_LOST, MOST_BLURRED = 1e-3, 0.05
+"""Of what an image shows above its background, and of the spread of half of its pixels."""
+FLAT = 2.0**-43
+"""What is left by calculations in float64, of the largest pixel: an image of no more shows nothing."""
+LONGEST_ID = 4096
+
+
+def write_shard(path: Path, schema: Schema, samples: Samples) -> None:
+    """Write one shard, whole or not at all. Raises ValueError, naming the sample, where samples break the schema."""
+    check_ids(samples)
+    check_whole(samples, "source_index", samples.source_index)
+    stored = stored_images(schema, samples)
+    check_labels(schema, samples)
+    check_targets(schema, samples)
+    filters = image_filters(schema)
+    # Chunks are not aligned: each would fill the interval.
+    interval = 1 if filters else ALIGNMENT
+    with (
+        replacing(path) as temporary,
+        # Files of this version open only when their writer closed them: a torn shard names itself. They are not locked,
+        # which some file systems cannot do: the temporary name is this writer's alone.
+        h5py.File(
+            temporary,
+            "w",
+            libver=("v110", "v110"),
+            locking=False,
+            alignment_threshold=65536,
+            alignment_interval=interval,
+        ) as file,
+    ):
+        file.attrs.update(format=FORMAT, fingerprint=schema.fingerprint, schema=canonical(asdict(schema)))
+        image = file.create_dataset("image", data=stored, **filters)
+        image.attrs.update(axes="N,C,H,W", unit=schema.unit, bands=list(schema.bands))
+        image.attrs.update(scale=schema.scale, zero=schema.zero)
+        count, total, squares = moments_of(stored, scale=schema.scale, zero=schema.zero)
+        image.attrs.update(pixels_per_band=count, sum=total, sum_of_squares=squares)
+        if schema.pixel_scale_arcsec:
+            image.attrs["pixel_scale_arcsec"] = schema.pixel_scale_arcsec
+        file["label"] = samples.labels.astype(np.int64)
+        file["source_index"] = samples.source_index.astype(np.int64)
+        file["id"] = np.array([name.encode() for name in samples.ids])
+        for name, unit in schema.targets.items():
+            target = file.create_dataset(f"target/{name}", data=samples.targets[name].astype(np.float64))
+            target.attrs["unit"] = unit
+
+
+def stored_images(schema: Schema, samples: Samples) -> np.ndarray:
+    """Images in the type of the split. Raises ValueError, naming the first sample, where it cannot hold them."""
+    given = samples.images
+    if given.shape != (len(samples.ids), *schema.shape):
+        raise ValueError(f"images have the shape {given.shape[1:]} where {schema.shape} is expected.")
+    if given.dtype.kind not in "biuf":
+        raise ValueError(f"images are of the type {given.dtype} where numbers are expected.")
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored = given.astype(schema.dtype, copy=False)
+    told = "has pixels that are not finite (NaN or infinite). Mend or leave out the image, or give --fill_nan VALUE"
+    refuse(samples, ~np.isfinite(given), f"{told} to put a value in their place.")
+    if stored.dtype.kind == "f":
+        beyond, limits = ~np.isfinite(stored), f"up to {np.finfo(stored.dtype).max:.6g}"
+    else:
+        beyond, limits = stored != given, f"whole, {np.iinfo(stored.dtype).min} to {np.iinfo(stored.dtype).max}"
+    refuse(samples, beyond, f"has values that {schema.dtype} cannot hold ({limits}); give another --dtype.")
+    refuse_lost(schema, samples, stored)
+    return stored
+
+
+def refuse_lost(schema: Schema, samples: Samples, stored: np.ndarray) -> None:
+    """Raise ValueError, naming the first sample, where what is read in float32 is not what was given, by more than its
+    own contrast allows."""
+    whole = np.dtype(schema.dtype).kind in "iu"
+    scale, zero = (schema.scale, schema.zero) if whole else (1.0, 0.0)
+    if (scale, zero) == (1, 0) and np.can_cast(samples.images.dtype, np.float32) and stored.dtype != np.float16:
+        return
+    remedy = {"float16": "give --dtype float32, or "}.get(schema.dtype, "")
+    for name, given, kept in zip(samples.ids, samples.images, stored, strict=True):
+        exact = given.astype(np.float64) * scale + zero
+        read = kept.astype(np.float32) * np.float32(scale) + np.float32(zero)
+        if is_lost(read, exact, noise=FLAT if given.dtype.kind == "f" else 0.0):
+            span = f"its values, {exact.min():.9g} to {exact.max():.9g}, are too large or too small for it"
+            raise ValueError(
+                f"{name}: loses what it shows as {'float32' if whole else schema.dtype}: {span}; {remedy}subtract the "
+                "background, or give the images in another unit."
+            )
+
+
+def is_lost(read: np.ndarray, exact: np.ndarray, *, noise: float) -> bool:
+    """Whether rounding changed an image by more than a thousandth of what stands out of its background, or half of its
+    pixels by a twentieth of how far they are from their median. An image of one value, but for `noise` of its largest
+    pixel, shows nothing that could be lost."""
+    error, far = np.abs(read - exact), np.abs(exact - np.median(exact))
+    nothing = noise * np.abs(exact).max()
+    if far.max() <= nothing:
+        return False
+    typical = float(np.median(far))
+    blurred = typical > nothing and float(np.median(error)) > MOST_BLURRED * typical
+    return bool(error.max() > MOST_LOST * far.max()) or blurred
+
+
+def refuse(samples: Samples, bad: np.ndarray, message: str) -> None:
+    """Raise ValueError with the name of the first sample with anything bad (n, ...), if there is one."""
+    if bad.any():
+        first = int(bad.reshape(len(bad), -1).any(axis=1).argmax())
+        raise ValueError(f"{samples.ids[first]}: {message}")
+
+
+def check_labels(schema: Schema, samples: Samples) -> None:
+    """Raise ValueError, naming the first bad sample, unless all labels are classes of the split."""
+    check_whole(samples, "label", samples.labels)
+    unlabelled = 0 if schema.classes else -1
+    wrong = (samples.labels < unlabelled) | (samples.labels >= max(len(schema.classes), 0))
+    if wrong.any():
+        k = int(wrong.argmax())
+        raise ValueError(f"{samples.ids[k]}: label {samples.labels[k]} is none of the classes {list(schema.classes)}.")
+
+
+def check_whole(samples: Samples, what: str, values: np.ndarray) -> None:
+    """Raise ValueError unless there is one whole number for each sample."""
+    if values.shape != (len(samples.ids),):
+        raise ValueError(f"{what}: has the shape {values.shape} where one for each of {len(samples.ids)} is expected.")
+    if values.dtype.kind not in "iu":
+        raise ValueError(
+            f"{samples.ids[0]}: {what} {values[0]} is of the type {values.dtype} where whole numbers are expected."
+        )
+
+
+def check_ids(samples: Samples) -> None:
+    """Raise ValueError, naming the first, unless every sample has a name that can be printed."""
+    for name in samples.ids:
+        right = isinstance(name, str) and name.isprintable() and 0 < len(name.encode(errors="replace")) <= LONGEST_ID
+        if not right:
+            raise ValueError(f"{str(name)[:100]!r} is no name of a sample: text that can be printed is expected.")
+
+
+def check_targets(schema: Schema, samples: Samples) -> None:
+    """Raise ValueError, naming the first bad sample, unless there is a real number, or NaN for unknown, for each."""
+    for name in schema.targets:
+        values = np.asarray(samples.targets[name]) if name in samples.targets else None
+        if values is None or values.shape != (len(samples.ids),):
+            raise ValueError(f"target {name}: one for each of {len(samples.ids)} samples is expected.")
+        if values.dtype.kind not in "biuf":
+            raise ValueError(f"{samples.ids[0]}: target {name} is of the type {values.dtype}, no real number.")
+        refuse(samples, np.isinf(values), f"has an infinite {name}; give a number, or NaN where it is unknown.")
