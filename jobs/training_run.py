@@ -101,7 +101,7 @@ def best_in_words(training: TrainingRun) -> list[str]:
     if not progress.best_step:
         return []
     highest = f" (highest {progress.highest:.4f} at step {progress.highest_step})"
-    return [f"best {name} {progress.best:.4f}{highest if progress.highest_step != progress.best_step else ''}"]
+    return [f"best {name} {progress.best:.4f}{highest if progress.highest > progress.best else ''}"]
 
 
 def advance(training: TrainingRun, stop: StopFlag) -> Iterator[float]:
