@@ -26,7 +26,8 @@ LEAST_SHARED = 0.5
 CERTAIN = 4.0
 CLEANER = 8.0
 """The part of the first image's noise that must be found again in the second, by how many standard errors it must
-differ from zero; not asked for where the second has so many times the noise of the first and yet is explained."""
+differ from zero; not asked for where the second has so many times the noise of the first and yet is explained, if
+the first has none."""
 EXPLAINED = 0.5
 """A remainder below this part of the image's spread leaves no doubt that both show one thing."""
 LARGEST, PROMISING = 0.7, 0.3
@@ -34,6 +35,11 @@ LARGEST, PROMISING = 0.7, 0.3
 FURTHEST = 0.25
 """The furthest shift, as part of the side."""
 BORDER = 2
+NOISELESS = 3e-4
+"""Noise below this part of an image's spread is none: simulated without noise. (Of real stars a faint one looks like a
+bright one with more noise, and is no copy of it.)"""
+EMPTY = 1e-24
+"""Fine structure of this part of the largest, as a variance, is rounding."""
 SMALLEST = 1e-12
 """Of the singular values that a kernel may rest on, in units of the largest."""
 
@@ -176,7 +182,8 @@ class Fit:
 
     `remainder` is its spread in units of the band's; `redness` the variance of its means over 4 x 4 pixels in units of
     what white noise has; `shared` which part of the fine structure of the quieter half of the first is found in the
-    second, `certainty` that in standard errors; `noisier` how much more fine structure the second has there.
+    second, `certainty` that in standard errors; `noisier` how much more fine structure the second has there; `noise`
+    that of the first there, in units of its spread.
     """
 
     shift: tuple[float, float]
@@ -187,6 +194,7 @@ class Fit:
     shared: float
     certainty: float
     noisier: float
+    noise: float
 
     @property
     def is_copy(self) -> bool:
@@ -194,7 +202,7 @@ class Fit:
         if self.remainder < ROUNDING:
             return True
         same_noise = self.shared > LEAST_SHARED and self.certainty > CERTAIN
-        one_thing = self.noisier > CLEANER and self.remainder < EXPLAINED
+        one_thing = self.noise < NOISELESS and self.noisier > CLEANER and self.remainder < EXPLAINED
         return self.redness < REDDEST and (same_noise or one_thing)
 
 
@@ -288,12 +296,15 @@ def noise_in_common(predicted: Image, target: Image) -> dict[str, float]:
     prediction has less: the arcs of different lenses are alike, the noise between them is not."""
     ours, theirs = fine(predicted), fine(target)
     own, product, other = (cells(part, 6) for part in (ours**2, ours * theirs, theirs**2))
-    quiet = np.argsort(own)[: max(len(own) // 2, 1)]
+    # Where an image was filled with a constant, it says nothing of its noise.
+    alive = np.flatnonzero(own > EMPTY * own.max())
+    quiet = alive[np.argsort(own[alive])[: max(len(alive) // 2, 1)]]
     power = max(float(own[quiet].sum()), 1e-300)
     shared, noisier = float(product[quiet].sum()) / power, float(other[quiet].sum() / power) ** 0.5
     # The fine structure of white noise is correlated: a pixel counts for half.
     return {
         "shared": shared,
         "noisier": noisier,
+        "noise": (power / (len(quiet) * 36 * 36)) ** 0.5 / max(float(predicted.std()), 1e-300),
         "certainty": shared / max(noisier, 1e-300) * (len(quiet) * 18) ** 0.5,
     }

@@ -52,7 +52,7 @@ def with_pixels(image: np.ndarray) -> np.ndarray:
 
 def with_noise(image: np.ndarray) -> np.ndarray:
     noise = np.random.default_rng(1).normal(size=image.shape)
-    return (image + 0.01 * image.max() * noise).astype(np.float32)
+    return (image + 0.002 * image.max() * noise).astype(np.float32)
 
 
 def emptied_edge(image: np.ndarray) -> np.ndarray:
@@ -209,6 +209,21 @@ def test_what_is_a_copy_of_a_copy_is_in_the_same_group() -> None:
     first, second, third = group_numbers(pairs)
     assert first == third != second
     assert {first, second} == {1, 2}
+
+
+def test_a_faint_star_is_no_copy_of_a_bright_one() -> None:
+    generator = np.random.default_rng(0)
+    y, x = np.mgrid[:48, :48] - 23.5
+    star = np.exp(-(y**2 + x**2) / 8)
+    bright, faint = (flux * star + generator.normal(size=star.shape) for flux in (3e4, 1e3))
+    assert found(bright[None].astype(np.float32), faint[None].astype(np.float32)) is None
+    assert found(faint[None].astype(np.float32), bright[None].astype(np.float32)) is None
+
+
+def test_noise_added_to_an_image_without_noise_is_seen_through(lenses: dict[str, np.ndarray]) -> None:
+    for image in lenses["published"][:6]:
+        noise = 0.02 * image.max() * np.random.default_rng(1).normal(size=image.shape)
+        assert found(image, (image + noise).astype(np.float32)) is not None
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e30])
