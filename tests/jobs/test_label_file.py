@@ -116,7 +116,7 @@ def test_a_file_that_names_nothing_that_is_there_is_refused(
 
 
 def test_a_pickle_that_is_no_subset_or_would_run_something_is_refused(tmp_path: Path) -> None:
-    for content, said in (([1, 2], "is no file of names"), (print, "wants to run builtins.print")):
+    for content, said in (([1, 2], "is no file of names"), (print, "wants to run 'builtins.print'")):
         (tmp_path / "names.pkl").write_bytes(pickle.dumps(content))
         with pytest.raises(ValueError, match=said):
             read_names(tmp_path / "names.pkl")
