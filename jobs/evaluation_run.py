@@ -16,6 +16,7 @@ from deeplense.evaluation.metrics import Estimate, classification_report, regres
 from deeplense.evaluation.predict import Predictions
 from deeplense.evaluation.report import Plot, write_report
 from deeplense.training import checkpoint
+from deeplense.training.fitting import put_into
 from deeplense.training.loop import from_main, make_accelerator
 from deeplense.training.tracking import METRICS
 from jobs.config import require
@@ -89,7 +90,7 @@ def evaluate_run(settings: Settings, run: Path, accelerator: Accelerator, *, num
     found = on_main(accelerator, lambda: newest_weights(run, settings.weights))
     saved = checkpoint.load(from_main(accelerator, found))
     network = make_network(trained, train.split, load_pretrained=False)
-    network.load_state_dict(saved["model"])
+    put_into(network, saved.get("model"), path=run)
     objective = make_objective(trained, train, saved["progress"]["statistics"])
     predictions = predict_part(
         network.to(accelerator.device), objective.forward, part, accelerator, batch_size=settings.batch_size

@@ -14,6 +14,7 @@ from deeplense.models.portable import Form, write_portable
 from deeplense.models.sizes import InputSize
 from deeplense.records import read_record
 from deeplense.training import checkpoint
+from deeplense.training.fitting import put_into
 from jobs.config import plain, require
 from jobs.experiment import Part, learning_parts, make_network, make_objective
 from jobs.export import Settings
@@ -45,7 +46,7 @@ def export(settings: Settings) -> int:
     trained = read_trained(settings)
     channels, size, _ = trained.part.split.schema.shape
     network = make_network(trained.settings, trained.part.split, load_pretrained=False)
-    network.load_state_dict(trained.states["model"])
+    put_into(network, trained.states.get("model"), path=trained.run)
     output = settings.output
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f"{TEMPORARY}export-", dir=output.parent) as folder:

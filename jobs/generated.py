@@ -24,6 +24,7 @@ from deeplense.evaluation.report import Plot
 from deeplense.files import finite, write_json
 from deeplense.models.registry import Network
 from deeplense.training import checkpoint
+from deeplense.training.fitting import put_into
 from deeplense.training.loop import make_accelerator
 from jobs import config
 from jobs.config import require
@@ -139,7 +140,7 @@ def load_describer(settings: Settings, text: str) -> Describer:
     require(not trained.regression, f"{run} has learnt a number; give a run that has learnt classes, or a pretraining.")
     saved = checkpoint.load(newest_weights(run, "best"))
     network = make_network(trained, learning_parts(trained)[0].split, load_pretrained=False)
-    network.load_state_dict(saved["model"])
+    put_into(network, saved.get("model"), path=run)
     scaling = Scaling(saved["progress"]["statistics"], trained.stretch)
     ask = partial(say_of, network.to(accelerator.device).eval(), scaling)
     return Describer(

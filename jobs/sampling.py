@@ -15,6 +15,7 @@ from deeplense.data.shards import Samples, Schema
 from deeplense.diffusion.denoiser import Denoiser
 from deeplense.diffusion.samplers import SAMPLERS, Plan
 from deeplense.training import checkpoint
+from deeplense.training.fitting import put_into
 from deeplense.training.loop import make_accelerator
 from jobs.config import from_plain, require
 from jobs.diffuse import CLASS
@@ -90,7 +91,7 @@ def make_generator(settings: Settings) -> Generator:
     accelerator = make_accelerator(device=settings.device, precision="fp32")
     scaling = Scaling(saved["progress"]["statistics"], learnt.stretch)
     denoiser = make_denoiser(learnt, train)
-    denoiser.load_state_dict(saved[name])
+    put_into(denoiser, saved.get(name), path=path)
     if settings.compile:
         compile_network(denoiser, accelerator.device)
     return Generator(

@@ -5,6 +5,7 @@ from typing import Literal
 
 from deeplense.training import checkpoint
 from jobs.progress import say
+from jobs.resuming import problem_of
 
 Which = Literal["best", "last"]
 
@@ -12,7 +13,9 @@ Which = Literal["best", "last"]
 def newest_weights(run: Path, which: Which) -> Path:
     """The newest good checkpoint with the best weights of a run, or with its last ones; damaged ones are reported.
     Raises ValueError where there is none."""
-    path, reports = checkpoint.newest_good(run / "checkpoints", kind={"best": "best", "last": "step"}[which])
+    path, reports = checkpoint.newest_good(
+        run / "checkpoints", kind={"best": "best", "last": "step"}[which], problem_of=problem_of
+    )
     for report in reports:
         say(report)
     if path is None:
