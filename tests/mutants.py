@@ -50,7 +50,7 @@ SWAPS |= {ast.FloorDiv: ast.Div, ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.BitXo
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change of a module: where, and what stands there and instead of it."""
+    """One change of a module: where, what stands there and instead of it, and the line as it is written."""
 
     module: str
     line: int
@@ -58,6 +58,12 @@ class Mutant:
     end: int
     before: str
     after: str
+    written: str
+
+    @property
+    def anywhere(self) -> str:
+        """What is changed in which line of text, whatever its number."""
+        return f"{self.module}: {self.written}: {self.before} -> {self.after}"
 
     def __str__(self) -> str:
         return f"{self.module}:{self.line}: {self.before}  ->  {self.after}"
@@ -100,7 +106,8 @@ def changed(node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
 def mutants_of(module: str) -> Iterator[Mutant]:
     """All changes of a module, but of annotations and of what only runs where it is the program."""
     source = (ROOT / module).read_bytes()
-    starts = [0, *itertools.accumulate(map(len, source.splitlines(keepends=True)))]
+    lines = source.splitlines(keepends=True)
+    starts = [0, *itertools.accumulate(map(len, lines))]
     for found in nodes(ast.parse(source)):
         for old, new in changed(found):
             node: Any = old
@@ -108,7 +115,8 @@ def mutants_of(module: str) -> Iterator[Mutant]:
             end = starts[node.end_lineno - 1] + node.end_col_offset
             text = ast.unparse(ast.fix_missing_locations(new))
             after = f"({text})" if isinstance(node, ast.expr) else text
-            yield Mutant(module, node.lineno, start, end, source[start:end].decode(), after)
+            written = lines[node.lineno - 1].decode().strip()
+            yield Mutant(module, node.lineno, start, end, source[start:end].decode(), after, written)
 
 
 def nodes(tree: ast.AST) -> Iterator[ast.AST]:
@@ -213,9 +221,9 @@ def read(kept: Path) -> dict[str, str]:
 
 def report(chosen: list[Mutant], known: dict[str, str]) -> int:
     """Print who survived; 1 where more than 5 % did."""
-    alike = (ROOT / "tests" / "mutants_alike.txt").read_text()
+    alike = (ROOT / "tests" / "mutants_alike.txt").read_text().splitlines()
     survivors = [each for each in chosen if known[str(each)] == "passed"]
-    bad = [each for each in survivors if str(each) not in alike]
+    bad = [each for each in survivors if each.anywhere not in alike]
     print(f"\n{len(chosen)} mutants, {len(survivors)} survive, {len(survivors) - len(bad)} of them change nothing:")
     for each in survivors:
         print(f"  {'' if each in bad else '(changes nothing) '}{each}")

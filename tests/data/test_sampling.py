@@ -9,8 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from deeplense.data.order import shuffled
-from deeplense.data.sampling import LANES, ROUND, Order, Shuffle, deal_all, epoch_order, shares, variance_inflation
+from deeplense.data import sampling
+from deeplense.data.order import GOLDEN, ORDER, WINDOW, key, mix, shuffled
+from deeplense.data.sampling import (
+    LANES,
+    ROUND,
+    Order,
+    Shuffle,
+    Stream,
+    deal_all,
+    epoch_order,
+    shares,
+    variance_inflation,
+)
 
 few = settings(deadline=None, max_examples=40, derandomize=True)
 seeds = st.integers(0, 2**63)
@@ -164,3 +175,45 @@ def test_groups_without_samples_and_weights_too_small_are_refused() -> None:
         Order([np.arange(3), np.arange(0)], batch_size=2, seed=0, weights=(1, 1))
     with pytest.raises(ValueError, match="less than 1/4096"):
         Order([np.arange(3), np.arange(3, 5)], batch_size=2, seed=0, weights=(1, 1e-6))
+
+
+def order_in_plain_loops(num_samples: int, words: tuple[int, ...], block: int, window: int) -> list[int]:
+    """Blocks in random order are cut into 8 lanes, in each of which windows are mixed; one of each lane in turn."""
+    blocks = shuffled(-(-num_samples // block), *words, ORDER).tolist()
+    stream = [number * block + k for number in blocks for k in range(block) if number * block + k < num_samples]
+    draws = mix(np.arange(num_samples, dtype=np.uint64) * GOLDEN + key(*words, WINDOW)).tolist()
+    lanes = [[place for place in range(num_samples) if place * 8 // num_samples == lane] for lane in range(8)]
+    size, mixed = max(block * window // 8, 1), []
+    for lane in lanes:
+        parts = [lane[start : start + size] for start in range(0, len(lane), size)]
+        mixed.append([place for part in parts for place in sorted(part, key=draws.__getitem__)])
+    in_turn = [lane[k] for k in range(num_samples) for lane in mixed if k < len(lane)]
+    return [stream[place] for place in in_turn]
+
+
+@few
+@given(num_samples=st.integers(1, 300), block=st.integers(2, 40), window=st.integers(1, 20), seed=seeds)
+def test_the_order_of_blocks_is_that_of_plain_loops(num_samples: int, block: int, window: int, seed: int) -> None:
+    """What a run goes on with rests on it: it stays what it is from version to version."""
+    found = epoch_order(num_samples, seed, 3, shuffle=Shuffle(block, window))
+    assert found.tolist() == order_in_plain_loops(num_samples, (seed, 3), block, window)
+
+
+@pytest.mark.parametrize(
+    ("shuffle", "steps"), [(Shuffle(4, 5), 3), (Shuffle(4, 7), 4), (Shuffle(4, 1), 1), (Shuffle(1, 9), 0)]
+)
+def test_the_next_window_comes_after_as_many_steps_as_this_one_fills(shuffle: Shuffle, steps: int) -> None:
+    assert Order([np.arange(50)], batch_size=7, seed=0, shuffle=shuffle).steps_ahead == steps
+
+
+def test_the_least_share_is_one_of_4096_draws() -> None:
+    assert shares((4095, 1)) == (4095, 1)
+    assert shares((1, 1, 2)) == (1024, 1024, 2048)
+    with pytest.raises(ValueError, match="1/4096"):
+        shares((8191, 1))
+
+
+def test_an_epoch_takes_four_bytes_for_each_sample_where_that_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Stream(100, 0, Shuffle()).order(0).dtype == np.uint32
+    monkeypatch.setattr(sampling, "epoch_order", lambda *words, shuffle: np.array([2**32]))
+    assert Stream(2**32 + 1, 0, Shuffle()).order(0).tolist() == [2**32]

@@ -12,6 +12,7 @@ from sklearn import metrics as oracle
 from deeplense.evaluation.metrics import (
     Metrics,
     auc,
+    bootstrap_draws,
     bootstrap_weights,
     classification_metrics,
     classification_report,
@@ -154,6 +155,26 @@ def test_a_metric_with_whole_weights_is_that_of_the_sample_with_repeats() -> Non
     for row, counts in enumerate(weights.astype(int)):
         for name, value in metrics(np.repeat(np.arange(60), counts), ones(60)).items():
             assert weighted[name][row] == pytest.approx(value.item()), name
+
+
+def test_the_resamples_are_those_of_blocks_of_fifty_from_seed_0_on() -> None:
+    """Intervals that were told can be told again."""
+    correct = np.random.default_rng(1).integers(0, 2, 30).astype(float)
+
+    def metrics(weights: np.ndarray) -> Metrics:
+        return {"accuracy": weighted_mean(correct, weights)}
+
+    blocks = [
+        weighted_mean(correct, bootstrap_weights(30, rows, seed=0, block=start))
+        for start, rows in ((0, 50), (50, 50), (100, 20))
+    ]
+    assert bootstrap_draws(metrics, 30, num_resamples=120)["accuracy"].tolist() == np.concatenate(blocks).tolist()
+    assert len(bootstrap_draws(metrics, 30)["accuracy"]) == 1000
+    assert len(np.unique(np.concatenate(blocks)[[0, 50, 100]])) > 1
+    probabilities, labels = guesses(60, 3)
+    assert classification_report(probabilities, labels, CLASSES) == classification_report(
+        probabilities, labels, CLASSES, seed=0
+    )
 
 
 def bernoulli(generator: np.random.Generator, repeats: int) -> Callable[[np.ndarray], Metrics]:

@@ -1,6 +1,8 @@
 """Why an attempt ended: the table of all that a scheduler, a job and a log can say, as measured on a real Slurm."""
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -303,3 +305,13 @@ def test_the_accounting_has_a_row_for_each_start(rows: str, restart: int, state:
 
 def test_only_known_ends_are_counted() -> None:
     assert summary([{"ended": "crash: a"}, {"ended": None}, {"ended": "hang"}]) == ["crash: a", "hang"]
+
+
+def test_the_budgets_are_those_that_the_readme_tells() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text().partition("| an attempt ends by |")[2]
+    told: dict[str, int] = {}
+    for line in readme.partition("\n\n")[0].splitlines():
+        *cells, most = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if most[:1].isdigit():
+            told |= dict.fromkeys(map(kind_of, re.findall(r"`([^`]+)`", cells[0])), int(most.split()[0]))
+    assert told == DEFAULT_RESTARTS
