@@ -84,17 +84,17 @@ def test_without_patience_it_goes_on_to_the_end(dataset: Path, tmp_path: Path, s
 
 
 @pytest.mark.parametrize(
-    ("step", "best_step", "ends"),
+    ("step", "highest_step", "ends"),
     [(40, 20, True), (45, 25, True), (35, 20, False), (40, 25, False), (41, 20, False), (20, 0, True)],
 )
 def test_patience_ends_with_the_evaluation_at_which_it_is_used_up_and_with_no_other_step(
-    step: int, best_step: int, ends: bool
+    step: int, highest_step: int, ends: bool
 ) -> None:
     """Two epochs of 160 images in batches of 16 are 20 steps; each 5 are followed by an evaluation."""
     training = SimpleNamespace(
         learner=SimpleNamespace(patience_epochs=2.0, train=range(160)),
         settings=SimpleNamespace(batch_size=16, evaluate_epochs=0.5),
-        progress=SimpleNamespace(step=step, best_step=best_step),
+        progress=SimpleNamespace(step=step, highest_step=highest_step, undefined=0),
     )
     assert out_of_patience(cast(TrainingRun, training)) == ends
     training.learner.patience_epochs = None
