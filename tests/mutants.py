@@ -15,15 +15,16 @@ import importlib
 import itertools
 import json
 import os
-import random
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ SWAPS |= {ast.FloorDiv: ast.Div, ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.BitXo
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change of a module: where, what stands there and instead of it, and the line as it is written."""
+    """One change of a module: where, what stands there and instead of it, the line as it is written, and how many
+    changes like it come before."""
 
     module: str
     line: int
@@ -59,11 +61,17 @@ class Mutant:
     before: str
     after: str
     written: str
+    earlier: int = 0
 
     @property
     def anywhere(self) -> str:
         """What is changed in which line of text, whatever its number."""
         return f"{self.module}: {self.written}: {self.before} -> {self.after}"
+
+    @property
+    def key(self) -> str:
+        """What tells it apart, also where lines were added."""
+        return f"{self.anywhere} #{self.earlier}"
 
     def __str__(self) -> str:
         return f"{self.module}:{self.line}: {self.before}  ->  {self.after}"
@@ -130,10 +138,14 @@ def nodes(tree: ast.AST) -> Iterator[ast.AST]:
                 yield from nodes(child) if isinstance(child, ast.AST) else ()
 
 
-def drawn(modules: list[str], number: int, seed: int) -> list[Mutant]:
-    """So many mutants, drawn alike from all."""
-    everyone = [mutant for module in modules for mutant in mutants_of(module)]
-    return random.Random(seed).sample(everyone, min(number, len(everyone)))
+def drawn(modules: Iterable[str], number: int, seed: int) -> list[Mutant]:
+    """So many mutants of all; most stay the same where something else is changed."""
+    everyone: list[Mutant] = []
+    seen: Counter[str] = Counter()
+    for mutant in itertools.chain.from_iterable(map(mutants_of, modules)):
+        everyone.append(replace(mutant, earlier=seen[mutant.anywhere]))
+        seen[mutant.anywhere] += 1
+    return sorted(everyone, key=lambda each: sha256(f"{seed} {each.key}".encode()).digest())[:number]
 
 
 def in_a_child(action: Callable[[], int], limit: float, log: Path) -> str:
@@ -186,20 +198,20 @@ def main() -> int:
     parser.add_argument("--kept", type=Path, default=ROOT / ".mutants.jsonl", help="what was found before")
     asked = parser.parse_args()
     known = read(asked.kept)
-    chosen = [each for each in drawn([*TESTS], asked.number, asked.seed) if each.module in asked.modules]
+    chosen = [each for each in drawn(TESTS, asked.number, asked.seed) if each.module in asked.modules]
     for name in HEAVY:
         importlib.import_module(name)
     with tempfile.TemporaryDirectory() as folder:
         tree, log = copy_tree(Path(folder)), Path(folder) / "log"
         for module in asked.modules:
-            new = [each for each in chosen if each.module == module and known.get(str(each), "passed") == "passed"]
+            new = [each for each in chosen if each.module == module and known.get(each.key, "passed") == "passed"]
             if new and in_a_child(partial(test, tree, module), 1e9, log) != "passed":
                 sys.exit(f"the tests of {module} fail as it is:\n{log.read_text()[-3000:]}")
             for each in new:
-                known[str(each)] = attempt(each, tree, asked.limit, log)
+                known[each.key] = attempt(each, tree, asked.limit, log)
                 with asked.kept.open("a") as file:
-                    file.write(json.dumps({"mutant": str(each), "tests": known[str(each)]}) + "\n")
-                print(f"{known[str(each)]:<14} {each}", flush=True)
+                    file.write(json.dumps({"mutant": each.key, "tests": known[each.key]}) + "\n")
+                print(f"{known[each.key]:<14} {each}", flush=True)
     return report(chosen, known)
 
 
@@ -222,7 +234,7 @@ def read(kept: Path) -> dict[str, str]:
 def report(chosen: list[Mutant], known: dict[str, str]) -> int:
     """Print who survived; 1 where more than 5 % did."""
     alike = (ROOT / "tests" / "mutants_alike.txt").read_text().splitlines()
-    survivors = [each for each in chosen if known[str(each)] == "passed"]
+    survivors = [each for each in chosen if known[each.key] == "passed"]
     bad = [each for each in survivors if each.anywhere not in alike]
     print(f"\n{len(chosen)} mutants, {len(survivors)} survive, {len(survivors) - len(bad)} of them change nothing:")
     for each in survivors:
