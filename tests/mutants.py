@@ -124,7 +124,9 @@ def mutants_of(module: str) -> Iterator[Mutant]:
             text = ast.unparse(ast.fix_missing_locations(new))
             after = f"({text})" if isinstance(node, ast.expr) else text
             written = lines[node.lineno - 1].decode().strip()
-            yield Mutant(module, node.lineno, start, end, source[start:end].decode(), after, written)
+            before = source[start:end].decode()
+            if after != before:
+                yield Mutant(module, node.lineno, start, end, before, after, written)
 
 
 def nodes(tree: ast.AST) -> Iterator[ast.AST]:
