@@ -5,9 +5,11 @@ import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays, floating_dtypes, integer_dtypes
 
-from deeplense.data.foreign import read_npy, read_npz, read_pickle
+from deeplense.data.foreign import read_npy, read_npz, read_pickle, refuse_bomb
 
 IMAGE = np.arange(12.0).reshape(3, 4)
 
@@ -187,3 +189,21 @@ def test_an_archive_with_a_flipped_byte_is_refused_by_name(tmp_path: Path) -> No
     path.write_bytes(whole)
     with pytest.raises(ValueError, match=r"flipped\.npz"):
         read_npz(path)
+
+
+@pytest.mark.parametrize(
+    ("method", "most"), [(zipfile.ZIP_STORED, 1), (zipfile.ZIP_DEFLATED, 1032), (zipfile.ZIP_BZIP2, 0)]
+)
+def test_a_part_that_says_to_be_larger_than_it_can_be_is_refused(method: int, most: int) -> None:
+    """A deflated file has at most 1032 bytes for each of its own: 258 by two bits (RFC 1951)."""
+
+    def archive(file_size: int) -> zipfile.ZipFile:
+        info = zipfile.ZipInfo("image.npy")
+        info.file_size, info.compress_size, info.compress_type = file_size, 10, method
+        return cast(zipfile.ZipFile, SimpleNamespace(infolist=lambda: [info]))
+
+    refuse_bomb(archive(10 * most), 10)
+    with pytest.raises(ValueError, match=r"'image\.npy' is not compressed as numpy does it"):
+        refuse_bomb(archive(10 * most + 1), 10)
+    with pytest.raises(ValueError, match="lie over one another"):
+        refuse_bomb(archive(10 * most), 9)

@@ -166,6 +166,14 @@ def test_the_next_attempt_says_why_the_one_before_ended_whose_script_died(
     assert "concluded" in read_attempts(job.folder)[0]
 
 
+def test_without_a_record_of_the_submission_every_attempt_counts(job: Job) -> None:
+    (job.folder / LAUNCH).unlink(missing_ok=True)
+    first = job.begin()
+    job.say(ENDED_BY_SLURM.format("PREEMPTION"))
+    assert job.begin() == first + 1
+    assert read_attempts(job.folder)[0]["ended"] == "preempted, without grace"
+
+
 def test_what_was_concluded_is_not_judged_again(job: Job) -> None:
     job.end(job.begin(), code=85, own="stopped by SIGUSR2")
     job.begin(history="REQUEUED\nRUNNING\n")
