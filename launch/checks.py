@@ -97,7 +97,8 @@ def check_inputs(job: str, settings: Any) -> None:
     if name := INPUTS.get(job):
         path = getattr(settings, name)
         require(path is None or path.exists(), f"{name}={path} is not there; correct the path.")
-    if hasattr(settings, "data_root"):
+    # An evaluation looks there for the real images of generated ones alone.
+    if hasattr(settings, "data_root") and getattr(settings, "generated", True) and settings.dataset:
         for dataset in settings.dataset.split(","):
             check_dataset(dataset.strip(), settings.data_root)
 
