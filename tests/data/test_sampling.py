@@ -217,3 +217,18 @@ def test_an_epoch_takes_four_bytes_for_each_sample_where_that_is_enough(monkeypa
     assert Stream(100, 0, Shuffle()).order(0).dtype == np.uint32
     monkeypatch.setattr(sampling, "epoch_order", lambda *words, shuffle: np.array([2**32]))
     assert Stream(2**32 + 1, 0, Shuffle()).order(0).tolist() == [2**32]
+
+
+def test_the_order_of_the_epoch_beside_is_kept_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def note(num_samples: int, seed: int, group: int, epoch: int, *, shuffle: Shuffle) -> np.ndarray:
+        made.append(epoch)
+        return np.arange(num_samples)
+
+    monkeypatch.setattr(sampling, "epoch_order", note)
+    stream = Stream(10, 0, Shuffle())
+    for epoch in (3, 4, 3, 4, 5, 4, 9, 4):
+        stream.order(epoch)
+    assert made == [3, 4, 5, 9, 4]
+    assert stream.recent.keys() == {4}

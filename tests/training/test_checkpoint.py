@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import re
 import shutil
 import signal
 import struct
@@ -393,3 +394,28 @@ def test_a_kill_at_any_moment_costs_no_checkpoint_that_was_acknowledged(
         assert safe <= last <= safe + 1
         assert same(load(path), state_of(last))
     assert num_interrupted > 0
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"[1, 2]", r"model\.json holds no state"),
+        (b"3", r"model\.json holds no state"),
+        (b'{"weight": 3}', "no part of a state"),
+        (b"{", "model cannot be read"),
+        (b"[" * 100_000, "model cannot be read"),
+        (b" " * 200 + b"{}", r"model\.json has 202 bytes, more than any state"),
+    ],
+)
+def test_a_state_of_another_form_is_damage_although_its_checksum_is_right(
+    tmp_path: Path, content: bytes, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = step_folder(tmp_path, 1)
+    save(path, {"model": {"weight": torch.ones(3)}})
+    files = read_json(path / MANIFEST)["files"]
+    checkpoint.write_manifest(path, files | {"model.json": checkpoint.put(path / "model.json", content)}, time="")
+    if b" " in content[:1]:
+        monkeypatch.setattr(checkpoint, "LARGEST_TREE", 200)
+    assert re.search(told, damage(path) or "")
+    with pytest.raises(ValueError, match=told):
+        load(path)
