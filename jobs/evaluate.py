@@ -22,11 +22,14 @@ class Settings:
     data_root: Path = field(default=Path("datasets"), metadata=FREE | OF_GENERATED)
     """folder of data sets, for `generated`; a run has its own"""
     split: str = "test"
-    """which split; for runs with num_folds it is the fold that was held out"""
+    """which split; for runs with num_folds, test is the fold that was held out"""
     weights: Literal["best", "last"] = field(default="best", metadata=OF_RUNS)
     """the best on the validation samples, or those of the last checkpoint"""
     output: Path | None = None
-    """folder of the report; by default RUN/report, or that of `generated`"""
+    """folder of the report; by default RUN/report for what the run itself holds out, RUN/report-NAME-SPLIT for other
+    images, and that of `generated`. A report of other images is never replaced"""
+    allow_pretrained_overlap: Literal[0, 1] = field(default=0, metadata=OF_RUNS)
+    """1: evaluate also on images that the pretraining of the backbone saw, without labels; the report counts them"""
     generated: Path | None = None
     """data set of generated images, to be held against the real ones of `dataset`"""
     fid_weights: Path | None = field(default=None, metadata=OF_GENERATED)

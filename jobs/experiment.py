@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from jobs.train import Settings
 
 
+HELD_OUT = "test"
+"""The split that is held out, unless folds of the split train are."""
+
+
 @dataclass(frozen=True)
 class Part:
     """Some samples of a split: what is learnt from, what chooses, or what is held out. `target` is the number to be
@@ -209,10 +213,28 @@ def whole(split: Split) -> Part:
 
 def held_out_part(settings: "Settings", datasets: Sequence[Path], split_name: str) -> Part:
     """What no training saw: the fold that was left out, or a split of its own."""
-    if settings.num_folds:
+    if holds_out_fold(settings, datasets, split_name):
         train = open_part(datasets, "train", settings)
         return train.only(folds(train, settings) == settings.fold)
     return open_part(datasets, split_name, settings)
+
+
+def holds_out_fold(settings: "Settings", datasets: Sequence[Path], split_name: str) -> bool:
+    """Whether it is a fold of its own data set that a run held out; a run without folds, or on another data set or
+    split, holds out that split."""
+    own = find_datasets(settings.dataset, settings.data_root)
+    same = [folder.resolve() for folder in datasets] == [folder.resolve() for folder in own]
+    return bool(settings.num_folds) and same and split_name == HELD_OUT
+
+
+def refuse_unlabelled(part: Part, settings: "Settings") -> None:
+    """Raise ValueError where nothing is known of any image of a part."""
+    what = f"the target {settings.target}" if settings.regression else "the class"
+    require(
+        len(part) > 0,
+        f"{part.split.name} has no labels: {what} is known of none of its {len(part.split)} images, and predictions "
+        "can be compared with nothing; give a data set with labels.",
+    )
 
 
 def evenly(number: int, most: int) -> np.ndarray:
@@ -242,20 +264,6 @@ def make_order(settings: "LearningSettings", part: Part) -> Order:
         seed=settings.seed,
         shuffle=Shuffle(settings.shuffle_block, settings.shuffle_window),
     )
-
-
-def without_shared(held: Part, learnt: Sequence[Part]) -> tuple[Part, int]:
-    """The held-out samples less those whose very pixels were learnt from or chose the weights, and how many those are.
-
-    Raises ValueError where none is left.
-    """
-    seen = np.concatenate([part.split.hashes(part.indices) for part in learnt])
-    shared = np.isin(held.split.hashes(held.indices), seen)
-    require(
-        not shared.all(),
-        f"all {len(held)} images of {held.split.name} were learnt from or chose the weights; evaluate on others.",
-    )
-    return held.only(~shared), int(shared.sum())
 
 
 def folds(part: Part, settings: "Settings") -> np.ndarray:

@@ -2,8 +2,8 @@
 
 import filecmp
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,40 +13,24 @@ from deeplense.files import TEMPORARY, replacing, write_json
 from deeplense.models.portable import Form, write_portable
 from deeplense.models.sizes import InputSize
 from deeplense.records import read_record
-from deeplense.training import checkpoint
-from deeplense.training.fitting import put_into
 from jobs.config import plain, require
-from jobs.experiment import Part, learning_parts, make_network, make_objective
 from jobs.export import Settings
+from jobs.lineage import seen_of
 from jobs.progress import say
-from jobs.runs import ENVIRONMENT, KINDS, find_run, train_settings
-from jobs.train import Settings as TrainSettings
+from jobs.runs import ENVIRONMENT, KINDS, find_run
+from jobs.seen import as_text
+from jobs.trained_run import TrainedRun, open_trained, tell_unfinished
 
 FORMAT = "deeplense-export/1"
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What one run has learnt, and from what."""
-
-    run: Path
-    settings: TrainSettings
-    part: Part
-    weights: str
-    states: Mapping[str, Any]
-
-    @property
-    def progress(self) -> Mapping[str, Any]:
-        """How far it was."""
-        return self.states["progress"]
-
-
 def export(settings: Settings) -> int:
     """Make the files beside the output, try them, and put them in place."""
-    trained = read_trained(settings)
-    channels, size, _ = trained.part.split.schema.shape
-    network = make_network(trained.settings, trained.part.split, load_pretrained=False)
-    put_into(network, trained.states.get("model"), path=trained.run)
+    # Another checkpoint in place of a damaged one would be other weights under the same name.
+    trained = open_trained(find_run(settings.run, settings.runs_root), which=settings.weights, may_fall_back=False)
+    tell_unfinished([trained])
+    channels, size, _ = trained.train.split.schema.shape
+    network = trained.network()
     output = settings.output
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f"{TEMPORARY}export-", dir=output.parent) as folder:
@@ -61,29 +45,11 @@ def export(settings: Settings) -> int:
     return 0
 
 
-def read_trained(settings: Settings) -> Trained:
-    """The newest checkpoint of its kind. Raises ValueError where it is not there or damaged, or the data set is another
-    one."""
-    run = find_run(settings.run, settings.runs_root)
-    trained = train_settings(run)
-    kind = {"best": "best", "last": "step"}[settings.weights]
-    paths = sorted((run / "checkpoints").glob(f"{kind}_*"))
-    require(bool(paths), f"{run} has no checkpoint of its {settings.weights} weights yet; train it further.")
-    try:
-        states = checkpoint.load(paths[-1])
-    except ValueError as error:
-        raise ValueError(f"{error} `deeplense verify {run}` says what to do.") from error
-    part, _ = learning_parts(trained)
-    require(
-        states["progress"]["dataset_id"] == part.split.dataset_id,
-        f"{part.split.name} is not the data set that {run} learnt from; its classes and units may be others.",
-    )
-    return Trained(run, trained, part, settings.weights, states)
-
-
-def description(trained: Trained, form: Form, why: str | None, input_size: InputSize, folder: Path) -> dict[str, Any]:
+def description(
+    trained: TrainedRun, form: Form, why: str | None, input_size: InputSize, folder: Path
+) -> dict[str, Any]:
     """All that is needed to use the weights, and where they come from."""
-    settings, schema = trained.settings, trained.part.split.schema
+    settings, schema = trained.settings, trained.train.split.schema
     return {
         "format": FORMAT,
         "python": form.python(),
@@ -98,17 +64,19 @@ def description(trained: Trained, form: Form, why: str | None, input_size: Input
         "normalisation": {
             "formula": FORMULAS[settings.stretch],
             "stretch": settings.stretch,
-            **trained.progress["statistics"],
+            **trained.opened.progress["statistics"],
         },
         "sha256": {name: sha256(folder / name) for name in form.files},
         "weights": {
-            "which": trained.weights,
-            "step": trained.progress["step"],
-            "running_mean": settings.ema_decay is not None and trained.weights == "best",
+            "which": trained.opened.which,
+            "step": trained.opened.progress["step"],
+            "running_mean": settings.ema_decay is not None and trained.opened.which == "best",
         },
+        "training": asdict(trained.extent),
         "settings": plain(settings),
-        "dataset_id": trained.progress["dataset_id"],
+        "dataset_id": trained.opened.progress["dataset_id"],
         "environment": environment_of(trained.run),
+        "seen": as_text(seen_of(trained.opened)),
     }
 
 
@@ -121,11 +89,11 @@ def environment_of(run: Path) -> dict[str, Any] | None:
         return None
 
 
-def target(trained: Trained) -> dict[str, Any]:
+def target(trained: TrainedRun) -> dict[str, Any]:
     """How an output becomes the number that was learnt."""
     settings = trained.settings
-    center, scale = make_objective(settings, trained.part, trained.progress["statistics"]).target_scale
-    unit = trained.part.split.schema.targets[settings.target]
+    center, scale = trained.objective().target_scale
+    unit = trained.train.split.schema.targets[settings.target]
     return {
         "name": settings.target,
         "unit": unit,
@@ -164,11 +132,11 @@ def put_in_place(source: Path, folder: Path, names: Sequence[str]) -> None:
                 (source / name).rename(temporary)
 
 
-def tell(output: Path, trained: Trained, form: Form, why: str | None) -> None:
+def tell(output: Path, trained: TrainedRun, form: Form, why: str | None) -> None:
     """What was written, and how to use it."""
     say(
-        f"{', '.join(form.files)} in {output.parent}: the {trained.weights} weights of {trained.run}, of step "
-        f"{trained.progress['step']}. {output.name}.json tells how to use them:"
+        f"{', '.join(form.files)} in {output.parent}: the {trained.opened.which} weights of {trained.run}, of step "
+        f"{trained.opened.progress['step']}. {output.name}.json tells how to use them:"
     )
     if why:
         say(f"not one file for timm, because {why}")

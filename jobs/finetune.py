@@ -48,6 +48,8 @@ class Settings:
     """of labels, weights, order and augmentation"""
     split: str = "test"
     """what is evaluated on"""
+    allow_pretrained_overlap: Literal[0, 1] = 0
+    """1: evaluate also on images that the pretraining of the backbone saw, without labels; the report counts them"""
     training: Mapping[str, Any] = field(
         default_factory=dict, metadata={OF: "train", BUT: TAKEN, ALWAYS: OF_PROBES} | OF_TRAININGS
     )

@@ -22,7 +22,7 @@ from jobs.attempts import add_to_attempt, begin_attempt, end_attempt, read_attem
 from jobs.claim import Claim
 from jobs.config import plain, require
 from jobs.evaluate import Settings as EvaluateSettings
-from jobs.evaluation_run import Evaluated, evaluate, refuse_other_kind, report
+from jobs.evaluation_run import evaluate
 from jobs.experiment import (
     Part,
     find_datasets,
@@ -31,20 +31,25 @@ from jobs.experiment import (
     make_network,
     open_part,
     predict_part,
-    without_shared,
+    refuse_unlabelled,
 )
 from jobs.finetune import SCRATCH, Settings
+from jobs.lineage import seen_by
 from jobs.pretrained import load_encoder, pretrain_settings, read_pretrained
 from jobs.progress import say
+from jobs.report_folder import REPORT, refuse_other_report
+from jobs.reports import Evaluated, report, subject_of
 from jobs.runs import FINISHED, is_finished
 from jobs.statistics import find_statistics
 from jobs.train import Settings as TrainSettings
+from jobs.trained_run import Unseen, refuse_other_kind, unseen_by
 
 PROBES = {"knn": knn_probabilities, "linear": linear_probabilities}
 EVALUATION_BATCH = 256
 EVALUATIONS = 20
 WARM_UP = 0.05
 """Part of the updates in which the learning rate rises."""
+NOBODY = np.empty(0, dtype=np.int64)
 TINY = 1e-12
 """Added to probabilities, whose logarithms a report is made of."""
 
@@ -59,7 +64,8 @@ def finetune(settings: Settings) -> int:
     if settings.mode != "full":
         return probe(settings, trained)
     known, held = known_and_held(settings, trained)
-    without_shared(held, [known])
+    hold_out(settings, trained, known, held)
+    on_report(settings, held)
     code = train.run(trained)
     return code or evaluate_kept(settings, trained)
 
@@ -98,10 +104,23 @@ def known_and_held(settings: Settings, trained: TrainSettings) -> tuple[Part, Pa
     kind."""
     known = known_part(trained)
     held = open_part(find_datasets(trained.dataset, trained.data_root), settings.split, trained)
-    refuse_other_kind(known, held)
+    refuse_other_kind(known.split, held.split)
+    refuse_unlabelled(held, trained)
     if settings.backbone != SCRATCH:
         tell_size(Path(settings.backbone), known)
     return known, held
+
+
+def hold_out(settings: Settings, trained: TrainSettings, known: Part, held: Part) -> Unseen:
+    """The samples to evaluate on: those that are not known, and that the pretraining of the backbone has not seen.
+    Raises ValueError where none is left, or nobody can tell what the pretraining has seen."""
+    allow = bool(settings.allow_pretrained_overlap)
+    return unseen_by(held, lambda: seen_by(trained, known, known.only(NOBODY)), allow_pretrained=allow)
+
+
+def on_report(settings: Settings, held: Part) -> None:
+    """Raise ValueError where the report of the run would replace one of other images."""
+    refuse_other_report(settings.run / REPORT, subject_of(held.split.dataset_id, settings.split, []))
 
 
 def tell_size(backbone: Path, known: Part) -> None:
@@ -113,7 +132,13 @@ def tell_size(backbone: Path, known: Part) -> None:
 
 def evaluate_kept(settings: Settings, trained: TrainSettings) -> int:
     """Evaluate the weights that a training kept, as a part of its attempt."""
-    evaluation = EvaluateSettings(run=str(settings.run), split=settings.split, device=trained.device)
+    evaluation = EvaluateSettings(
+        run=str(settings.run),
+        split=settings.split,
+        device=trained.device,
+        output=settings.run / REPORT,
+        allow_pretrained_overlap=settings.allow_pretrained_overlap,
+    )
     number, reason = len(read_attempts(settings.run)), "finished"
     add_to_attempt(settings.run, number, {"ended": None})
     try:
@@ -129,7 +154,8 @@ def probe(settings: Settings, trained: TrainSettings) -> int:
     """Fit a probe to frozen features, and report what it says of held-out images; nothing of it is kept half."""
     accelerator = make_accelerator(device=trained.device, precision="fp32")
     known, held = known_and_held(settings, trained)
-    part, num_shared = without_shared(held, [known])
+    unseen = hold_out(settings, trained, known, held)
+    on_report(settings, held)
     pretrained = read_pretrained(Path(settings.backbone))
     network = make_network(trained, known.split, load_pretrained=False)
     load_encoder(network, pretrained)
@@ -140,11 +166,11 @@ def probe(settings: Settings, trained: TrainSettings) -> int:
             say(f"{settings.run} is finished; its report is {settings.run / 'report'}")
             return 0
         claim.open()
-        learnt, asked = (features_of(network, each, known, trained, accelerator) for each in (known, part))
+        learnt, asked = (features_of(network, each, known, trained, accelerator) for each in (known, unseen.part))
         said = PROBES[settings.mode](learnt.outputs, learnt.labels, asked.outputs, len(known.split.schema.classes))
         predictions = Predictions(np.log(said + TINY).astype(np.float32), asked.labels, asked.target, asked.indices)
-        found = Evaluated(settings.run, trained, part, predictions, pretrained.step, 0.0, num_shared, None)
-        write_probe(settings, found)
+        weights = f"those of the backbone, of step {pretrained.opened.step}"
+        write_probe(settings, Evaluated(settings.run, trained, unseen, predictions, weights, extent=None))
     return 0
 
 
@@ -161,9 +187,8 @@ def binding(settings: Settings) -> Settings:
 
 def write_probe(settings: Settings, found: Evaluated) -> None:
     """Report what a probe says, as an attempt."""
-    evaluation = EvaluateSettings(run=str(settings.run), split=settings.split, weights="last")
     number = begin_attempt(settings.run, first_step=0, num_processes=1)
-    report(evaluation, [found], settings.run / "report", shown=plain(settings))
+    report(settings.split, [found], settings.run / REPORT, shown=plain(settings))
     write_record(settings.run / FINISHED, {"step": 0})
     end_attempt(settings.run, number, reason="finished", last_step=0)
 

@@ -23,19 +23,18 @@ from deeplense.evaluation.physics import Panel, compare_images, einstein_radius_
 from deeplense.evaluation.report import Plot
 from deeplense.files import finite, write_json
 from deeplense.models.registry import Network
-from deeplense.training import checkpoint
-from deeplense.training.fitting import put_into
 from deeplense.training.loop import make_accelerator
 from jobs import config
 from jobs.config import require
 from jobs.evaluate import Settings
-from jobs.experiment import find_dataset, find_datasets, learning_parts, make_network, whole
+from jobs.experiment import find_dataset, find_datasets, make_network, whole
 from jobs.pretrained import load_encoder, read_pretrained
 from jobs.progress import say
-from jobs.runs import find_run, stored_config, train_settings
+from jobs.report_folder import refuse_other_report
+from jobs.runs import find_run, job_of, stored_config
 from jobs.statistics import find_statistics
 from jobs.train import Settings as TrainSettings
-from jobs.weights import newest_weights
+from jobs.trained_run import open_trained, tell_unfinished
 
 Images = np.ndarray
 Result = TypeVar("Result")
@@ -56,6 +55,8 @@ class Sides:
     train: Images
     pixel_scale_arcsec: float
     facts: dict[str, str]
+    subject: dict[str, str]
+    """of which samples a report of them is"""
 
     @property
     def learnt(self) -> Images:
@@ -76,6 +77,8 @@ def evaluate_generated(settings: Settings) -> int:
     """Compare, print the verdicts, and write the page."""
     assert settings.generated is not None
     sides = open_sides(settings)
+    folder = settings.output or settings.generated / "report"
+    refuse_other_report(folder, sides.subject)
     describers = [load_describer(settings, run.strip()) for run in settings.run.split(",")] if settings.run else []
     why_no_fid = inception.why_not(settings.fid_weights)
     if settings.fid_weights and not why_no_fid:
@@ -87,7 +90,6 @@ def evaluate_generated(settings: Settings) -> int:
     copies = [told(look_for_copies(sides, settings, each)) for each in (None, *describers)]
     if why_no_fid:
         say(why_no_fid)
-    folder = settings.output or settings.generated / "report"
     write(folder, settings, sides, found, (panel, control), copies, why_no_fid)
     say(f"report: {folder / 'index.html'}")
     return 0
@@ -127,34 +129,35 @@ def open_sides(settings: Settings) -> Sides:
         "held out": f"{len(held)} images of {held.name} ({held.dataset_id[:16]})",
         "learnt from": f"{len(train)} images of {train.name} ({train.dataset_id[:16]})",
     }
-    return Sides(**images, pixel_scale_arcsec=held.schema.pixel_scale_arcsec or 1.0, facts=facts)
+    subject = {"generated": made.dataset_id, "dataset_id": held.dataset_id, "split": settings.split}
+    return Sides(**images, pixel_scale_arcsec=held.schema.pixel_scale_arcsec or 1.0, facts=facts, subject=subject)
 
 
 def load_describer(settings: Settings, text: str) -> Describer:
     """The network of a run of `deeplense train` or `deeplense pretrain`."""
     run = find_run(text, settings.runs_root)
     accelerator = make_accelerator(device=settings.device, precision="fp32")
-    if "method" in stored_config(run):
+    if job_of(stored_config(run)) == "pretrain":
         return encoder_describer(run, accelerator)
-    trained = train_settings(run)
-    require(not trained.regression, f"{run} has learnt a number; give a run that has learnt classes, or a pretraining.")
-    saved = checkpoint.load(newest_weights(run, "best"))
-    network = make_network(trained, learning_parts(trained)[0].split, load_pretrained=False)
-    put_into(network, saved.get("model"), path=run)
-    scaling = Scaling(saved["progress"]["statistics"], trained.stretch)
-    ask = partial(say_of, network.to(accelerator.device).eval(), scaling)
+    trained = open_trained(run, which="best")
+    learnt = trained.settings
+    require(not learnt.regression, f"{run} has learnt a number; give a run that has learnt classes, or a pretraining.")
+    tell_unfinished([trained])
+    scaling = Scaling(trained.opened.progress["statistics"], learnt.stretch)
+    ask = partial(say_of, trained.network().to(accelerator.device).eval(), scaling)
     return Describer(
-        f"{trained.model_name} of {run.name}",
+        f"{learnt.model_name} of {run.name}",
         lambda images: ask(images, whole=False),
         lambda images: softmax(ask(images, whole=True)),
     )
 
 
 def encoder_describer(run: Path, accelerator: Accelerator) -> Describer:
-    """The backbone of a pretraining, with the statistics of what it learnt from."""
+    """The backbone of a pretraining, with the statistics of what it was trained on."""
     pretrained = read_pretrained(run)
     learnt = pretrained.settings
     train = Split(*(folder / "train" for folder in find_datasets(learnt.dataset, learnt.data_root)), labelled=False)
+    pretrained.opened.require_data(train)
     words = [f"--run={run}", f"--dataset={learnt.dataset}", f"--model_name={learnt.model_name}"]
     asked: TrainSettings = config.parse("train", words)
     network = make_network(asked, train, load_pretrained=False)
@@ -240,6 +243,7 @@ def write(
         ],
         "fid": why_no_fid,
         "facts": sides.facts,
+        "of": sides.subject,
     }
     write_json(folder / "report.json", finite(document))
     write_page(

@@ -16,11 +16,8 @@ from jobs.opening import Opened, open_run_for
 from jobs.pretrain import Settings as PretrainSettings
 from jobs.ranks import announce, on_main
 from jobs.runs import SEEN
-from jobs.seen import SEEN_HASH, Seen, hashes_of, read_seen, same_on_all, write_seen
+from jobs.seen import SEEN_HASH, Seen, from_text, hashes_of, read_seen, same_on_all, write_seen
 from jobs.train import Settings as TrainSettings
-
-BESIDE = ".seen.npz"
-"""What follows the name of an exported file, of the file that tells which images its weights have seen."""
 
 
 def note_seen(
@@ -96,23 +93,20 @@ def seen_by_file(path: Path) -> Seen:
     if not told_by.is_file():
         return Seen(foreign=(f"starts from the weights of {path}, which say nothing of what they have seen",))
     try:
-        return seen_by_exported(path, read_json(told_by))
+        return seen_by_exported(read_json(told_by))
     except (ValueError, OSError, KeyError, TypeError) as error:
         return Seen(unknown=(f"it cannot be checked which images the weights of {path} have seen ({error})",))
 
 
-def seen_by_exported(path: Path, told: Mapping[str, Any]) -> Seen:
-    """What the weights of `deeplense export` have seen: as the file beside them says, or, of an older version, what the
-    data set has that they were trained on. Raises ValueError where nobody can tell."""
-    beside = path.with_name(f"{path.name}{BESIDE}")
-    noted = read_seen(beside, told.get(SEEN_HASH))
-    if noted is not None:
-        return noted
+def seen_by_exported(told: Mapping[str, Any]) -> Seen:
+    """What the weights of `deeplense export` have seen: as it wrote beside them, or, of an older version, what the data
+    set has that they were trained on. Raises ValueError where nobody can tell."""
+    if "seen" in told:
+        return from_text(told["seen"])
     settings = from_plain(TrainSettings, told["settings"])
     train, val = learning_parts(settings)
     require(
         train.split.dataset_id == told["dataset_id"],
-        f"{beside} is not there as it was written, and {train.split.name} is not the data set that they were trained "
-        "on; bring one of them back",
+        f"{train.split.name} is not the data set that they were trained on; bring that one back, or export them again",
     )
     return seen_by(settings, train, val)

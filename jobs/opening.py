@@ -4,10 +4,10 @@ What a run is, its checkpoint says: the record there holds the settings, and `co
 in the folder of the run is changed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar
 
 from deeplense.data.dataset import Split
 from deeplense.files import checksum, read_json
@@ -43,6 +43,16 @@ class Opened(Generic[AnySettings]):
     checkpoint: Path
     progress: Mapping[str, Any]
     record: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        """The step of these weights."""
+        return self.progress["step"]
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """The files of the checkpoint with their checksums."""
+        return checkpoint.read_manifest(self.checkpoint)["files"]
 
     def load(self, name: str) -> Mapping[str, Any]:
         """One state of the checkpoint, such as `model`. Raises ValueError where it is damaged or not there."""
@@ -177,21 +187,11 @@ def file_was_changed(run: Path, record: Mapping[str, Any]) -> bool:
     return CONFIG_HASH in record and record[CONFIG_HASH] != checksum(run / CONFIG)
 
 
-def extent_of(opened: Opened[Any], num_steps: int) -> Extent:
+def extent_of(opened: Opened[Any], total: int) -> Extent:
     """How much of a training of so many steps is done."""
     path = opened.run / FINISHED
     if path.exists():
         told = read_json(path)
-        return Extent(told.get("step", num_steps) if isinstance(told, Mapping) else num_steps, num_steps, True)
+        return Extent(told.get("step", total) if isinstance(told, Mapping) else total, total, True)
     steps = [step_of(path) for path in newest_first(opened.run, "last")]
-    return Extent(max([cast(int, opened.progress["step"]), *steps]), num_steps, False)
-
-
-def words_of(opened: Opened[Any]) -> str:
-    """Which weights these are."""
-    return f"{opened.which}, of step {opened.progress['step']}"
-
-
-def names_of(runs: Sequence[Path]) -> str:
-    """Runs as a list."""
-    return ", ".join(map(str, runs))
+    return Extent(max([opened.step, *steps]), total, False)

@@ -8,38 +8,39 @@ from torch import Tensor
 
 from deeplense.models.pretrained import fit_positions
 from deeplense.models.registry import Network
-from deeplense.training import checkpoint
-from jobs.config import from_plain, require
+from jobs.config import require
+from jobs.opening import Opened, checked_settings, open_run_for
 from jobs.pretrain import ENCODERS, Settings
-from jobs.runs import stored_config
-from jobs.weights import newest_weights
 
 
 @dataclass(frozen=True)
 class Pretrained:
     """What a run has learnt, and by which settings."""
 
-    run: Path
+    opened: Opened[Settings]
     settings: Settings
     weights: Mapping[str, Tensor]
-    step: int
+
+    @property
+    def run(self) -> Path:
+        """The folder of the run."""
+        return self.opened.run
 
 
 def pretrain_settings(run: Path) -> Settings:
-    """The settings of a run. Raises ValueError where it is none of `deeplense pretrain`."""
-    stored = stored_config(run)
-    require("method" in stored, f"{run} is no run of `deeplense pretrain`; give one as --backbone.")
-    return from_plain(Settings, stored)
+    """The settings of a run. Raises ValueError where it is none of `deeplense pretrain`, or was edited."""
+    settings, _ = checked_settings(run, "pretrain", Settings)
+    return settings
 
 
 def read_pretrained(run: Path) -> Pretrained:
     """The backbone of the newest good checkpoint. Raises ValueError where there is none."""
-    settings = pretrain_settings(run)
-    states = checkpoint.load(newest_weights(run, "last"))
-    prefix = f"{ENCODERS[settings.method]}."
-    found = {name.removeprefix(prefix): value for name, value in states["model"].items() if name.startswith(prefix)}
+    opened = open_run_for(run, "pretrain", Settings, which="last")
+    settings, prefix = opened.settings, f"{ENCODERS[opened.settings.method]}."
+    model = opened.load("model")
+    found = {name.removeprefix(prefix): value for name, value in model.items() if name.startswith(prefix)}
     weights = {name.removeprefix("vit."): value for name, value in found.items()}
-    return Pretrained(run, settings, weights, states["progress"]["step"])
+    return Pretrained(opened, settings, weights)
 
 
 def load_encoder(network: Network, pretrained: Pretrained) -> None:

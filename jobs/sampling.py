@@ -11,22 +11,21 @@ import torch
 from torch import Tensor
 
 from deeplense.data.building import build
+from deeplense.data.order import num_steps
 from deeplense.data.shards import Samples, Schema
 from deeplense.diffusion.denoiser import Denoiser
 from deeplense.diffusion.samplers import SAMPLERS, Plan
-from deeplense.training import checkpoint
-from deeplense.training.fitting import put_into
 from deeplense.training.loop import make_accelerator
-from jobs.config import from_plain, require
+from jobs.config import require
 from jobs.diffuse import CLASS
 from jobs.diffuse import Settings as DiffuseSettings
 from jobs.experiment import Part, image_parts
 from jobs.generating import Scaling, bounds_of, compile_network, conditions_of, make_denoiser, make_images
+from jobs.opening import Extent, extent_of, open_run_for
 from jobs.parts import make_part
 from jobs.progress import say, track
-from jobs.runs import find_run, num_cores, stored_config
+from jobs.runs import find_run, num_cores
 from jobs.sample import USUAL_GUIDANCE, Settings
-from jobs.weights import newest_weights
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Generator:
     """what images are told to be, in turn, (N, K)"""
     facts: Mapping[str, Any]
     """which weights these are"""
+    extent: Extent
 
     def told_to(self, rows: range) -> Tensor | None:
         """What images of these numbers are told to be, (n, K)."""
@@ -60,6 +60,8 @@ def sample(settings: Settings) -> int:
         f"making {settings.num_images} images by {facts['run']} (step {facts['step']}), {settings.sampler} with "
         f"{settings.num_steps} steps, into {folder}"
     )
+    if not generator.extent.finished:
+        say(f"note: {settings.run} is {generator.extent}")
     if settings.part:
         make_part({folder: (schema, make)}, settings.part, num_workers=workers)
         return 0
@@ -73,25 +75,19 @@ def make_generator(settings: Settings) -> Generator:
     """Read the weights, once in a process. Raises ValueError where the run is none of diffusion, or has no good
     checkpoint."""
     run = find_run(settings.run, settings.runs_root)
-    stored = stored_config(run)
-    require("noise_schedule" in stored, f"{run} is no run of `deeplense diffuse`, and makes no images; give one.")
-    learnt = from_plain(DiffuseSettings, stored)
+    opened = open_run_for(run, "diffuse", DiffuseSettings, which=settings.weights)
+    learnt, files = opened.settings, opened.files
     require(
         settings.guidance == USUAL_GUIDANCE or bool(learnt.conditions),
         f"--guidance counts for a run with --conditions only, and {run} was trained without; leave it out.",
     )
-    path = newest_weights(run, settings.weights)
-    saved = checkpoint.load(path)
-    name = "ema" if settings.weights == "last" and "ema" in saved else "model"
+    name = "ema" if settings.weights == "last" and "ema.json" in files else "model"
     train, _ = image_parts(learnt, labelled=CLASS in learnt.condition_names)
-    require(
-        saved["progress"]["dataset_id"] == train.split.dataset_id,
-        f"{train.split.name} is not the data set that {run} learnt from any more; bring that one back.",
-    )
+    opened.require_data(train.split)
     accelerator = make_accelerator(device=settings.device, precision="fp32")
-    scaling = Scaling(saved["progress"]["statistics"], learnt.stretch)
+    scaling = Scaling(opened.progress["statistics"], learnt.stretch)
     denoiser = make_denoiser(learnt, train)
-    put_into(denoiser, saved.get(name), path=path)
+    denoiser.load_state_dict(opened.load(name))
     if settings.compile:
         compile_network(denoiser, accelerator.device)
     return Generator(
@@ -104,9 +100,10 @@ def make_generator(settings: Settings) -> Generator:
         told=told(settings.conditions, learnt, train),
         facts={
             "run": run.resolve().name,
-            "step": saved["progress"]["step"],
-            "weights": checkpoint.read_manifest(path)["files"][f"{name}.safetensors"],
+            "step": opened.step,
+            "weights": files[f"{name}.safetensors"],
         },
+        extent=extent_of(opened, num_steps(learnt.epochs, num_samples=len(train), batch_size=learnt.batch_size)),
     )
 
 

@@ -4,7 +4,8 @@ RUN/seen.npz, written when the run starts; each checkpoint has its checksum in i
 what the weights that it starts from have seen: the images of a backbone's pretraining, and of that of an exported file.
 """
 
-from collections.abc import Iterable, Sequence
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -93,6 +94,18 @@ def read_seen(path: Path, expected: str | None) -> Seen | None:
     with np.load(path, allow_pickle=False) as stored:
         texts = {name: tuple(map(str, stored[name])) for name in ("unknown", "foreign")}
         return Seen(*(stored[name] for name in KINDS), **texts)
+
+
+def as_text(seen: Seen) -> dict[str, Any]:
+    """What was seen as values for JSON: hashes as little-endian bytes in base64."""
+    hashes = {name: b64encode(getattr(seen, name).astype("<u8").tobytes()).decode() for name in KINDS}
+    return hashes | {"unknown": list(seen.unknown), "foreign": list(seen.foreign)}
+
+
+def from_text(told: Mapping[str, Any]) -> Seen:
+    """The inverse of `as_text`. Raises ValueError, KeyError or TypeError for other values."""
+    hashes = (np.frombuffer(b64decode(told[name], validate=True), dtype="<u8").astype(np.uint64) for name in KINDS)
+    return Seen(*hashes, unknown=tuple(map(str, told["unknown"])), foreign=tuple(map(str, told["foreign"])))
 
 
 def hashes_of(parts: Sequence[Part], accelerator: Accelerator | None = None) -> np.ndarray:

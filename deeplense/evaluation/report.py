@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
+from deeplense.evaluation.metrics import Estimate
 from deeplense.evaluation.plots import figure
 from deeplense.files import finite, replacing
 
@@ -33,6 +35,39 @@ class Plot:
     draw: Callable[[Axes], None]
     size: tuple[float, float] = (4.6, 4.2)
     wide: bool = False
+
+
+def name_undefined(
+    metrics: Mapping[str, Mapping[str, Any]], labels: NDArray[np.integer], classes: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """The same metrics of a classifier, each that has no value with the reason beside it, under `undefined`.
+
+    Args:
+        metrics: value, low and high of each.
+        labels: numbers of the true classes, (N,).
+        classes: their names.
+    """
+    counts = np.bincount(labels, minlength=len(classes))
+    present = [name for name, count in zip(classes, counts, strict=True) if count]
+    absent = [name for name in classes if name not in present]
+    why = f"only class {present[0]}" if len(present) == 1 else f"no image of class {', '.join(absent)}"
+    return {name: {**value, **({} if is_defined(value) else {"undefined": why})} for name, value in metrics.items()}
+
+
+def is_defined(metric: Mapping[str, Any]) -> bool:
+    """Whether a metric has a value."""
+    return metric["value"] is not None and bool(np.isfinite(metric["value"]))
+
+
+def metric_in_words(metric: Mapping[str, Any]) -> str:
+    """A metric with its interval, or that it is undefined, and why."""
+    if not is_defined(metric):
+        why = metric.get("undefined")
+        return f"undefined ({why})" if why else "undefined"
+    low, high = metric["low"], metric["high"]
+    if low is None or high is None or not np.isfinite([low, high]).all():
+        return f"{metric['value']:.4f} (no interval)"
+    return str(Estimate(metric["value"], low, high))
 
 
 def write_report(
@@ -80,7 +115,7 @@ def write_report(
         page = template.render(
             title=title,
             lead=lead,
-            metrics=content["metrics"],
+            metrics={name: metric_in_words(value) for name, value in content["metrics"].items()},
             method=METHOD,
             figures=embedded,
             facts=facts,

@@ -281,7 +281,7 @@ def test_a_data_set_that_has_changed_is_refused(run_of: RunOf, tmp_path: Path) -
     path = run / "checkpoints" / "best_00000007"
     saved = checkpoint.load(path)
     checkpoint.save(path, {**saved, "progress": {**saved["progress"], "dataset_id": "another"}})
-    with pytest.raises(ValueError, match=r"is not the data set that .* learnt from"):
+    with pytest.raises(ValueError, match=r"is not the data set that .* was trained on"):
         exported(run, tmp_path / "lens.safetensors")
 
 

@@ -85,7 +85,7 @@ def test_where_the_overlap_is_allowed_exactly_the_named_are_learnt_from_and_left
     assert main(line) == 0
     manifest = json.loads((published / "test" / "manifest.json").read_text())
     assert len(predictions(tmp_path / "run")["labels"]) == manifest["schema"]["num_samples"] - 47
-    assert "(47 that were are left out)" in held_out(tmp_path / "run")
+    assert "left out: 47 trained on" in held_out(tmp_path / "run")
 
 
 def test_names_stand_one_a_line_too(published: Path, backbone: Path, tmp_path: Path) -> None:

@@ -1,0 +1,229 @@
+"""The report of an evaluation: what it says, its figures, and where it is kept."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deeplense.evaluation import plots
+from deeplense.evaluation.metrics import classification_report, regression_report, softmax
+from deeplense.evaluation.predict import Predictions
+from deeplense.evaluation.report import Plot, metric_in_words, name_undefined, write_report
+from deeplense.training.tracking import METRICS
+from jobs.experiment import Part
+from jobs.explanations import Explained, explanation_plots
+from jobs.opening import Extent
+from jobs.progress import say
+from jobs.seen import LeftOut
+from jobs.train import Settings as TrainSettings
+from jobs.trained_run import Unseen
+from jobs.verify_run import lines_of
+
+GALLERY = 12
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What one run says of its held-out samples. `weights` says which they are, `extent` how much of the training is
+    done. `chance` is what always guessing would say, in regression; `explained` is there on the main process, if it was
+    asked for."""
+
+    run: Path
+    settings: TrainSettings
+    held: Unseen
+    predictions: Predictions
+    weights: str
+    extent: Extent | None
+    fold: int | None = None
+    """which was held out, if one was"""
+    chance: float = 0.0
+    explained: Explained | None = None
+
+
+def report(
+    split: str,
+    evaluated: Sequence[Evaluated],
+    folder: Path,
+    *,
+    shown: Mapping[str, Any] | None = None,
+    missing: str = "",
+) -> None:
+    """Write the report and print its numbers.
+
+    Args:
+        split: what was held out.
+        evaluated: one run, or one for each fold.
+        folder: where to.
+        shown: the settings to show, by default those of the training.
+        missing: which folds are not among the runs, in words.
+    """
+    first = evaluated[0]
+    joined = Predictions(
+        **{
+            name: np.concatenate([getattr(e.predictions, name) for e in evaluated])
+            for name in ("outputs", "labels", "target", "indices")
+        }
+    )
+    regression = first.settings.regression
+    content = report_regression(first, joined) if regression else report_classes(first, joined)
+    facts = facts_of(split, evaluated, len(joined.labels), missing=missing)
+    drawn = regression_plots(first, joined) if regression else class_plots(first, joined, content)
+    drawn += explanation_plots(first.explained) if first.explained else []
+    say(f"{facts['held out']}; {facts['training']}")
+    write_report(
+        folder,
+        title=f"{first.settings.model_name}: {first.settings.target} of lenses",
+        lead=f"{len(joined.labels)} held-out images of {first.held.part.split.name}",
+        content=content | {"of": subject(evaluated, split), **counts(evaluated)},
+        facts=facts,
+        settings={name: str(value) for name, value in (shown or vars(first.settings)).items()},
+        plots=[*drawn, *training_plot(first)],
+        arrays=vars(joined) | origin(evaluated),
+    )
+    print_numbers(content["metrics"])
+    say(f"report: {folder / 'index.html'}")
+
+
+def facts_of(split: str, evaluated: Sequence[Evaluated], num_images: int, *, missing: str) -> dict[str, str]:
+    """What was evaluated, by names, in words."""
+    first = evaluated[0]
+    held = f"fold of {first.settings.num_folds}" if first.fold is not None else f"split {split}"
+    data, left_out = first.held.part.split, sum((e.held.left_out for e in evaluated), LeftOut())
+    notes = {
+        "not known": [text for e in evaluated for text in e.held.unknown],
+        "starts from": [text for e in evaluated for text in e.held.foreign],
+    }
+    extents = {e.run: str(e.extent) for e in evaluated if e.extent is not None}
+    same = len(set(extents.values())) == 1
+    return {
+        "runs": ", ".join(str(e.run) for e in evaluated),
+        "training": next(iter(extents.values())) if same else "; ".join(f"{k}: {v}" for k, v in extents.items()),
+        "data set": f"{data.name} ({data.dataset_id[:16]})",
+        "held out": f"{num_images} images, {held}{missing}; {left_out}{unlabelled(first.held.part)}",
+        **{name: "; ".join(dict.fromkeys(texts)) for name, texts in notes.items() if texts},
+        "weights": "; ".join(dict.fromkeys(e.weights for e in evaluated)),
+        "provenance": json.dumps(data.schema.provenance),
+    }
+
+
+def unlabelled(part: Part) -> str:
+    """How many images of the split have no label and are left out, in words; empty where all have one."""
+    known = np.isfinite(part.target) if part.target is not None else part.split.labels >= 0
+    number = int((~known).sum())
+    return f"; {number} of the split have no label and are left out" if number else ""
+
+
+def subject(evaluated: Sequence[Evaluated], split: str) -> dict[str, Any]:
+    """Of which samples a report is."""
+    data = evaluated[0].held.part.split
+    return subject_of(data.dataset_id, split, [e.fold for e in evaluated])
+
+
+def subject_of(dataset_id: str, split: str, folds: Sequence[int | None]) -> dict[str, Any]:
+    """Of which samples a report is: the data set, the split, or its folds."""
+    held = sorted(fold for fold in folds if fold is not None)
+    return {"dataset_id": dataset_id, "split": "train" if held else split, "folds": held}
+
+
+def counts(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
+    """How much of each training is done, and how many images were left out, as numbers."""
+    left_out = sum((e.held.left_out for e in evaluated), LeftOut())
+    return {
+        "training": [{"run": str(e.run), **asdict(e.extent)} for e in evaluated if e.extent is not None],
+        "left_out": asdict(left_out),
+        "not_known": list(dict.fromkeys(text for e in evaluated for text in e.held.unknown)),
+    }
+
+
+def origin(evaluated: Sequence[Evaluated]) -> dict[str, np.ndarray]:
+    """Of which split the predictions are, of how many samples it is, which folds were held out, and what always
+    guessing would say."""
+    split = evaluated[0].held.part.split
+    told = {"dataset_id": split.dataset_id, "num_samples": len(split), "chance": evaluated[0].chance}
+    folds = np.array([e.fold for e in evaluated if e.fold is not None], dtype=np.int64)
+    return {name: np.array(value) for name, value in told.items()} | {"folds": folds}
+
+
+def report_classes(first: Evaluated, joined: Predictions) -> dict[str, Any]:
+    """The numbers of a classifier."""
+    classes = first.held.part.split.schema.classes
+    found = classification_report(softmax(joined.outputs), joined.labels, classes)
+    named = name_undefined(found["metrics"], joined.labels, classes)
+    return found | {"metrics": named, "classes": list(classes)}
+
+
+def report_regression(first: Evaluated, joined: Predictions) -> dict[str, Any]:
+    """The numbers of a regression."""
+    return regression_report(joined.outputs[:, 0].astype(float), joined.target.astype(float), chance=first.chance)
+
+
+def class_plots(first: Evaluated, joined: Predictions, content: Mapping[str, Any]) -> list[Plot]:
+    """Figures of a classifier."""
+    classes, probabilities = first.held.part.split.schema.classes, softmax(joined.outputs)
+    counts = np.array(content["confusion"])
+    return [
+        Plot(
+            "roc",
+            "ROC of each class against the rest",
+            partial(plots.roc, probabilities=probabilities, labels=joined.labels, classes=classes),
+        ),
+        Plot(
+            "confusion",
+            "Confusion matrix: counts, and shares of the true class",
+            partial(plots.confusion, counts=counts, classes=classes),
+        ),
+        Plot(
+            "reliability",
+            "Accuracy over confidence, ten bins of equal counts",
+            partial(plots.reliability, probabilities=probabilities, labels=joined.labels),
+        ),
+        mistakes(first, probabilities),
+    ]
+
+
+def mistakes(first: Evaluated, probabilities: np.ndarray) -> Plot:
+    """The images of the first run that the model is most wrong about."""
+    found = first.predictions
+    of_truth = probabilities[np.arange(len(found.labels)), found.labels]
+    worst = np.argsort(of_truth, kind="stable")[:GALLERY]
+    classes = first.held.part.split.schema.classes
+    titles = [f"{classes[found.labels[k]]}, p = {of_truth[k]:.2g}" for k in worst]
+    images = first.held.part.split.images(found.indices[worst])
+    caption = "The images whose true class gets the least probability (the true class and its probability above each)"
+    return Plot("mistakes", caption, partial(plots.gallery, images=images, titles=titles), size=(9.0, 3.9), wide=True)
+
+
+def regression_plots(first: Evaluated, joined: Predictions) -> list[Plot]:
+    """Figures of a regression."""
+    unit = first.held.part.split.schema.targets[first.settings.target]
+    draw = partial(plots.scatter, predicted=joined.outputs[:, 0], truth=joined.target, unit=unit)
+    return [Plot("scatter", "Predicted over true values", draw)]
+
+
+def training_plot(first: Evaluated) -> list[Plot]:
+    """The curves of the first run's training, if it has any."""
+    path = first.run / METRICS
+    lines, _ = lines_of(path)
+    named = {
+        "training loss": "train/loss",
+        "validation MAE" if first.settings.regression else "validation AUC": "val/mae"
+        if first.settings.regression
+        else "val/auc_macro",
+    }
+    series = {
+        title: ([line["step"] for line in lines if name in line], [line[name] for line in lines if name in line])
+        for title, name in named.items()
+    }
+    kept = {title: values for title, values in series.items() if values[0]}
+    return [Plot("training", "Training", partial(plots.curves, series=kept, ylabel="value"))] if kept else []
+
+
+def print_numbers(metrics: Mapping[str, Mapping[str, Any]]) -> None:
+    """The metrics with their intervals, a line each."""
+    width = max(len(name) for name in metrics)
+    for name, value in metrics.items():
+        say(f"  {name:<{width}}  {metric_in_words(value)}")
