@@ -8,7 +8,7 @@ CLUSTER benchmark labels ...` makes a job array of it, an element for each run o
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jobs.comparing.settings import TableSettings
 from jobs.config import BUT, OF, require
@@ -35,6 +35,8 @@ class Settings(TableSettings):
     """of full and from scratch, at least"""
     min_epochs: float = MIN_EPOCHS
     """of full and from scratch: more updates where these are fewer passes over the labels"""
+    allow_pretrained_overlap: Literal[0, 1] = 0
+    """1: test also on images that a pretraining saw, without labels; by default they are left out for all alike"""
     training: Mapping[str, Any] = field(default_factory=dict, metadata={OF: "train", BUT: (*TAKEN, "model_name")})
     """settings of `deeplense train` for all of them"""
 

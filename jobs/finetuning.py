@@ -37,9 +37,9 @@ from jobs.finetune import SCRATCH, Settings
 from jobs.lineage import seen_by
 from jobs.pretrained import load_encoder, pretrain_settings, read_pretrained
 from jobs.progress import say
-from jobs.report_folder import REPORT, refuse_other_report
+from jobs.report_folder import refuse_other_report
 from jobs.reports import Evaluated, report, subject_of
-from jobs.runs import FINISHED, is_finished
+from jobs.runs import FINISHED, REPORT, is_finished
 from jobs.statistics import find_statistics
 from jobs.train import Settings as TrainSettings
 from jobs.trained_run import Unseen, refuse_other_kind, unseen_by

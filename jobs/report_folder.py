@@ -7,9 +7,10 @@ from typing import Any
 from deeplense.files import read_json
 from jobs.config import require
 from jobs.experiment import HELD_OUT, Part, find_datasets
+from jobs.runs import REPORT
 from jobs.trained_run import TrainedRun
 
-REPORT, DOCUMENT = "report", "report.json"
+DOCUMENT = "report.json"
 
 
 def default_folder(runs: Sequence[TrainedRun], held: Part, split: str) -> Path:

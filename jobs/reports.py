@@ -143,7 +143,8 @@ def origin(evaluated: Sequence[Evaluated]) -> dict[str, np.ndarray]:
     """Of which split the predictions are, of how many samples it is, which folds were held out, and what always
     guessing would say."""
     split = evaluated[0].held.part.split
-    told = {"dataset_id": split.dataset_id, "num_samples": len(split), "chance": evaluated[0].chance}
+    told: dict[str, Any] = {"dataset_id": split.dataset_id, "num_samples": len(split), "chance": evaluated[0].chance}
+    told["allow_pretrained_overlap"] = evaluated[0].held.allowed
     folds = np.array([e.fold for e in evaluated if e.fold is not None], dtype=np.int64)
     return {name: np.array(value) for name, value in told.items()} | {"folds": folds}
 

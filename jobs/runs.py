@@ -39,6 +39,7 @@ KINDS = {
 }
 """What the records of a run say, and of which type."""
 SNAPSHOT = "snapshot.json"
+REPORT = "report"
 SEEN = "seen.npz"
 """Which images a training has seen."""
 LAUNCH, CODE, LOGS = "launch.json", "code", "logs"
@@ -184,7 +185,7 @@ def require_job(run: Path, settings: Mapping[str, Any], job: str) -> None:
         "diffuse": f"{run} is a run of `deeplense diffuse`, which has learnt no classes; `deeplense sample --run "
         f"{run}` makes images, and `deeplense evaluate --generated` judges them.",
         "finetune": f"{run} is a probe of `deeplense finetune --mode {settings.get('mode')}`, and holds no network; "
-        f"its report is {run / 'report'}. For another --split, give finetune that and another --run; for a network, "
+        f"its report is {run / REPORT}. For another --split, give finetune that and another --run; for a network, "
         "--mode full.",
     }
     raise ValueError(uses[found])

@@ -94,12 +94,14 @@ def tell_unfinished(runs: Sequence[TrainedRun]) -> None:
 
 @dataclass(frozen=True)
 class Unseen:
-    """The samples of a split that a run has not seen, how many others there are by why, and what nobody can tell."""
+    """The samples of a split that a run has not seen, how many others there are by why, and what nobody can tell.
+    `allowed`: those that were seen without label are among the samples."""
 
     part: Part
     left_out: LeftOut
     unknown: Sequence[str]
     foreign: Sequence[str]
+    allowed: bool
 
 
 def unseen(held: Part, trained: TrainedRun, *, allow_pretrained: bool, accelerator: Accelerator) -> Unseen:
@@ -109,7 +111,7 @@ def unseen(held: Part, trained: TrainedRun, *, allow_pretrained: bool, accelerat
     found = on_main(accelerator, look)
     told = None if found is None else (found.part.indices, found.left_out, found.unknown, found.foreign)
     indices, *rest = from_main(accelerator, told)
-    return Unseen(Part(held.split, indices, held.target), *rest)
+    return Unseen(Part(held.split, indices, held.target), *rest, allowed=allow_pretrained)
 
 
 def unseen_by(held: Part, seen_by: Callable[[], Seen], *, allow_pretrained: bool) -> Unseen:
@@ -117,7 +119,7 @@ def unseen_by(held: Part, seen_by: Callable[[], Seen], *, allow_pretrained: bool
     seen = seen_by()
     refuse_unknown(seen, allow=allow_pretrained)
     part, left_out = without_seen(held, seen, keep_pretrained=allow_pretrained)
-    return Unseen(part, left_out, seen.unknown, seen.foreign)
+    return Unseen(part, left_out, seen.unknown, seen.foreign, allowed=allow_pretrained)
 
 
 def refuse_unknown(seen: Seen, *, allow: bool) -> None:

@@ -1,6 +1,7 @@
 """The forms in which tables give their numbers."""
 
 import csv
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ def shown(estimate: Estimate | None, *, signed: bool = False) -> str:
     """A number with its interval, which stands after a line break."""
     if estimate is None:
         return ""
+    if not math.isfinite(estimate.value):
+        return "undefined"
     sign = "+" if signed else ""
     return f"{estimate.value:{sign}.4f}\n[{estimate.low:{sign}.4f},\u00a0{estimate.high:{sign}.4f}]"
 

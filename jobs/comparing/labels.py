@@ -10,7 +10,7 @@ from jobs import config
 from jobs.benchmark_labels import ALL, Settings
 from jobs.comparing.labels_page import lines_of, update_table
 from jobs.comparing.labels_table import SUPERVISED, Backbone, Cell
-from jobs.comparing.trials import Data, Table, Training, Trial, find_all_data, refuse_begun
+from jobs.comparing.trials import OVERLAP, Data, Table, Training, Trial, find_all_data, refuse_begun
 from jobs.config import require
 from jobs.experiment import known_part
 from jobs.finetune import SCRATCH
@@ -75,6 +75,7 @@ def make_cell(settings: Settings, backbone: Backbone, mode: str, data: Data, cou
     name = f"{backbone.name}-{mode}-{count}-{data.name}-{seed}"
     run = settings.output / "runs" / name
     own: dict[str, object] = {"run": run, "dataset": data.given, "backbone": backbone.given, "mode": mode, "seed": seed}
+    own |= {OVERLAP: 1} if settings.allow_pretrained_overlap else {}
     own |= {} if count == ALL else {"num_labels": count}
     network = {name: getattr(backbone, name) for name in ("model_name", "stretch")}
     own |= network if backbone.given == SCRATCH else {}

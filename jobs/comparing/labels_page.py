@@ -32,7 +32,9 @@ METHOD = (
     "same updates, settings and augmentation, and the weights of its end count, for a choice among them by a few "
     "dozen labels is worse; a tenth of the labels is only looked at. linear is a logistic regression on the features, "
     "whose penalty is chosen by cross-validation among the known labels; knn the votes of the 20 nearest. The test "
-    "images choose nothing. A number is the mean over the seeds. Its 95 % interval covers the spread between the "
+    "images choose nothing, and all rows of a data set are tested on the same: those that a pretraining saw, without "
+    "labels, are left out from scratch too, unless allow_pretrained_overlap is 1. "
+    "A number is the mean over the seeds. Its 95 % interval covers the spread between the "
     "seeds (Student's t) and the test images (1000 bootstrap resamples, the same for all), put together as by Zou and "
     "Donner (2008). A difference is to the same network from scratch with as many labels, seed by seed on the same "
     "images. Better and worse say that its interval is above or below 0; nothing is corrected for the many "
@@ -93,6 +95,8 @@ def section_of(rows: Sequence[Row], from_scratch: Sequence[Row]) -> Section:
     """One way of using backbones on one data set."""
     first = rows[0]
     images = images_in_words(max(row.num_images for row in rows), first.kind)
+    left_out = max(row.num_left_out for row in rows)
+    images += f"; {left_out:,} others are left out, for a run or a pretraining has seen them" if left_out else ""
     headings = ["labels", "backbone", "mean AUC, 95 % interval", "accuracy"]
     headings += ["AUC less that from scratch", "accuracy less that from scratch", "by AUC, it is", "seeds"]
     return Section(

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from importlib import resources
 from itertools import groupby
 
+import numpy as np
+
 from deeplense.evaluation.comparison import Scores, difference, over_seeds
 from deeplense.evaluation.metrics import Estimate
-from jobs.comparing.table import problems_of, scores_of
+from jobs.comparing.table import common_images, problems_of, scores_of
 from jobs.comparing.trials import Trial
 
 SUPERVISED = "supervised"
@@ -56,6 +58,8 @@ class Row:
     seeds: list[int]
     num_seeds: int
     num_images: int = 0
+    num_left_out: int = 0
+    """of the test images, because a run of the table has seen them, or because they have no label"""
     metrics: dict[str, Estimate] = field(default_factory=dict)
     differences: dict[str, Estimate] = field(default_factory=dict)
     num_paired: int = 0
@@ -86,16 +90,25 @@ def make_rows(cells: Sequence[Cell]) -> list[Row]:
         return cell.trial.data.name, modes.index(cell.mode), cell.num_labels, names.index(cell.backbone.name)
 
     found = {key: list(some) for key, some in groupby(sorted(cells, key=row_of), key=row_of)}
-    scores = {key: scores_by_seed(some) for key, some in found.items()}
+    common = {
+        data: common_images([cell.trial for cell in some])
+        for data, some in groupby(sorted(cells, key=data_of), key=data_of)
+    }
+    scores = {key: scores_by_seed(some, common[key[0]]) for key, some in found.items()}
     return [
         make_row(some, scores[key], scores[key[0], 0, key[2], names.index(some[0].backbone.baseline)])
         for key, some in found.items()
     ]
 
 
-def scores_by_seed(cells: Sequence[Cell]) -> dict[int, Scores]:
-    """What the cells of a row got, as far as they are done."""
-    return {cell.trial.seed: scores_of(cell.trial) for cell in cells if cell.trial.is_evaluated}
+def data_of(cell: Cell) -> str:
+    """The data set of a cell."""
+    return cell.trial.data.name
+
+
+def scores_by_seed(cells: Sequence[Cell], common: np.ndarray | None) -> dict[int, Scores]:
+    """What the cells of a row got on the images that all of the table were tested on, as far as they are done."""
+    return {cell.trial.seed: scores_of(cell.trial, common) for cell in cells if cell.trial.is_evaluated}
 
 
 def make_row(cells: Sequence[Cell], scores: Mapping[int, Scores], of_baseline: Mapping[int, Scores]) -> Row:
@@ -109,6 +122,7 @@ def make_row(cells: Sequence[Cell], scores: Mapping[int, Scores], of_baseline: M
         found = list(scores.values())
         row.metrics = {name: over_seeds(found, name) for name in found[0].values}
         row.num_images = found[0].num_images
+        row.num_left_out = data.held_out.schema.num_samples - row.num_images
     if not row.is_baseline:
         paired = {name: difference(scores, of_baseline, name) for name in COMPARED}
         row.differences = {name: estimate for name, estimate in paired.items() if estimate is not None}

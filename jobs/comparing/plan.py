@@ -13,6 +13,7 @@ from jobs.comparing.page import lines_of, update_table
 from jobs.comparing.table import costs_file
 from jobs.comparing.trials import Data, Table, Training, Trial, find_all_data, refuse_begun
 from jobs.config import plain, require
+from jobs.runs import REPORT
 from jobs.train import Settings as TrainSettings
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "models"
@@ -59,6 +60,7 @@ def make_trial(settings: Settings, model: str, data: Data, seed: int) -> Trial:
     refuse_target(first.settings, data)
     pattern = f"{glob.escape(str(first.run.with_name(name)))}-fold*" if data.num_folds else str(first.run)
     evaluation = ("evaluate", f"--run={pattern}", f"--device={first.settings.device}")
+    evaluation += (f"--output={first.run / REPORT}",)
     evaluation += (f"--dataset={data.given}",) if data.added else ()
     return Trial(name, model, data, seed, trainings, evaluation, first.settings.target)
 

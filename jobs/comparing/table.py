@@ -1,6 +1,7 @@
 """The table of models: one row for each model on each data set, from what is finished; written anew after each run."""
 
 import csv
+import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from deeplense.evaluation.report import PREDICTIONS
 from deeplense.files import read_json, replacing
 from jobs.attempts import ATTEMPTS, read_attempts
 from jobs.comparing.trials import Trial
+from jobs.config import require
 
 Rows = TypeVar("Rows")
 DRAWS = "resamples.npz"
@@ -100,13 +102,17 @@ def change_of(row: Row, trials: Sequence[Trial]) -> Estimate | None:
     if not ours[0].data.added:
         return None
     alone = [each for each in trials if each.model == row.model and each.data.learnt_from == ours[0].data.given]
-    scores = [{each.seed: scores_of(each) for each in some if each.is_evaluated} for some in (ours, alone)]
+    common = common_images([*ours, *alone])
+    scores = [{each.seed: scores_of(each, common) for each in some if each.is_evaluated} for some in (ours, alone)]
     return difference(scores[0], scores[1], row.main)
 
 
 def rows_of_data(output: Path, by_model: Sequence[Sequence[Trial]]) -> list[Row]:
     """The rows of one data set, the best model first, from the trials of each model."""
-    scores = {of[0].model: {trial.seed: scores_of(trial) for trial in of if trial.is_evaluated} for of in by_model}
+    common = common_images([trial for of in by_model for trial in of])
+    scores = {
+        of[0].model: {trial.seed: scores_of(trial, common) for trial in of if trial.is_evaluated} for of in by_model
+    }
     rows = sorted((make_row(output, of, scores[of[0].model]) for of in by_model), key=lambda row: row.rank)
     best = rows[0]
     best.best = bool(best.metrics)
@@ -134,14 +140,34 @@ def make_row(output: Path, trials: Sequence[Trial], scores: Mapping[int, Scores]
     return row
 
 
-def scores_of(trial: Trial) -> Scores:
-    """The metrics of a trial on each resample; they are kept beside its predictions, and go when these do."""
+def common_images(trials: Sequence[Trial]) -> np.ndarray | None:
+    """The images that all evaluations of some trials are of, by their numbers; None where nothing is evaluated. Runs
+    may have seen different ones, and only on the same images can they be compared. Raises ValueError where there is no
+    such image."""
+    predicted = [predicted_by(trial) for trial in trials if trial.is_evaluated]
+    if not predicted:
+        return None
+    found = functools.reduce(np.intersect1d, predicted)
+    require(len(found) > 0, f"each test image of {trials[0].data.name} was seen by a run of the table; test on others.")
+    return found
+
+
+def predicted_by(trial: Trial) -> np.ndarray:
+    """The images that an evaluation is of, by their numbers."""
+    with np.load(trial.report / PREDICTIONS) as stored:
+        return stored["indices"]
+
+
+def scores_of(trial: Trial, common: np.ndarray | None = None) -> Scores:
+    """The metrics of a trial on each resample, on all its images or those that are `common`; they are kept beside its
+    predictions, and go when these do."""
     path = trial.report / DRAWS
-    if not path.exists():
-        found = compute_scores(trial)
+    images = predicted_by(trial) if common is None else common
+    if not path.exists() or not are_of(path, images):
+        found = compute_scores(trial, images)
         columns = {f"{kind}/{name}": value for kind in KINDS for name, value in getattr(found, kind).items()}
         with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, num_images=found.num_images, **columns)
+            np.savez(file, num_images=found.num_images, images=np.sort(images), **columns)
     with np.load(path) as stored:
         values, draws, trials = (
             {n.partition("/")[2]: stored[n] for n in stored if n.startswith(f"{k}/")} for k in KINDS
@@ -150,18 +176,27 @@ def scores_of(trial: Trial) -> Scores:
         return Scores(floats, draws, counts, int(stored["num_images"]))
 
 
-def compute_scores(trial: Trial) -> Scores:
-    """The metrics of a trial from its predictions."""
+def are_of(path: Path, images: np.ndarray) -> bool:
+    """Whether metrics that are kept are of these images; those of older versions are of all that were predicted."""
+    with np.load(path) as stored:
+        if "images" not in stored:
+            return int(stored["num_images"]) == len(images)
+        return np.array_equal(stored["images"], np.sort(images))
+
+
+def compute_scores(trial: Trial, images: np.ndarray) -> Scores:
+    """The metrics of a trial from its predictions for these images."""
     with np.load(trial.report / PREDICTIONS) as stored:
-        outputs, indices, num_samples = stored["outputs"], stored["indices"], int(stored["num_samples"])
+        kept = np.isin(stored["indices"], images)
+        outputs, indices, num_samples = stored["outputs"][kept], stored["indices"][kept], int(stored["num_samples"])
         if trial.target != "class":
             predicted, truth, chance = (
                 outputs[:, 0].astype(float),
-                stored["target"].astype(float),
+                stored["target"][kept].astype(float),
                 float(stored["chance"]),
             )
             return score_numbers(predicted, truth, indices, chance=chance, num_samples=num_samples)
-        classes, labels = trial.data.held_out.schema.classes, stored["labels"]
+        classes, labels = trial.data.held_out.schema.classes, stored["labels"][kept]
         return score_classes(softmax(outputs), labels, indices, classes=classes, num_samples=num_samples)
 
 

@@ -15,7 +15,9 @@ from jobs.attempts import has_begun
 from jobs.comparing.settings import TableSettings
 from jobs.config import require
 from jobs.experiment import find_dataset
-from jobs.runs import CONFIG, FINISHED, refuse_differences, stored_config
+from jobs.runs import CONFIG, FINISHED, REPORT, refuse_differences, stored_config
+
+OVERLAP = "allow_pretrained_overlap"
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Trial:
     @property
     def report(self) -> Path:
         """The folder of its evaluation."""
-        return self.trainings[0].run / "report"
+        return self.trainings[0].run / REPORT
 
     @property
     def is_trained(self) -> bool:
@@ -89,7 +91,15 @@ class Trial:
         if not path.exists():
             return False
         with np.load(path) as stored:
-            return "dataset_id" in stored and str(stored["dataset_id"]) == self.data.held_out.dataset_id
+            of_data = "dataset_id" in stored and str(stored["dataset_id"]) == self.data.held_out.dataset_id
+            folds = stored["folds"].tolist() if "folds" in stored else self.folds
+            allowed = bool(stored[OVERLAP]) if OVERLAP in stored else False
+            return of_data and folds == self.folds and allowed == (f"--{OVERLAP}=1" in self.evaluation)
+
+    @property
+    def folds(self) -> list[int]:
+        """The folds that are held out, if they are."""
+        return list(range(self.data.num_folds))
 
 
 @dataclass(frozen=True)

@@ -170,6 +170,7 @@ def test_a_number_is_learnt_and_told_against_chance(dataset: Path, tmp_path: Pat
     command = start("train", f"--dataset={dataset}", f"--run={run}", *settings)
     assert command.wait() == 0, command.log.read_text()
     assert start("evaluate", f"--run={run}", "--explain=2").wait() == 0
+    assert "15 of the split have no label and are left out" in numbers(run / "report")["facts"]["held out"]
     assert "what speaks for a larger number" in (run / "report" / "index.html").read_text()
     metrics = {name: value["value"] for name, value in numbers(run / "report")["metrics"].items()}
     truth = Split(dataset / "test").column("target/column")

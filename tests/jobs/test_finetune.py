@@ -1,6 +1,7 @@
 """Few labels on a pretrained backbone: what is learnt from, where it starts, what probes say, what is refused."""
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -28,9 +29,10 @@ from deeplense.evaluation.metrics import softmax
 from deeplense.training import checkpoint
 from jobs import config, finetuning
 from jobs.attempts import EXIT_REFUSED, read_attempts
-from jobs.experiment import learning_parts
+from jobs.experiment import image_parts, learning_parts
 from jobs.finetune import Settings
 from jobs.finetuning import duration, training_of
+from jobs.pretrained import pretrain_settings
 from jobs.runs import train_settings
 from launch.__main__ import main
 
@@ -179,12 +181,33 @@ def leaking(stamps: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_images_that_were_learnt_from_are_left_out_of_the_test(
     mode: str, leaking: Path, backbone: Path, tmp_path: Path
 ) -> None:
-    assert main(words(leaking, tmp_path / "run", backbone, mode, "--num_labels=40")) == 0
+    allowed = ("--num_labels=40", "--allow_pretrained_overlap=1")
+    assert main(words(leaking, tmp_path / "run", backbone, mode, *allowed)) == 0
     known = first_of_each(Split(leaking / "train").labels, 40, seed=0)
     shared = set(known) & set(range(60))
     assert 0 < len(shared) < 60
     assert predictions(tmp_path / "run")["indices"].tolist() == sorted(set(range(60)) - shared)
-    assert f"({len(shared)} that were are left out)" in held_out(tmp_path / "run")
+    counts = [int(text) for text in re.findall(r"(\d+) (?:trained on|chose)", held_out(tmp_path / "run"))]
+    assert sum(counts) == len(shared)
+
+
+@pytest.mark.parametrize("mode", ["full", "linear"])
+def test_images_that_the_pretraining_saw_are_left_out_and_told_apart_unless_they_are_allowed(
+    mode: str, leaking: Path, backbone: Path, tmp_path: Path
+) -> None:
+    train, test = Split(leaking / "train"), Split(leaking / "test")
+    known = first_of_each(train.labels, 20, seed=0)
+    pretrained = {*image_parts(pretrain_settings(backbone))[0].indices.tolist()} & set(range(len(test)))
+    assert 0 < len(pretrained) < len(test)
+    left = sorted(set(range(len(test))) - set(known.tolist()) - pretrained)
+    assert main(words(leaking, tmp_path / "run", backbone, mode, "--num_labels=20", "--batch_size=8")) == 0
+    assert predictions(tmp_path / "run")["indices"].tolist() == left
+    only = len(pretrained - set(known.tolist()))
+    assert f"{only} seen without label, by the pretraining" in held_out(tmp_path / "run")
+    allowed = ("--num_labels=20", "--batch_size=8", "--allow_pretrained_overlap=1")
+    assert main(words(leaking, tmp_path / "allowed", backbone, mode, *allowed)) == 0
+    assert predictions(tmp_path / "allowed")["indices"].tolist() == sorted({*range(len(test))} - set(known.tolist()))
+    assert f"{only} seen without label, by the pretraining, are evaluated as asked" in held_out(tmp_path / "allowed")
 
 
 def until(condition: Callable[[], bool]) -> None:
