@@ -13,7 +13,6 @@ from jinja2 import Environment
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from deeplense.evaluation.metrics import Estimate
 from deeplense.evaluation.plots import figure
 from deeplense.files import finite, replacing
 
@@ -61,13 +60,18 @@ def is_defined(metric: Mapping[str, Any]) -> bool:
 
 def metric_in_words(metric: Mapping[str, Any]) -> str:
     """A metric with its interval, or that it is undefined, and why."""
+    value, interval = cells_of(metric)
+    return f"{value} [{interval.replace(' to ', ', ')}]" if interval else value
+
+
+def cells_of(metric: Mapping[str, Any]) -> tuple[str, str]:
+    """A metric and its interval as texts; the interval is empty where there is none."""
     if not is_defined(metric):
         why = metric.get("undefined")
-        return f"undefined ({why})" if why else "undefined"
-    low, high = metric["low"], metric["high"]
-    if low is None or high is None or not np.isfinite([low, high]).all():
-        return f"{metric['value']:.4f} (no interval)"
-    return str(Estimate(metric["value"], low, high))
+        return f"undefined ({why})" if why else "undefined", ""
+    ends = [metric["low"], metric["high"]]
+    known = all(end is not None and np.isfinite(end) for end in ends)
+    return f"{metric['value']:.4f}", " to ".join(f"{end:.4f}" for end in ends) if known else ""
 
 
 def write_report(
@@ -115,7 +119,7 @@ def write_report(
         page = template.render(
             title=title,
             lead=lead,
-            metrics={name: metric_in_words(value) for name, value in content["metrics"].items()},
+            metrics={name: cells_of(value) for name, value in content["metrics"].items()},
             method=METHOD,
             figures=embedded,
             facts=facts,
