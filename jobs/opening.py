@@ -17,6 +17,7 @@ from jobs.diffuse import Settings as DiffuseSettings
 from jobs.learning import LearningSettings
 from jobs.pretrain import Settings as PretrainSettings
 from jobs.progress import say
+from jobs.resuming import problem_of
 from jobs.runs import CONFIG, CONFIG_HASH, FINISHED, job_of, require_job, stored_config
 from jobs.train import Settings as TrainSettings
 
@@ -141,7 +142,7 @@ def step_of(path: Path) -> int:
 def good_checkpoint(run: Path, which: Which, *, may_fall_back: bool) -> Path:
     """The newest whole checkpoint with the best or last weights. Raises ValueError where there is none."""
     for path in newest_first(run, which):
-        problem = checkpoint.damage(path)
+        problem = problem_of(path)
         if problem is None:
             return path
         told = f"The checkpoint {path} is damaged: {problem}."

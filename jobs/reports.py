@@ -13,7 +13,8 @@ from deeplense.evaluation import plots
 from deeplense.evaluation.metrics import classification_report, regression_report, softmax
 from deeplense.evaluation.predict import Predictions
 from deeplense.evaluation.report import Plot, metric_in_words, name_undefined, write_report
-from deeplense.training.tracking import METRICS
+from deeplense.records import read_lines
+from deeplense.training.tracking import KINDS, METRICS
 from jobs.experiment import Part
 from jobs.explanations import Explained, explanation_plots
 from jobs.opening import Extent
@@ -21,7 +22,6 @@ from jobs.progress import say
 from jobs.seen import LeftOut
 from jobs.train import Settings as TrainSettings
 from jobs.trained_run import Unseen
-from jobs.verify_run import lines_of
 
 GALLERY = 12
 
@@ -208,7 +208,7 @@ def regression_plots(first: Evaluated, joined: Predictions) -> list[Plot]:
 def training_plot(first: Evaluated) -> list[Plot]:
     """The curves of the first run's training, if it has any."""
     path = first.run / METRICS
-    lines, _ = lines_of(path)
+    lines = list(read_lines(path, KINDS).good.values())
     named = {
         "training loss": "train/loss",
         "validation MAE" if first.settings.regression else "validation AUC": "val/mae"

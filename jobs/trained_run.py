@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from deeplense.data.dataset import Split
 from deeplense.data.order import num_steps
 from deeplense.models.registry import Network
+from deeplense.training.fitting import misfit
 from deeplense.training.loop import from_main
 from jobs.config import require
 from jobs.experiment import Objective, Part, learning_parts, make_network, make_objective
@@ -49,9 +50,14 @@ class TrainedRun:
         )
 
     def network(self) -> Network:
-        """The network with the weights that count."""
-        network = make_network(self.settings, self.train.split, load_pretrained=False)
-        network.load_state_dict(self.opened.load("model"))
+        """The network with the weights that count. Raises ValueError where they are of another."""
+        network, weights = (
+            make_network(self.settings, self.train.split, load_pretrained=False),
+            self.opened.load("model"),
+        )
+        words = misfit(weights, network.state_dict())
+        require(not words, f"{self.opened.checkpoint} holds no {self.settings.model_name}: {words}.")
+        network.load_state_dict(weights)
         return network
 
     def objective(self) -> Objective:
