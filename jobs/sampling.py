@@ -15,6 +15,7 @@ from deeplense.data.order import num_steps
 from deeplense.data.shards import Samples, Schema
 from deeplense.diffusion.denoiser import Denoiser
 from deeplense.diffusion.samplers import SAMPLERS, Plan
+from deeplense.training.fitting import put_into
 from deeplense.training.loop import make_accelerator
 from jobs.config import require
 from jobs.diffuse import CLASS
@@ -87,7 +88,7 @@ def make_generator(settings: Settings) -> Generator:
     accelerator = make_accelerator(device=settings.device, precision="fp32")
     scaling = Scaling(opened.progress["statistics"], learnt.stretch)
     denoiser = make_denoiser(learnt, train)
-    denoiser.load_state_dict(opened.load(name))
+    put_into(denoiser, opened.load(name), path=opened.checkpoint)
     if settings.compile:
         compile_network(denoiser, accelerator.device)
     return Generator(
