@@ -50,13 +50,8 @@ class TrainedRun:
 
     def network(self) -> Network:
         """The network with the weights that count. Raises ValueError where they are of another."""
-        network, weights = (
-            make_network(self.settings, self.train.split, load_pretrained=False),
-            self.opened.load("model"),
-        )
-        words = misfit(weights, network.state_dict())
-        require(not words, f"{self.opened.checkpoint} holds no {self.settings.model_name}: {words}.")
-        network.load_state_dict(weights)
+        network = make_network(self.settings, self.train.split, load_pretrained=False)
+        put_into(network, self.opened.load("model"), path=self.opened.checkpoint)
         return network
 
     def objective(self) -> Objective:
