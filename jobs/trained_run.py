@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from deeplense.data.dataset import Split
 from deeplense.data.order import num_steps
 from deeplense.models.registry import Network
+from deeplense.training.fitting import put_into
 from deeplense.training.loop import from_main
 from jobs.config import require
 from jobs.experiment import Objective, Part, learning_parts, make_network, make_objective

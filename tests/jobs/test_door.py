@@ -196,7 +196,7 @@ def test_an_unfinished_run_is_told_in_the_terminal_and_in_the_report(
     (run / "finished.json").unlink()
     (last,) = (run / "checkpoints").glob("step_*")
     saved = checkpoint.load(last)
-    checkpoint.save(last.with_name("step_00000003"), saved | {"progress": saved["progress"] | {"step": 3}})
+    checkpoint.save(last.with_name("step_00000003"), {**saved, "progress": {**saved["progress"], "step": 3}})
     shutil.rmtree(last)
     code, told = said(capfd, *parts_of(run)["evaluate"])
     assert (code, "NOT finished: 3 of 5 steps" in told) == (0, True), told
