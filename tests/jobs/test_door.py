@@ -198,11 +198,11 @@ def test_an_unfinished_run_is_told_in_the_terminal_and_in_the_report(
     saved = checkpoint.load(last)
     checkpoint.save(last.with_name("step_00000003"), {**saved, "progress": {**saved["progress"], "step": 3}})
     shutil.rmtree(last)
-    code, told = said(capfd, *parts_of(run)["evaluate"])
+    code, told = said(capfd, *parts_of(run)["evaluate"], "--weights=last")
     assert (code, "NOT finished: 3 of 5 steps" in told) == (0, True), told
     assert document(run / "report")["training"][0]["finished"] is False
     assert "NOT finished: 3 of 5 steps" in (run / "report" / "index.html").read_text()
-    code, told = said(capfd, *parts_of(run)["export"])
+    code, told = said(capfd, *parts_of(run)["export"], "--weights=last")
     assert (code, "NOT finished: 3 of 5 steps" in told) == (0, True)
 
 
