@@ -204,7 +204,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(
     good, bad = [row for row in table(copy) if row["mode"] == "knn"]
     assert (good["problem"], good["seeds"]) == ("", [0, 1])
     assert bad["problem"].startswith("seed 0: error: exit code 2: ")
-    assert "has no good checkpoint of its last weights yet; let it learn further" in bad["problem"]
+    assert "has no checkpoint of its last weights yet that is whole; train it further" in bad["problem"]
     assert "spoilt is not done yet" in (copy / "index.html").read_text()
 
 
