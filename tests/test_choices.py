@@ -64,8 +64,12 @@ CALLS: dict[str, tuple[Callable[[Any], object], str, str]] = {
 
 
 OTHERS: dict[str, tuple[Callable[[Any], object], str, str]] = {
-    "Schema dtype": (lambda value: Schema(**SCHEMA, dtype=value), "flot32", "it knows .* float32"),
-    "Schema compression": (lambda value: Schema(**SCHEMA, dtype="float32", compression=value), "lz5", "it knows .*lz4"),
+    "Schema dtype": (lambda value: Schema(**SCHEMA, dtype=value), "flot32", "known to the format: .*float32"),
+    "Schema compression": (
+        lambda value: Schema(**SCHEMA, dtype="float32", compression=value),
+        "lz5",
+        "known to the format: .*lz4",
+    ),
     "build": (lambda value: build(value, image_size=32, in_chans=1, num_outputs=2), "resnet_18", "Nearest: resnet18"),
 }
 """What says it in other words."""

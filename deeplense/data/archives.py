@@ -3,13 +3,15 @@ image."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
+from deeplense.choices import require_choice
 from deeplense.data.records import number_kind
 
 Axes = Literal["auto", "NCHW", "NHWC"]
+AXES = get_args(Axes)
 MOST_BANDS = 5
 """Where no axis is told by two others being equal, bands are at most so many."""
 
@@ -20,6 +22,7 @@ def band_axis(path: Path, shape: tuple[int, ...], axes: Axes = "auto") -> int:
     The other two axes are equal and differ from it; or, where no axes are equal, the bands are fewer than the pixels of
     either side, and at most five.
     """
+    require_choice("axes", axes, AXES)
     if axes != "auto":
         return 0 if axes == "NCHW" else 2
     first, middle, last = shape
@@ -37,6 +40,7 @@ def band_axis(path: Path, shape: tuple[int, ...], axes: Axes = "auto") -> int:
 def channels_first(path: Path, images: np.ndarray, axes: Axes = "auto") -> tuple[np.ndarray, str]:
     """Images as (N, C, H, W), and a note on what the axes were taken for. Raises ValueError, naming the file, where
     they are no images of numbers, or where the bands cannot be told."""
+    require_choice("axes", axes, AXES)
     if not number_kind(images.dtype):
         raise ValueError(f"{path}: images are of the type {images.dtype}; real numbers are expected.")
     if images.ndim not in (3, 4):

@@ -5,10 +5,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
+from deeplense.choices import require_choice
 from deeplense.data.conditions import is_missing
 from deeplense.data.folders import IMAGE_SUFFIX, plain_name
 from deeplense.data.records import Layout, Record, few
@@ -19,6 +20,7 @@ PLACE_COLUMNS = ("index", "row", "number")
 """How columns that count images are called."""
 
 Join = Literal["name", "order"]
+JOINS = get_args(Join)
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def attach(
     Raises:
         ValueError: what belongs together cannot be told, or some have no counterpart.
     """
+    require_choice("join", join, JOINS)
     if join == "order" or (not layout.named and not name_column):
         rows, notes = in_order(layout, catalogue, asked=join == "order")
     else:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deeplense.data.archives import Axes, band_axis, channels_first, text_columns
+from deeplense.choices import require_choice
+from deeplense.data.archives import AXES, Axes, band_axis, channels_first, text_columns
 from deeplense.data.catalogues import NAME_COLUMNS, first_known
 from deeplense.data.conditions import is_missing
 from deeplense.data.folders import (
@@ -151,6 +152,7 @@ def load_three_bands(record: Record) -> Loaded:
 def files(source: Path, *, axes: Axes = "auto", bands: Sequence[str] = ()) -> Layout:
     """`*.npy` in one folder, images (H, W), (C, H, W) or (H, W, C) without classes; what is known of them is in a
     catalogue."""
+    require_choice("axes", axes, AXES)
     leftovers: dict[Path, str] = {}
     records = [Record(path, path.stem, UNLABELLED, "") for path in images_in(source, leftovers)]
     if not records:
@@ -165,6 +167,7 @@ def files(source: Path, *, axes: Axes = "auto", bands: Sequence[str] = ()) -> La
 
 def load_file(record: Record, axes: Axes) -> Loaded:
     """One image (C, H, W)."""
+    require_choice("axes", axes, AXES)
     image = read_npy(record.path)
     if image.ndim == 2:
         return one_band(record.path, image), {}
@@ -188,6 +191,7 @@ def npz(
         axes: which axis of the images is the bands, where their shape does not tell.
         bands: names of the bands; numbered if empty.
     """
+    require_choice("axes", axes, AXES)
     arrays = read_npz(source)
     if image_key not in arrays:
         raise ValueError(f"{source}: has no {image_key!r}; it has {sorted(arrays)}. Give --image_key ARRAY.")

@@ -28,6 +28,7 @@ LEAST = {
     "models": ["resnet18"],
     "benchmark": ["train"],
     "benchmark models": ["--models", "resnet18", "--datasets", "Model_III", "--output", "table"],
+    "benchmark selection": ["--datasets", "Model_III", "--output", "table"],
     "benchmark labels": ["--backbones", "runs/dino", "--datasets", "Model_III", "--output", "table"],
 }
 EARLIER = {
