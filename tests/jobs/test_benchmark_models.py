@@ -213,7 +213,7 @@ def test_an_evaluation_that_fails_is_told_and_made_again(
     assert main(words(copy, dataset)) == 1
     (row,) = [row for row in table(copy) if row["model"] == "simple_cnn"]
     assert row["problem"].startswith("seed 1: error: evaluate: exit code 2:")
-    assert "has no good checkpoint of its best weights" in row["problem"]
+    assert "has no checkpoint of its best weights yet that is whole" in row["problem"]
     assert row["seeds"] == [0]
     shutil.move(copy / "aside", best)
     assert main(words(copy, dataset)) == 0
