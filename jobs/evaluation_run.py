@@ -145,7 +145,7 @@ def evaluate_run(
         held,
         predictions,
         fold=fold_of(settings, trained),
-        weights=f"{settings.weights}, of step {trained.opened.step}",
+        weights=trained.weights,
         extent=trained.extent,
         chance=objective.target_scale[0],
         explained=explained,

@@ -77,8 +77,7 @@ class Supervised:
     @property
     def val_counts(self) -> dict[str, int]:
         """Validation images of each class."""
-        classes = self.val.split.schema.classes
-        return dict(zip(classes, np.bincount(self.val.labels, minlength=len(classes)).tolist(), strict=True))
+        return class_counts(self.val)
 
     def step(self, model: nn.Module, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """The loss of a batch."""
@@ -127,3 +126,9 @@ def refuse_missing_classes(train: Part, val: Part) -> None:
         f"{train.split.name}: each class needs at least one training image and one validation image, but "
         f"{'; '.join(lacking)}. Add images of that class, or pack the data set again without it.",
     )
+
+
+def class_counts(part: Part) -> dict[str, int]:
+    """How many images of each class there are."""
+    classes = part.split.schema.classes
+    return dict(zip(classes, np.bincount(part.labels, minlength=len(classes)).tolist(), strict=True))

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from deeplense.data.dataset import Split
 from deeplense.data.order import num_steps
+from deeplense.evaluation.selection import few_images
 from deeplense.models.registry import Network
 from deeplense.training.fitting import put_into
 from deeplense.training.loop import from_main
@@ -20,6 +21,7 @@ from jobs.opening import Extent, Opened, Which, extent_of, open_run_for
 from jobs.progress import say
 from jobs.ranks import on_main
 from jobs.seen import LeftOut, Seen, without_seen
+from jobs.supervised import class_counts
 from jobs.train import Settings as TrainSettings
 
 
@@ -48,6 +50,15 @@ class TrainedRun:
         return extent_of(
             self.opened, num_steps(settings.epochs, num_samples=len(self.train), batch_size=settings.batch_size)
         )
+
+    @property
+    def weights(self) -> str:
+        """Which weights are used, of which step, and whether few validation images chose them."""
+        told = f"{self.opened.which}, of step {self.opened.step}"
+        if self.opened.which == "last":
+            return told
+        few = "" if self.settings.regression else few_images(class_counts(self.val))
+        return f"{told}, chosen by {len(self.val)} validation images" + (f" (few: {few})" if few else "")
 
     def network(self) -> Network:
         """The network with the weights that count. Raises ValueError where they are of another."""

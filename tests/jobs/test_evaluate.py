@@ -132,6 +132,7 @@ def test_images_that_were_learnt_from_are_left_out_of_another_data_set_and_count
     found = numbers(tmp_path / "report")
     assert sum(map(sum, found["confusion"])) == 20
     assert "left out: 7 trained on, 0 chose the weights" in found["facts"]["held out"]
+    assert "validation images (few: " in found["facts"]["weights"], "that few images chose the weights is said"
 
 
 def test_images_of_another_kind_are_refused(trained: Path, tmp_path: Path, start: Start) -> None:
