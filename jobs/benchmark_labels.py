@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from jobs.comparing.settings import TableSettings
+from jobs.comparing.settings import QueueSettings
 from jobs.config import BUT, OF, require
 from jobs.finetune import MIN_EPOCHS, NUM_UPDATES, TAKEN
 
@@ -19,7 +19,7 @@ MODES = ("full", "linear", "knn")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(TableSettings):
+class Settings(QueueSettings):
     """Which backbones, on how many labels of which data. The settings of `deeplense train` that are given go over the
     recipe of `deeplense finetune`, from scratch too."""
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from deeplense.models.zoo import ARCHITECTURES
-from jobs.comparing.settings import TableSettings
+from jobs.comparing.settings import QueueSettings
 from jobs.config import BUT, OF
 
 ALL = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(TableSettings):
+class Settings(QueueSettings):
     """Which models, on which data. The settings of `deeplense train` that are given go over each model's recipe."""
 
     models: str

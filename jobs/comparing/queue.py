@@ -19,7 +19,7 @@ from jobs.attempts import (
     read_attempts,
 )
 from jobs.children import Command, Queue, Steps
-from jobs.comparing.settings import TableSettings
+from jobs.comparing.settings import QueueSettings
 from jobs.comparing.table import problems_of
 from jobs.comparing.trials import Table, Training, Trial, chosen
 from jobs.config import require
@@ -27,7 +27,7 @@ from jobs.progress import say
 from jobs.runs import LOGS, num_cores
 
 
-def do_all(settings: TableSettings, table: Table) -> int:
+def do_all(settings: QueueSettings, table: Table) -> int:
     """Do what is left of all runs, or of one, and print the table; returns the exit code."""
     require("RANK" not in os.environ, "a benchmark starts its own processes; leave --num_processes out.")
     asked = chosen(table.trials, settings.only)
@@ -67,7 +67,7 @@ def slots(at_once: int) -> list[dict[str, str]]:
     return [{"OMP_NUM_THREADS": threads} | gpu for gpu in gpus]
 
 
-def measuring(settings: TableSettings, table: Table, left: Sequence[tuple[Trial, Training]]) -> Iterator[Steps]:
+def measuring(settings: QueueSettings, table: Table, left: Sequence[tuple[Trial, Training]]) -> Iterator[Steps]:
     """Measure what each model with something to train costs, one after another, before anything runs beside it."""
     first = {table.costs(trial): each for trial, each in left if table.costs and not each.is_done}
     for path, training in first.items():
@@ -81,7 +81,7 @@ def measure(path: Path, training: Training, log: Path | None) -> Steps:
     yield Command(("jobs.measuring.models", str(path), *training.words[1:]), log=log)
 
 
-def steps(settings: TableSettings, table: Table, trial: Trial, training: Training, stop: StopFlag) -> Steps:
+def steps(settings: QueueSettings, table: Table, trial: Trial, training: Training, stop: StopFlag) -> Steps:
     """What is left to do for a run, with the table after it. The evaluation is a part of the run's attempt."""
     number, problem = number_given(training.run) or open_attempt(training.run), None
     try:
@@ -92,7 +92,7 @@ def steps(settings: TableSettings, table: Table, trial: Trial, training: Trainin
 
 
 def train_and_evaluate(
-    settings: TableSettings, trial: Trial, training: Training, number: int
+    settings: QueueSettings, trial: Trial, training: Training, number: int
 ) -> Generator[Command, int, str]:
     """Train, and evaluate where all runs of the trial are trained; returns what went wrong, if anything."""
     run, environment = training.run, {FOLDER: str(training.run), NUMBER: str(number)}
@@ -112,7 +112,7 @@ def train_and_evaluate(
     return ""
 
 
-def own_log(settings: TableSettings, run: Path, name: str) -> Path | None:
+def own_log(settings: QueueSettings, run: Path, name: str) -> Path | None:
     """The log of a command; none for a single run, whose output is this one's."""
     return None if settings.only else run / LOGS / f"{name}.log"
 

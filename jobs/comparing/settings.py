@@ -1,4 +1,4 @@
-"""What every table of many runs is told, beside what its runs are."""
+"""The settings that tables of many runs share, beside those of the runs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from jobs.config import require
 
 @dataclass(frozen=True, kw_only=True)
 class TableSettings:
-    """On which data, with which seeds, and where."""
+    """Data sets, seeds, and the folder of the table."""
 
     datasets: str
     """data sets, with commas between: folders, or names below data_root; the runs on each are compared. real+made
@@ -17,13 +17,8 @@ class TableSettings:
     """folder of the table, and of the runs"""
     seeds: str = "0:3"
     """seeds of the runs: 0:3 is 0, 1 and 2; or a list, such as 0,1,5"""
-    at_once: int = 1
-    """runs side by side on this machine; they share its cores and take its GPUs in turn"""
-    only: str = ""
-    """do one run alone, by its name; that is what an element of an array does"""
 
     def __post_init__(self) -> None:
-        require(self.at_once > 0, f"at_once={self.at_once} must be above 0.")
         require(bool(self.all_seeds), f"seeds={self.seeds!r} holds none; give 0:3 for three, or a list such as 0,1,5.")
         self.require_each_once("datasets")
 
@@ -42,6 +37,20 @@ class TableSettings:
     def all_seeds(self) -> list[int]:
         """The seeds, each once."""
         return list(dict.fromkeys(seed for word in self.names("seeds") for seed in read_seeds(word)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueSettings(TableSettings):
+    """The settings of tables whose runs may go side by side, or be the elements of an array."""
+
+    at_once: int = 1
+    """runs side by side on this machine; they share its cores and take its GPUs in turn"""
+    only: str = ""
+    """do one run alone, by its name; that is what an element of an array does"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.at_once > 0, f"at_once={self.at_once} must be above 0.")
 
 
 def read_seeds(word: str) -> range:

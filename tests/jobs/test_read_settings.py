@@ -11,12 +11,13 @@ from jobs import config
 
 ROOT = Path(__file__).parents[2]
 SHARED = {("jobs.learning", "LearningSettings"), ("jobs.comparing.settings", "TableSettings")}
+SHARED |= {("jobs.comparing.settings", "QueueSettings")}
 OF_JOB = {job: f"jobs.{job.replace(' ', '_')}" for job in config.JOBS}
 KINDS = {(module, "Settings") for module in OF_JOB.values()} | SHARED
 """The classes of settings, by module and name."""
 BASES = {
     "jobs.learning": ("jobs.train", "jobs.pretrain", "jobs.diffuse"),
-    "jobs.comparing.settings": ("jobs.benchmark_models", "jobs.benchmark_labels"),
+    "jobs.comparing.settings": ("jobs.benchmark_models", "jobs.benchmark_labels", "jobs.benchmark_selection"),
 }
 """Whose settings those that several share are a part of."""
 BY_NAME = {"num_updates", "min_epochs"}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from conftest import Command
 
 from deeplense.data.dataset import Split
-from jobs import config, diffuse, sample, train
+from jobs import config, diffuse, sample, sampling, train
 from jobs.diffuse import Settings as DiffuseSettings
 from jobs.generating import Scaling
 from jobs.runs import CONFIG
@@ -149,9 +150,14 @@ def test_what_the_model_was_never_told_is_refused_and_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_guidance_is_refused_where_the_model_was_told_nothing(dataset: Path, tmp_path: Path) -> None:
+def test_guidance_is_refused_where_the_model_was_told_nothing(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / CONFIG).write_text(config.dump(DiffuseSettings(run=tmp_path / "run", dataset=str(dataset))))
+    unconditional = DiffuseSettings(run=tmp_path / "run", dataset=str(dataset))
+    opened = SimpleNamespace(settings=unconditional, files={})
+    monkeypatch.setattr(sampling, "open_run_for", lambda *given, **more: opened)
+    (tmp_path / "run" / CONFIG).write_text(config.dump(unconditional))
     with pytest.raises(ValueError, match=r"--guidance counts for a run with --conditions only, and .*leave it out"):
         sample.run(settings_of(tmp_path / "run", tmp_path / "out", guidance=2.0))
     assert not (tmp_path / "out").exists()
