@@ -9,7 +9,9 @@ MOST = {
     **dict.fromkeys(("num_folds", "in_chans", "keep_checkpoints"), 10_000),
     **dict.fromkeys(("image_size", "local_size", "crop"), 16_384),
     **dict.fromkeys(("batch_size", "gradient_accumulation", "num_resamples", "num_sampled", "num_times"), 1_000_000),
-    **dict.fromkeys(("num_steps", "out_dim", "hidden_dim", "shuffle_block", "shuffle_window"), 1_000_000),
+    **dict.fromkeys(
+        ("num_evaluations", "num_steps", "out_dim", "hidden_dim", "shuffle_block", "shuffle_window"), 1_000_000
+    ),
     **dict.fromkeys(("num_images", "num_per_class", "num_labels", "num_updates", "log_interval"), 1_000_000_000),
     "seed": 2**63 - 1,
 }
