@@ -21,8 +21,6 @@ EXIT_CRASHED = 1
 EXIT_PIPE = 141
 """Exit code of a command whose reader has gone, as a shell has it."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-SAID = "DEEPLENSE_SAID"
-"""Environment variable with a folder in which ranks that share a terminal leave what they have to say."""
 ADVICE = {
     errno.ENOENT: "Correct the path.",
     errno.EACCES: "You may not read or write there; ask for the right to, or give another path.",
