@@ -117,7 +117,7 @@ def set_aside(path: Path) -> Path:
 
 
 def keep_copy(path: Path) -> Path:
-    """Copy a damaged record, what can be read of which goes on under its name; returns the name of the copy."""
+    """Copy a damaged record under another name, so that what is readable may replace it; returns the new path."""
     return Path(shutil.copyfile(path, name_aside(path)))
 
 

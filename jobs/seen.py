@@ -27,7 +27,7 @@ SEEN_HASH = "seen_hash"
 NONE = np.empty(0, dtype=np.uint64)
 KINDS = {
     "trained": "trained on",
-    "chose": "chose the weights",
+    "chose": "used for validation",
     "pretrained": "seen without label, by the pretraining",
 }
 

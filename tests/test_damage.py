@@ -1,5 +1,5 @@
 """Whatever file of the suite is cut short or has a bit flipped: the same result as before, one line that names the
-file, or a damage that is told and set aside. Never a traceback, another number, or a run that cannot go on.
+file, or damage that is reported, with the file renamed. Never a traceback, another number, or a run that cannot go on.
 
 (Shards and manifests of data sets: tests/data/test_damaged_data.py.)
 """

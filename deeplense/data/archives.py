@@ -13,7 +13,7 @@ from deeplense.data.records import number_kind
 Axes = Literal["auto", "NCHW", "NHWC"]
 AXES = get_args(Axes)
 MOST_BANDS = 5
-"""Where no axis is told by two others being equal, bands are at most so many."""
+"""Most bands of an image whose axes all differ; with more, the axis of the bands must be given."""
 
 
 def band_axis(path: Path, shape: tuple[int, ...], axes: Axes = "auto") -> int:

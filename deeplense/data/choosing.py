@@ -1,4 +1,4 @@
-"""Which images of a foreign data set are packed, of which class each is, which numbers go with it, and which belong
+"""Which of the user's own images are packed, of which class each is, which numbers go with it, and which belong
 together."""
 
 import re

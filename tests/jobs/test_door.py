@@ -399,7 +399,7 @@ def test_a_training_notes_what_its_backbone_saw_so_that_this_may_go(
     assert main([*words, *network]) == 0
     shutil.rmtree(backbone)
     code, told = said(capfd, "evaluate", f"--run={tmp_path / 'run'}", "--device=cpu")
-    assert (code, "6 images, split test; left out: 0 trained on, 0 chose the weights, 54 seen without" in told) == (
+    assert (code, "6 images, split test; left out: 0 trained on, 0 used for validation, 54 seen without" in told) == (
         0,
         True,
     )

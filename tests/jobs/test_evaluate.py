@@ -131,7 +131,7 @@ def test_images_that_were_learnt_from_are_left_out_of_another_data_set_and_count
     assert command.wait() == 0, command.log.read_text()
     found = numbers(tmp_path / "report")
     assert sum(map(sum, found["confusion"])) == 20
-    assert "left out: 7 trained on, 0 chose the weights" in found["facts"]["held out"]
+    assert "left out: 7 trained on, 0 used for validation" in found["facts"]["held out"]
     assert "validation images (few: " in found["facts"]["weights"], "that few images chose the weights is said"
 
 

@@ -187,7 +187,7 @@ def test_images_that_were_learnt_from_are_left_out_of_the_test(
     shared = set(known) & set(range(60))
     assert 0 < len(shared) < 60
     assert predictions(tmp_path / "run")["indices"].tolist() == sorted(set(range(60)) - shared)
-    counts = [int(text) for text in re.findall(r"(\d+) (?:trained on|chose)", held_out(tmp_path / "run"))]
+    counts = [int(text) for text in re.findall(r"(\d+) (?:trained on|used for validation)", held_out(tmp_path / "run"))]
     assert sum(counts) == len(shared)
 
 

@@ -86,8 +86,8 @@ def test_where_the_overlap_is_allowed_exactly_the_named_are_learnt_from_and_left
     manifest = json.loads((published / "test" / "manifest.json").read_text())
     assert len(predictions(tmp_path / "run")["labels"]) == manifest["schema"]["num_samples"] - 47
     told = {
-        "full": "left out: 45 trained on, 2 chose the weights",
-        "knn": "left out: 47 trained on, 0 chose the weights",
+        "full": "left out: 45 trained on, 2 used for validation",
+        "knn": "left out: 47 trained on, 0 used for validation",
     }
     assert told[mode] in held_out(tmp_path / "run")
 
