@@ -8,7 +8,7 @@ LOCKS := requirements.lock requirements-test.lock
 # A real Slurm with four hosts on this machine, to rehearse on (as root on Debian, with the packages that .ci/run names).
 REHEARSAL := /tmp/deeplense-rehearsal
 
-.PHONY: install lock demo test test-slow test-lowest mutants check cluster cluster-stop image clean
+.PHONY: install lock demo test test-cluster test-slow test-lowest mutants check cluster cluster-stop image clean
 
 install: $(VENV)/.installed
 
@@ -30,12 +30,15 @@ lock:
 demo: install
 	$(BIN)/deeplense demo --output demo
 
-# Two processes, each with whole files; then alone what needs the clusters and the image, of which there is one each.
+# Two processes, each with whole files.
 MACHINE := tests/cluster tests/containers
 
 test: install
 	$(BIN)/python -m pytest -m 'not slow' $(MACHINE:%=--ignore=%) --numprocesses 2 --dist loadfile
-	$(BIN)/python -m pytest $(MACHINE)
+
+# What needs a real Slurm, in three versions, or an image: two of these processes train, and the others mostly wait.
+test-cluster: install
+	$(BIN)/python -m pytest $(MACHINE) --numprocesses 7
 
 # What takes a quarter of an hour more: every architecture at 150 pixels.
 test-slow: install

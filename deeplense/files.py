@@ -1,5 +1,5 @@
-"""The one way a file that must survive is written: beside, synced, then renamed into place; and how files are found
-where others write so."""
+"""Atomic file writes: written beside the target, synced to the disk, then renamed into place; and how files are found
+in folders where others write this way."""
 
 import ctypes
 import fcntl
@@ -23,10 +23,18 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success it takes the place of `path` at once, on failure it goes.
+    """Yield a temporary path beside `path`; on success it replaces `path` atomically, on failure it is removed.
 
-    What is written there may be a file or a folder. A reader, or a restart after a kill at any moment, sees the old
-    content or the new one, whole. (A folder in the way is moved aside just before the rename.)
+    A file or a folder may be written there. A reader, or a restart after a kill at any moment, finds the old content or
+    the new one, complete. (An existing folder is moved aside just before the rename.)
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with replacing(Path(folder) / "a.txt") as temporary:
+        ...         count = temporary.write_text("complete")
+        ...     (Path(folder) / "a.txt").read_text()
+        'complete'
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}"
@@ -44,17 +52,22 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def sole_writer(folder: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold a folder, made if need be, against other processes that want it so; the lock ends with the process. An empty
-    folder is removed in the end. Several may hold it at a time where all say `shared`.
+    """Lock a folder, created if needed, against other writers. The lock ends with the process.
 
-    Raises ValueError where another process holds it, and where it cannot be made or written. Where the file system
-    knows no locks, the folder is not held.
+    An empty folder is removed in the end. If the file system has no locks, the folder is not locked.
+
+    Args:
+        folder: folder to lock.
+        shared: whether several processes that all pass `shared` may hold it at a time.
+
+    Raises:
+        ValueError: another process holds the folder, or it cannot be created or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise ValueError(f"{folder} cannot be made ({error.strerror}); give another folder.") from error
+        raise ValueError(f"{folder} cannot be created ({error.strerror}); give another folder.") from error
     try:
         lock(folder, descriptor, kind=fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         try:
@@ -67,9 +80,18 @@ def sole_writer(folder: Path, *, shared: bool = False) -> Iterator[None]:
 
 
 def lock(folder: Path, descriptor: int, *, kind: int) -> None:
-    """Lock an open folder. Raises ValueError where another process has, or where it may not be written."""
+    """Lock an open folder.
+
+    Args:
+        folder: its path, for messages.
+        descriptor: file descriptor of the open folder.
+        kind: `fcntl.LOCK_EX` or `fcntl.LOCK_SH`.
+
+    Raises:
+        ValueError: another process holds the lock, or this user may not write the folder.
+    """
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f"{folder} may not be written by this user; give another folder.")
+        raise ValueError(f"this user may not write to {folder}; give another folder.")
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -81,7 +103,12 @@ def lock(folder: Path, descriptor: int, *, kind: int) -> None:
 
 
 def exchange(first: Path, second: Path) -> None:
-    """Let two paths change places at once (Linux); where the file system cannot, by three renames."""
+    """Exchange two paths atomically (Linux); if the file system cannot do that, by three renames.
+
+    Args:
+        first: existing file or folder.
+        second: existing file or folder.
+    """
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
         done = renameat2(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0
@@ -95,14 +122,14 @@ def exchange(first: Path, second: Path) -> None:
 
 
 def sync_tree(path: Path) -> None:
-    """Force a file, or a folder with all that is in it, to the disk."""
+    """Flush a file, or a folder with everything in it, to the disk."""
     for inner in path.rglob("*") if path.is_dir() else ():
         sync(inner)
     sync(path)
 
 
 def sync(path: Path) -> None:
-    """Force one file, or the entries of one folder, to the disk."""
+    """Flush one file, or the entries of one folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -111,7 +138,7 @@ def sync(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -119,50 +146,87 @@ def remove(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed writers left half-written in a folder. Only the folder's single writer may call this."""
+    """Remove unfinished files of killed writers from a folder. Only the folder's single writer may call this."""
     for leftover in folder.glob(f"{TEMPORARY}*"):
         remove(leftover)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, atomically."""
+    """Write a value as indented JSON, atomically.
+
+    Args:
+        path: file to write or replace.
+        value: anything that JSON can hold.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_json(Path(folder) / "a.json", {"loss": 0.5})
+        ...     read_json(Path(folder) / "a.json")
+        {'loss': 0.5}
+    """
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def find_below(root: Path, name: str) -> list[Path]:
-    """All files of a name at or below a folder, in order. What vanishes meanwhile, as unfinished checkpoints do, is
-    left out, where `Path.rglob` raises FileNotFoundError before Python 3.13."""
+    """Return all files of a name at or below a folder, sorted.
+
+    Folders that vanish meanwhile, as unfinished checkpoints do, are left out; `Path.rglob` raises FileNotFoundError for
+    them before Python 3.13.
+
+    Args:
+        root: folder to search.
+        name: file name without folders.
+    """
     return sorted(Path(folder) / name for folder, _, files in os.walk(root) if name in files)
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises ValueError, naming the file, where it is not JSON, or nested too deeply."""
+    """Read a JSON file. Raises ValueError, naming the file, if it is not JSON or nested too deeply."""
     try:
         return json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); it is damaged or of another program.") from error
+        raise ValueError(
+            f"{path} is not valid JSON ({error}); it is damaged or from another program. Restore or remove it."
+        ) from error
 
 
 def inside(folder: Path, name: object, *, record: Path) -> Path:
-    """The path of a file of a folder that a record names, which may come from anyone.
+    """Return the path of a file in a folder that a record names; the record may come from anyone.
 
-    Raises ValueError, naming the record, unless the name is a plain one (no folder in it, no control character) and
-    what stands there, if anything does, is no symbolic link that leads out of the folder.
+    Args:
+        folder: folder that the file must be in.
+        name: file name as the record gives it.
+        record: path of the record, for messages.
+
+    Raises:
+        ValueError: the name is not a plain file name (it has a folder or a control character), or the path is a
+            symbolic link that leads out of the folder.
+
+    Example:
+        >>> str(inside(Path("data"), "shard_0.h5", record=Path("data/manifest.json")))
+        'data/shard_0.h5'
     """
     if not is_plain(name):
         raise ValueError(
-            f"{record} names the file {name!r}, which is no plain name of a file beside it; do not use it."
+            f"{record} lists the file {name!r}, which is not a plain file name in the same folder; do not use it."
         )
     path = folder / str(name)
     if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
-        raise ValueError(f"{path} is a symbolic link that leads out of its folder; put the file itself there.")
+        raise ValueError(f"{path} is a symbolic link that leads out of its folder; replace it with the file itself.")
     return path
 
 
 def is_plain(name: object) -> bool:
-    """Whether this is the name of a file in a folder, and can be of no other place: text without `/`, not `.` or `..`,
-    of characters that can be printed, and short enough for a file system."""
+    """Whether a value is a plain file name that can only refer to a file in its folder.
+
+    It is a string without `/`, not `.` or `..`, printable, and short enough for a file system.
+
+    Example:
+        >>> is_plain("manifest.json"), is_plain("../secret")
+        (True, False)
+    """
     return (
         isinstance(name, str)
         and name not in ("", ".", "..")
@@ -173,7 +237,7 @@ def is_plain(name: object) -> bool:
 
 
 def checksum(path: Path) -> str:
-    """The xxh3-128 hash of a file's bytes, in hexadecimal."""
+    """Return the xxh3-128 hash of a file's bytes, in hexadecimal."""
     digest, block = xxhash.xxh3_128(), memoryview(bytearray(BLOCK))
     with path.open("rb", buffering=0) as stream:
         while count := stream.readinto(block):
@@ -182,7 +246,12 @@ def checksum(path: Path) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The same value with null for numbers that are not finite, which JSON does not know."""
+    """Return the same value with None for numbers that are not finite, which JSON does not have.
+
+    Example:
+        >>> finite({"loss": float("nan"), "steps": [1, 2.5]})
+        {'loss': None, 'steps': [1, 2.5]}
+    """
     if isinstance(value, Mapping):
         return {name: finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
-"""A lock on a folder: one process writes in it at a time, and others learn which.
+"""A lock on a folder: one process writes in it at a time, and others learn which one.
 
-The lock is a file. Of a process on the same machine its number and its start tell whether it lives. A process on
-another machine lives as long as it renews the time of the file: so file systems that know no locks do, and no two
+The lock is a file. A process on the same machine is identified by its number and start time. A process on another
+machine counts as alive as long as it renews the time of the file: this works on file systems without locks, and no two
 clocks are compared.
 """
 
@@ -28,7 +28,12 @@ Facts = Mapping[str, Any]
 
 
 class Held(ValueError):
-    """Another process holds the lock; `holder` is what its file says, empty where that is damaged."""
+    """Another process holds the lock; `holder` is the content of its file, empty if that is damaged.
+
+    Args:
+        path: file of the lock.
+        holder: facts about the holder.
+    """
 
     def __init__(self, path: Path, holder: Facts) -> None:
         super().__init__(f"{path.parent} is being written by {in_words(holder)} ({path.name}).")
@@ -36,7 +41,22 @@ class Held(ValueError):
 
 
 class Lock:
-    """A lock that this process takes and releases; a thread renews it meanwhile."""
+    """A lock that this process takes and releases; a thread renews it meanwhile.
+
+    Args:
+        path: file of the lock.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     lock = Lock(Path(folder) / "lock.json")
+        ...     lock.take({"job": "train"})
+        ...     print(lock.path.exists())
+        ...     lock.release()
+        ...     lock.path.exists()
+        True
+        False
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,8 +71,16 @@ class Lock:
         may_replace: Callable[[Facts], bool] = lambda holder: False,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Take the lock, with further facts about the holder. One whose process is gone is replaced, and one that
-        `may_replace` says of. Raises Held where another process has it; to know that may take a lease."""
+        """Take the lock. It replaces a lock whose process has ended, or that `may_replace` accepts.
+
+        Args:
+            facts: further facts about this holder, JSON values.
+            may_replace: whether a lock with these facts may be replaced.
+            tell: prints a message while waiting.
+
+        Raises:
+            Held: another process holds the lock; to find this out may take up to 60 s.
+        """
         for _ in range(TRIES):
             content = line_of(holder_of_now() | dict(facts))
             if create(self.path, content):
@@ -85,7 +113,7 @@ class Lock:
 
 
 def holder_of_now() -> dict[str, Any]:
-    """What a lock says of this process."""
+    """Return the content of a lock of this process."""
     return {
         "host": platform.node(),
         "machine": machine(),
@@ -97,7 +125,7 @@ def holder_of_now() -> dict[str, Any]:
 
 
 def machine() -> str:
-    """What tells machines, their starts, and containers with processes of their own apart."""
+    """Return a name that differs between machines, their boots, and containers with processes of their own."""
     parts = [platform.node()]
     with contextlib.suppress(OSError):
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
@@ -105,7 +133,7 @@ def machine() -> str:
 
 
 def user() -> str:
-    """The name of the user, or the number of one without a name."""
+    """Return the name of the user, or the number of a user without a name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -113,7 +141,7 @@ def user() -> str:
 
 
 def read_holder(path: Path) -> dict[str, Any]:
-    """What a lock says of its holder; nothing where it is damaged."""
+    """Return the content of a lock; empty if it is damaged."""
     try:
         return read_record(path, KINDS)
     except ValueError:
@@ -121,14 +149,19 @@ def read_holder(path: Path) -> dict[str, Any]:
 
 
 def in_words(holder: Facts) -> str:
-    """Who holds a lock, and since when."""
+    """Return who holds a lock, and since when, in words."""
     if not holder:
-        return "a process that its lock does not name, for the lock is damaged"
+        return "an unknown process (its lock file is damaged)"
     return f"process {holder['pid']} of {holder['user']} on {holder['host']}, since {holder['since']}"
 
 
 def create(path: Path, content: str) -> bool:
-    """Make a file with this content, unless there is one; returns whether it was made."""
+    """Create a file with this content, unless it exists; returns whether it was created.
+
+    Args:
+        path: file to create.
+        content: its text.
+    """
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
     temporary.write_text(content)
     try:
@@ -143,7 +176,12 @@ def create(path: Path, content: str) -> bool:
 
 
 def create_without_links(path: Path, content: str) -> bool:
-    """The same where the file system has no hard links: others may see the file before its content."""
+    """Do the same on a file system without hard links: others may see the file before its content.
+
+    Args:
+        path: file to create.
+        content: its text.
+    """
     try:
         with path.open("x") as file:
             file.write(content)
@@ -153,12 +191,21 @@ def create_without_links(path: Path, content: str) -> bool:
 
 
 def is_alive(path: Path, holder: Facts, tell: Callable[[str], None] = lambda text: None) -> bool:
-    """Whether the process that holds a lock lives. Raises FileNotFoundError where the lock is released meanwhile."""
+    """Whether the process that holds a lock is alive.
+
+    Args:
+        path: file of the lock.
+        holder: its content.
+        tell: prints a message while waiting.
+
+    Raises:
+        FileNotFoundError: the lock is released meanwhile.
+    """
     if holder and holder["machine"] == machine():
         return is_process(holder["pid"], holder["started"])
     left = SECONDS_OF_A_LEASE - age(path)
     if left > 0:
-        tell(f"{path.parent} may be in use by {in_words(holder)}; looking for up to {left:.0f} s whether it is")
+        tell(f"{path.parent} may be in use by {in_words(holder)}; checking for up to {left:.0f} s")
     before, deadline = path.stat().st_mtime_ns, time.monotonic() + left
     while time.monotonic() < deadline:
         if path.stat().st_mtime_ns != before:
@@ -168,7 +215,12 @@ def is_alive(path: Path, holder: Facts, tell: Callable[[str], None] = lambda tex
 
 
 def is_process(pid: int, started: float) -> bool:
-    """Whether there is such a process, which began at this time and has not ended."""
+    """Whether a process exists, has this start time and has not ended.
+
+    Args:
+        pid: number of the process.
+        started: its start time in seconds since the epoch.
+    """
     try:
         process = psutil.Process(pid)
         return abs(process.create_time() - started) < 2 and process.status() != psutil.STATUS_ZOMBIE
@@ -179,7 +231,7 @@ def is_process(pid: int, started: float) -> bool:
 
 
 def age(path: Path) -> float:
-    """Seconds since the time of a file, by the clock of the file system."""
+    """Return the seconds since the time of a file, by the clock of the file system."""
     probe = path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
     probe.touch()
     try:
@@ -189,7 +241,12 @@ def age(path: Path) -> float:
 
 
 def clear(path: Path, seen: bytes) -> None:
-    """Remove the lock that was seen; one that another process has taken meanwhile stays."""
+    """Remove a lock, unless another process has taken it meanwhile.
+
+    Args:
+        path: file of the lock.
+        seen: its content when it was read.
+    """
     aside = path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
     path.rename(aside)
     if aside.read_bytes() != seen:

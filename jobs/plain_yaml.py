@@ -1,4 +1,4 @@
-"""YAML that users write, without its traps: the one reader of recipes and profiles of clusters."""
+"""Restricted YAML for recipes and cluster profiles, without the usual pitfalls."""
 
 import re
 from pathlib import Path
@@ -8,15 +8,15 @@ import yaml
 
 MOST_CHARACTERS, MOST_DEPTH, MOST_ALIASES = 1_000_000, 20, 100
 KEPT = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
-"""What YAML reads into text beside numbers and truth values, and here too."""
+"""YAML tags that are resolved in addition to numbers and booleans."""
 INT = re.compile(r"[-+]?(0|[1-9][0-9]*)$")
 FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?$")
 BOOL = re.compile(r"(true|false)$")
 
 
 class PlainLoader(yaml.SafeLoader):
-    """Numbers are decimal, `true` and `false` are the only truth values, and all else is text: 24:00, 010, on, yes and
-    2026-01-01 too. No key may come twice."""
+    """YAML loader in which numbers are decimal and only `true` and `false` are booleans. Everything else is text,
+    including 24:00, 010, on, yes and 2026-01-01. Duplicate keys are an error."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, pattern) for tag, pattern in resolvers if tag in KEPT]
@@ -24,11 +24,11 @@ class PlainLoader(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping. Raises yaml.YAMLError where a key comes twice."""
+        """Return the mapping. Raises yaml.YAMLError if a key is duplicated."""
         names = [key.value for key, _ in node.value]
         for place, (key, _) in enumerate(node.value):
             if key.value in names[:place]:
-                raise yaml.MarkedYAMLError(problem=f"{key.value!r} comes twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is duplicated", problem_mark=key.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -38,8 +38,8 @@ PlainLoader.add_implicit_resolver("tag:yaml.org,2002:bool", BOOL, [*"tf"])
 
 
 def read_yaml(text: str) -> Any:
-    """What a text says. Raises ValueError, saying where, for what is no YAML, or is more than settings need: tags, keys
-    that come twice, aliases that grow, more than 20 levels, more than a million characters."""
+    """Parse a YAML text. Raises ValueError, with the position, if the text is not valid YAML or exceeds what settings
+    need: tags, duplicate keys, nested aliases, more than 20 levels, more than a million characters."""
     try:
         refuse_excess(text)
         return yaml.load(text, PlainLoader)
@@ -49,11 +49,11 @@ def read_yaml(text: str) -> Any:
 
 
 def read_yaml_file(path: Path) -> Any:
-    """What a file says. Raises ValueError, naming it, where it cannot be read, or is more than settings need."""
+    """Parse a YAML file. Raises ValueError, naming the file, if it cannot be read or exceeds what settings need."""
     try:
         return read_yaml(path.read_text())
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} cannot be read as YAML: it is no text in UTF-8 ({error.reason})") from error
+        raise ValueError(f"{path} cannot be read as YAML: it is not UTF-8 text ({error.reason})") from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -61,9 +61,9 @@ def read_yaml_file(path: Path) -> Any:
 
 
 def refuse_excess(text: str) -> None:
-    """Raise yaml.YAMLError for what settings never need, before anything is made of it."""
+    """Raise yaml.YAMLError for YAML features that settings never need, before the text is loaded."""
     if len(text) > MOST_CHARACTERS:
-        raise yaml.YAMLError(f"it has {len(text):,} characters; settings need less than {MOST_CHARACTERS:,}")
+        raise yaml.YAMLError(f"it has {len(text):,} characters; the limit is {MOST_CHARACTERS:,}")
     anchored: list[bool] = []
     aliases = 0
     for event in yaml.parse(text, yaml.SafeLoader):
@@ -76,11 +76,14 @@ def refuse_excess(text: str) -> None:
 
 
 def refuse_event(event: yaml.Event, *, depth: int, grows: bool) -> None:
-    """Raise yaml.YAMLError for a part that is too deep, has a tag, or repeats what may itself repeat others."""
+    """Raise yaml.YAMLError for a node that is nested too deeply, has a tag, or is an alias that may expand repeatedly,
+    because that can exhaust the memory."""
     if depth > MOST_DEPTH:
-        raise yaml.MarkedYAMLError(problem=f"more than {MOST_DEPTH} levels", problem_mark=event.start_mark)
+        raise yaml.MarkedYAMLError(problem=f"nested more than {MOST_DEPTH} levels deep", problem_mark=event.start_mark)
     if isinstance(event, yaml.AliasEvent) and grows:
-        problem = f"an alias within what has an anchor itself, or more than {MOST_ALIASES} of them; write it out"
+        problem = f"an alias inside an anchored node, or more than {MOST_ALIASES} aliases; write it out"
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
     if tag := getattr(event, "tag", None):
-        raise yaml.MarkedYAMLError(problem=f"the tag {tag} is not read; leave it out", problem_mark=event.start_mark)
+        raise yaml.MarkedYAMLError(
+            problem=f"the tag {tag} is not supported; leave it out", problem_mark=event.start_mark
+        )

@@ -1,4 +1,4 @@
-"""What the ranks of one job do together: the main one acts and speaks, the others wait and learn what came of it."""
+"""Joint actions of the ranks of one job: the main rank acts and prints, and all ranks get the result or the error."""
 
 from collections.abc import Callable
 from typing import TypeVar, cast
@@ -6,13 +6,14 @@ from typing import TypeVar, cast
 from accelerate import Accelerator
 
 from deeplense.training.loop import from_main, gather_lists
-from jobs.progress import say
+from jobs.console import say
 
 Result = TypeVar("Result")
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result | None:
-    """Do something on the main process while the others wait; bad input or a full disk there is an error on all."""
+    """Run a function on the main process while the others wait. An error there (bad input, full disk) is raised on all
+    ranks."""
     problem, result = None, None
     if accelerator.is_main_process:
         try:
@@ -26,7 +27,7 @@ def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result | 
 
 
 def on_all(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
-    """Do something on each process; bad input or a full disk on one is an error on all."""
+    """Run a function on every process. An error on one of them (bad input, full disk) is raised on all."""
     problem, result = None, None
     try:
         result = action()
@@ -38,7 +39,8 @@ def on_all(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
     return cast("Result", result)
 
 
-def announce(accelerator: Accelerator, message: str) -> None:
-    """One line to the user, from the main process."""
+def announce(accelerator: Accelerator, *messages: str) -> None:
+    """Print lines for the user from the main process."""
     if accelerator.is_main_process:
-        say(message)
+        for message in messages:
+            say(message)

@@ -1,4 +1,4 @@
-"""Runs that were started by hand, not submitted: who trains one, as the lock in its folder says."""
+"""Runs that were started directly, not submitted. The lock in the run folder names the process that trains one."""
 
 import os
 import signal
@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from deeplense.locks import SECONDS_OF_A_LEASE, is_process, machine, read_holder
-from jobs.runs import CONFIG, LOCK
+from jobs.runs.folder import LOCK
+from jobs.runs.stored import CONFIG
 
 
 def holder_of(folder: Path) -> dict[str, Any] | None:
-    """The living process that trains a run. Of one on another machine only the age of the lock tells."""
+    """Return the live process that trains a run, or None. On another machine, the age of the lock decides."""
     path = folder / LOCK
     try:
         holder, age_s = read_holder(path), time.time() - path.stat().st_mtime
@@ -24,24 +25,25 @@ def holder_of(folder: Path) -> dict[str, Any] | None:
 
 
 def is_here(holder: dict[str, Any]) -> bool:
-    """Whether a process is on this machine."""
+    """Whether the holder of a lock is on this machine."""
     return holder["machine"] == machine()
 
 
 def stop(folder: Path) -> None:
-    """Have a run save its state and end. Raises ValueError where nobody trains it, or not on this machine."""
+    """Stop a run after it has saved a checkpoint. Raises ValueError if no process trains it, or one elsewhere."""
     holder = holder_of(folder)
     if holder is None:
-        raise ValueError(f"{folder} is not being trained; there is nothing to cancel.")
-    where = f"{folder} is trained by process {holder['pid']} of {holder['user']} on {holder['host']}"
+        raise ValueError(f"{folder} is not running; there is nothing to cancel.")
+    where = f"{folder} is being trained by process {holder['pid']} of user {holder['user']} on {holder['host']}"
     if not is_here(holder):
-        raise ValueError(f"{where}; cancel it there.")
+        raise ValueError(f"{where}; cancel it on that machine.")
     try:
         os.kill(holder["pid"], signal.SIGTERM)
     except PermissionError as error:
-        raise ValueError(f"{where}; only that user can end it.") from error
+        raise ValueError(f"{where}; only that user can stop it.") from error
 
 
 def how_to_resume(folder: Path) -> str:
-    """What continues such a run."""
-    return f"{folder} was started by hand; the same command resumes it, or: deeplense JOB --config {folder / CONFIG}"
+    """Return how to resume a run that was not submitted."""
+    told = f"{folder} was started directly, not submitted; run the same command again to resume it"
+    return f"{told}, or: deeplense JOB --config {folder / CONFIG}"

@@ -1,4 +1,4 @@
-"""The whole chain on one machine, by the commands that a user would type: simulate, train, be stopped, go on,
+"""The whole workflow on one machine, with the commands that a user would type: simulate, train, interrupt, resume,
 evaluate."""
 
 import json
@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from jobs.attempts import read_attempts
-from jobs.runs import FINISHED
+from jobs.runs.attempts import read_attempts
+from jobs.runs.folder import FINISHED
 from launch.status import is_active
 
 RECIPE = Path(__file__).parent.parent / "jobs" / "recipes" / "classify_model_iii.yaml"
@@ -20,7 +20,7 @@ STOP_AFTER_STEP = 90
 
 
 def demo(output: Path) -> int:
-    """Run the chain in a folder, saying each command; 0 if the mean AUC is as expected."""
+    """Run the workflow in a folder and print each command. Return 0 if the mean AUC is as expected, else 1."""
     started = time.monotonic()
     data, run = output / "data", output / "run"
     simulate = ["simulate", "--output", str(data), "--model", "Model_III", "--preset", "noisy", "--seed", "0"]
@@ -31,25 +31,25 @@ def demo(output: Path) -> int:
     call(["evaluate", "--run", str(run)])
     mean = json.loads((run / "report" / "report.json").read_text())["metrics"]["auc_macro"]["value"]
     print(f"\nmean AUC {mean:.4f} on held-out images (expected: {EXPECTED_AUC} or more)")
-    print(f"{time.monotonic() - started:.0f} s in all; {len(read_attempts(run))} attempts: {run / 'attempts.jsonl'}")
+    print(f"{time.monotonic() - started:.0f} s in total; {len(read_attempts(run))} attempts: {run / 'attempts.jsonl'}")
     print(f"report: {(run / 'report' / 'index.html').resolve()}")
     return 0 if mean >= EXPECTED_AUC else 1
 
 
 def command_line(words: list[str]) -> list[str]:
-    """The process that runs `deeplense WORDS`, after saying so."""
+    """Print a deeplense command and return the process arguments that run it."""
     print(f"\n$ deeplense {shlex.join(words)}", flush=True)
     return [sys.executable, "-m", "launch", *words]
 
 
 def call(words: list[str]) -> None:
-    """Run one command to its end."""
+    """Run one command and wait for its end."""
     subprocess.run(command_line(words), check=True)
 
 
 def train_with_a_stop(run: Path, words: list[str]) -> None:
-    """Submit a training to this machine, and send SIGTERM to one rank on the way, as a scheduler does that takes the
-    node back; then follow it to the end."""
+    """Submit a training on this machine, send SIGTERM to one rank after some steps, as a scheduler does on preemption,
+    and follow the run to its end."""
     call(["submit", "--on", "local", "--tasks_per_node", "2", "--allow_untracked", *words])
     try:
         stop_on_the_way(run)
@@ -61,7 +61,7 @@ def train_with_a_stop(run: Path, words: list[str]) -> None:
 
 
 def stop_on_the_way(run: Path) -> None:
-    """Tell one rank to stop, after some steps."""
+    """Send SIGTERM to one rank after some steps."""
     while is_active(run.absolute()) and last_step(run) < STOP_AFTER_STEP:
         time.sleep(0.2)
     if is_active(run.absolute()) and len(read_attempts(run)) == 1:
@@ -70,7 +70,7 @@ def stop_on_the_way(run: Path) -> None:
 
 
 def last_step(run: Path) -> int:
-    """The last step in the metrics of a run."""
+    """Return the last step in the metrics of a run, or 0."""
     path = run / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return json.loads(lines[-1])["step"] if lines else 0

@@ -1,4 +1,4 @@
-"""One thing that is found of a cluster or of a job, graded, and the words that it is told in."""
+"""Findings about a cluster or a job, with a level, and helpers to format them."""
 
 import re
 from dataclasses import dataclass
@@ -7,37 +7,37 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found: `right`, `note` for what works with a loss, `wrong` for what does not."""
+    """A finding: `right` if something works, `note` if it works with a drawback, `wrong` if it does not work."""
 
     level: Literal["right", "note", "wrong"]
     text: str
 
 
 def right(text: str) -> Finding:
-    """Something is as it should be."""
+    """Return a finding about something that works."""
     return Finding("right", text)
 
 
 def note(text: str) -> Finding:
-    """Something works with a loss."""
+    """Return a finding about something that works with a drawback."""
     return Finding("note", text)
 
 
 def wrong(text: str) -> Finding:
-    """Something does not work."""
+    """Return a finding about something that does not work."""
     return Finding("wrong", text)
 
 
 def graded(is_right: bool, told: str, loss: str) -> Finding:
-    """What is told, with the loss that it means unless it is right."""
+    """Return a `right` finding, or else a note with the drawback appended."""
     return right(told) if is_right else note(f"{told}; {loss}")
 
 
 def one_line(text: object) -> str:
-    """Several lines as one, without colours."""
+    """Join lines into one and remove colour codes."""
     return " ".join(re.sub(r"\x1b\[[\d;]*m", "", str(text)).split())
 
 
 def plural(count: int, thing: str) -> str:
-    """A count of things."""
+    """Return a number with a noun, in the plural unless the number is 1."""
     return f"{count} {thing}" + ("" if count == 1 else "s")

@@ -1,19 +1,21 @@
-"""Starting a submitted run on this machine, by submitit's local executor."""
+"""Start submitted runs on this machine with submitit's local executor."""
 
 import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from jobs.config import require
+from jobs.settings import require
+from launch.environment import for_here
 from launch.local import VISIBLE
 from launch.record import keep, told_in
-from launch.script import Submission, job_environment, python_command
+from launch.script import job_environment, python_command
+from launch.submission import Submission
 from launch.task import Run
 
 
 def start_run(submission: Submission) -> str:
-    """Start one run that is set up on this machine; returns the id of the process that watches it."""
+    """Start a run that is set up on this machine; return the id of the process that supervises it."""
     (command,), (folder,) = submission.commands, submission.folders
     job_id = start_here(submission, command, job_environment(submission, folder))
     keep(folder, told_in(folder) | {"job_id": job_id, "queue": None})
@@ -21,12 +23,12 @@ def start_run(submission: Submission) -> str:
 
 
 def start_here(submission: Submission, command: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Start one job on this machine; returns the id of the process that watches it."""
+    """Start a job on this machine; return the id of the process that supervises it."""
     from submitit import LocalExecutor
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     kept = {VISIBLE: visible} if visible is not None else {}
-    with variables({**environment, **kept}):
+    with only_variables({**for_here(os.environ), **environment, **kept}):
         executor = LocalExecutor(submission.logs, python=python_command(submission))
         executor.update_parameters(
             timeout_min=60 * submission.cluster.hours,
@@ -38,7 +40,7 @@ def start_here(submission: Submission, command: Sequence[str], environment: Mapp
 
 
 def detached(start: Callable[[], str]) -> str:
-    """What a function returns that starts a process, in a session of its own and without a hold on our output."""
+    """Call a function that starts a process, and return its result. The process gets its own session and no output."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -57,14 +59,15 @@ def detached(start: Callable[[], str]) -> str:
     with os.fdopen(reading) as answer:
         told = answer.read()
     os.waitpid(child, 0)
-    require(bool(told), "the run could not be started on this machine; the error is above.")
+    require(bool(told), "the run could not be started on this machine; see the error above.")
     return told
 
 
 @contextmanager
-def variables(values: Mapping[str, str]) -> Iterator[None]:
-    """These environment variables, for a while."""
+def only_variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Replace the environment by these variables within the context."""
     before = dict(os.environ)
+    os.environ.clear()
     os.environ.update(values)
     try:
         yield

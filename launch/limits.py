@@ -1,7 +1,7 @@
-"""What Slurm's partitions, nodes and qualities of service allow a job of a profile.
+"""Check whether Slurm's partitions, nodes and qualities of service (QOS) allow a job of a profile.
 
-What Slurm says of itself is read once, by `look`; what follows from it are functions of that alone. Slurm takes some
-jobs that it never starts, with `sbatch --test-only` too; those are told from the limits. (Slurm 22.05; measured.)
+`look` reads the configuration of Slurm once; all other functions depend on it alone. Slurm accepts some jobs that it
+never starts, even with `sbatch --test-only`; the limits identify these. (Measured with Slurm 22.05.)
 """
 
 import math
@@ -10,61 +10,64 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from jobs.config import require
+from jobs.settings import require
 from launch import slurm
 from launch.clusters import Cluster, nearest
+from launch.findings import Finding, note, wrong
 
 Fields = Mapping[str, str]
-"""What Slurm says of one thing, by the names that Slurm gives."""
+"""What Slurm reports about one object, by Slurm's names of the fields."""
 ASKED = {
     "cores": "tasks_per_node * cpus_per_task",
     "GB of memory": "tasks_per_node * memory_gb_per_task",
     "GPUs": "gpus_per_node",
 }
-"""What a job takes of a node, with the keys of a profile that say how much."""
+"""Resources that a job needs on each node, with the profile keys that set the amounts."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """What a Slurm cluster says of itself: its settings, partitions, the nodes of those that a profile names, and
-    qualities of service."""
+    """The configuration of a Slurm cluster: its settings, partitions, nodes of the partitions of a profile, qualities
+    of service, and accounts with whether this user may use each (None if not needed or not available)."""
 
     config: Fields
     partitions: Mapping[str, Fields]
     nodes: Mapping[str, Fields] = field(default_factory=dict)
     qualities: Mapping[str, Fields] = field(default_factory=dict)
+    accounts: Mapping[str, bool] | None = None
 
 
 def look(cluster: Cluster) -> Site:
-    """What a cluster says of itself. Raises ValueError where it does not answer, or lacks the partition."""
+    """Read the configuration of a cluster. Raises ValueError if Slurm does not answer or has no such partition."""
     conf = cluster.slurm_conf
     there = conf is None or os.path.exists(conf)
-    require(there, f"slurm_conf: there is no {conf}; start that cluster (`make cluster`?), or correct the path.")
+    require(there, f"slurm_conf: {conf} does not exist; start that cluster (`make cluster`?), or correct the path.")
     partitions = slurm.partitions(conf)
     lists = [partition.get("Nodes", "") for partition in partitions_of(cluster, partitions)]
     names = ",".join(text for text in lists if text not in ("", "(null)"))
     nodes = slurm.nodes(conf, names) if names else {}
-    return Site(slurm.configuration(conf), partitions, nodes, slurm.qualities(conf))
+    accounts = slurm.accounts(conf) if cluster.account else None
+    return Site(slurm.configuration(conf), partitions, nodes, slurm.qualities(conf), accounts)
 
 
 def partitions_of(cluster: Cluster, partitions: Mapping[str, Fields]) -> list[Fields]:
-    """The partitions that a profile names, or the default one. Raises ValueError where there is none."""
+    """Return the partitions of a profile, or the default one. Raises ValueError if there is none."""
     defaults = [name for name, fields in partitions.items() if fields.get("Default") == "YES"]
     names = cluster.partition.split(",") if cluster.partition else defaults
     every = ", ".join(sorted(partitions))
-    require(bool(names), f"partition: cluster {cluster.name!r} has no default one; give one of: {every}.")
+    require(bool(names), f"partition: cluster {cluster.name!r} has no default partition; set one of: {every}.")
     for name in names:
         hint = nearest(name, partitions, every=True)
-        require(name in partitions, f"partition: there is no {name!r} on cluster {cluster.name!r}. {hint}")
+        require(name in partitions, f"partition: unknown partition {name!r} on cluster {cluster.name!r}. {hint}")
     return [partitions[name] for name in names]
 
 
 def limit_problems(cluster: Cluster, partition: Fields, site: Site) -> Iterator[str]:
-    """Why a partition would not start a job, however long one waits."""
+    """Yield why a partition would never start a job of this profile."""
     name, state = partition["PartitionName"], partition.get("State", "UP")
     flags = site.qualities.get(cluster.qos or "", {}).get("Flags", "").split(",")
     if state != "UP":
-        yield f"partition: {name} is {state}, not UP; give another, or try again later."
+        yield f"partition: {name} is {state}, not UP; choose another, or try again later."
     if "PartitionTimeLimit" not in flags:
         yield from time_problems(cluster, "MaxTime", partition.get("MaxTime", "UNLIMITED"), f"partition {name}")
     for quality in limiting_qualities(cluster, partition, site):
@@ -74,16 +77,16 @@ def limit_problems(cluster: Cluster, partition: Fields, site: Site) -> Iterator[
 
 
 def time_problems(cluster: Cluster, limit: str, value: str, owner: str) -> Iterator[str]:
-    """Whether one attempt is longer than a limit."""
+    """Yield a problem if the time limit of an attempt exceeds a limit of Slurm."""
     most_s = slurm.duration_s(value)
     if 60 * math.ceil(60 * cluster.hours) > most_s:
         most = math.floor(most_s / 36) / 100
-        yield f"hours: {cluster.hours:g} is more than {limit}={value} of {owner}; give --hours {most:g} or less."
+        yield f"hours: {cluster.hours:g} exceeds {limit}={value} of {owner}; set --hours {most:g} or less."
 
 
 def limiting_qualities(cluster: Cluster, partition: Fields, site: Site) -> list[Fields]:
-    """The quality of service that limits the time of a job, if one does: the partition's goes before the job's, unless
-    that says otherwise."""
+    """Return the quality of service that limits the time of a job, if any: that of the partition takes precedence over
+    that of the job, unless the latter has the flag OverPartQOS."""
     if "limits" not in site.config.get("AccountingStorageEnforce", "").split(","):
         return []
     names = [partition.get("QoS", ""), cluster.qos or ""]
@@ -94,75 +97,90 @@ def limiting_qualities(cluster: Cluster, partition: Fields, site: Site) -> list[
 
 
 def size_problems(nodes: int, partition: Fields, flags: Sequence[str]) -> Iterator[str]:
-    """Whether a partition gives a job so many nodes; `flags` of its quality of service may lift limits."""
+    """Yield problems with the number of nodes of a job; `flags` of its quality of service may lift limits."""
     for limit in ("TotalNodes", "MaxNodes", "MinNodes"):
         value, told = partition.get(limit, ""), f"of partition {partition['PartitionName']}"
         if not value.isdigit() or f"Partition{limit}" in flags:
             continue
         if limit == "MinNodes" and nodes < int(value):
-            yield f"nodes: {nodes} is fewer than {limit}={value} {told}; give more."
+            yield f"nodes: {nodes} is below {limit}={value} {told}; request more."
         if limit != "MinNodes" and nodes > int(value):
-            yield f"nodes: {nodes} is more than {limit}={value} {told}; give fewer."
+            yield f"nodes: {nodes} exceeds {limit}={value} {told}; request fewer."
 
 
 def access_problems(cluster: Cluster, partition: Fields) -> Iterator[str]:
-    """Whether a partition takes the account and the quality of service. (Slurm itself refuses wrong groups.)"""
+    """Yield problems with the account and the quality of service of a job. (Slurm itself rejects wrong groups.)"""
     for key, what, value in (("account", "Accounts", cluster.account), ("qos", "Qos", cluster.qos)):
         allowed, denied = partition.get(f"Allow{what}", "ALL"), partition.get(f"Deny{what}", "")
         told = f"of partition {partition['PartitionName']}"
         if value and allowed != "ALL" and value not in allowed.split(","):
-            yield f"{key}: {value!r} is not in Allow{what}={allowed} {told}; give one that is."
+            yield f"{key}: {value!r} is not in Allow{what}={allowed} {told}; choose one of these."
         if value and value in denied.split(","):
-            yield f"{key}: {value!r} is in Deny{what}={denied} {told}; give another."
+            yield f"{key}: {value!r} is in Deny{what}={denied} {told}; choose another."
+
+
+def account_findings(cluster: Cluster, site: Site) -> Iterator[Finding]:
+    """Check that this user may use the account of a profile, if Slurm itself does not enforce it."""
+    name, enforced = cluster.account, site.config.get("AccountingStorageEnforce", "none")
+    if not name or "associations" in enforced.split(","):
+        return
+    unchecked = f"Slurm accepts any account here (AccountingStorageEnforce={enforced})"
+    if site.accounts is None:
+        yield note(f"account: {name} cannot be checked, as accounting does not answer, and {unchecked}")
+    elif name not in site.accounts:
+        yield wrong(f"account: unknown account {name!r}, but {unchecked}. {nearest(name, site.accounts, every=True)}")
+    elif not site.accounts[name]:
+        yield note(f"account: {name!r} is not one of yours, but {unchecked}; request access, or correct it")
 
 
 def node_problems(cluster: Cluster, partition: Fields, nodes: Mapping[str, Fields]) -> Iterator[str]:
-    """What the nodes of a partition have too little of."""
+    """Yield resources that the nodes of a partition do not have enough of."""
     name, asked = partition["PartitionName"], needs(cluster)
     having = [resources(node, cluster.gpu_type) for node in nodes_in(partition, nodes)]
     for thing, amount in asked.items():
         most = max((resource[thing] for resource in having), default=0)
         if amount > most:
             told = f"{amount:g} {thing}, but a node of partition {name} has at most {most:g}"
-            yield f"{ASKED[thing]}: {told}; give less."
+            yield f"{ASKED[thing]}: {told}; request less."
     fitting = sum(all(resource[thing] >= asked[thing] for thing in asked) for resource in having)
     if 0 < fitting < min(cluster.nodes, len(having)):
         told = ", ".join(f"{amount:g} {thing}" for thing, amount in asked.items() if amount)
-        yield f"nodes: {cluster.nodes}, but partition {name} has only {fitting} with {told}; give fewer."
+        yield f"nodes: {cluster.nodes}, but partition {name} has only {fitting} with {told}; request fewer."
 
 
 def needs(cluster: Cluster) -> dict[str, float]:
-    """What a job takes of each node."""
+    """Return the resources that a job needs on each node."""
     memory_gb = cluster.memory_gb_per_task or 0
     amounts = (cluster.cpus_per_task * cluster.tasks_on_node, memory_gb * cluster.tasks_on_node, cluster.gpus_per_node)
     return dict(zip(ASKED, amounts, strict=True))
 
 
 def resources(node: Fields, gpu_type: str | None) -> dict[str, float]:
-    """What a node has."""
+    """Return the resources of a node."""
     cores = int(node.get("CPUEfctv") or node.get("CPUTot") or 0)
     amounts = (cores, int(node.get("RealMemory", 0)) / 1024, num_gpus(node.get("Gres", ""), gpu_type))
     return dict(zip(ASKED, amounts, strict=True))
 
 
 def num_gpus(gres: str, gpu_type: str | None) -> int:
-    """GPUs in a list of generic resources, such as `gpu:a100:4(S:0-1),nvme:1`; of one type, if given."""
+    """Return the number of GPUs in a list of generic resources, such as `gpu:a100:4(S:0-1),nvme:1`; if a type is given,
+    count only this type."""
     parts = [part.split(":") for part in re.sub(r"\(.*?\)", "", gres).split(",")]
     gpus = [part for part in parts if part[0] == "gpu" and (gpu_type is None or gpu_type in part[1:2])]
     return sum(int(part[-1]) if part[-1].isdigit() else 1 for part in gpus)
 
 
 def nodes_in(partition: Fields, nodes: Mapping[str, Fields]) -> list[Fields]:
-    """The nodes of a partition."""
+    """Return the nodes of a partition."""
     return [node for node in nodes.values() if partition["PartitionName"] in places_of(node)]
 
 
 def places_of(node: Fields) -> list[str]:
-    """The partitions that a node belongs to."""
+    """Return the partitions that a node belongs to."""
     return node.get("Partitions", "").split(",")
 
 
 def is_away(node: Fields) -> bool:
-    """Whether a node cannot be given a job now."""
+    """Whether a node is unavailable for jobs now."""
     state, *flags = node.get("State", "").split("+")
     return state.startswith("DOWN") or state.endswith("*") or bool({"DRAIN", "FAIL", "NOT_RESPONDING"} & {*flags})

@@ -1,4 +1,4 @@
-"""Several processes of one job on this machine, as ranks of one group."""
+"""Run several processes of one job on this machine, as ranks of one process group."""
 
 import os
 import signal
@@ -7,25 +7,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from jobs.attempts import EXIT_STOPPED, FOLDER, NUMBER
-from jobs.children import die_with_parent, meeting_at
-from jobs.config import require
-from jobs.runs import LAUNCH, num_cores
+from jobs.errors import SAYS
+from jobs.processes import die_with_parent, meeting_at
+from jobs.runs.attempts import EXIT_STOPPED, FOLDER, NUMBER
+from jobs.runs.environment import num_cores
+from jobs.runs.folder import LAUNCH
+from jobs.settings import require
 from launch.ends import CANCELLED, TIME_LIMIT, begin_line
 
+T = TypeVar("T")
 VISIBLE = "DEEPLENSE_VISIBLE_DEVICES"
 RESTART_BY_SUBMITIT = 144
-"""Exit code on which submitit's local controller starts a job again, six times at most."""
+"""Exit code on which submitit's local controller restarts a job, at most six times."""
 SECONDS_TO_DIE = 30.0
+PAUSE, PATIENCE, LONGEST_PAUSE_S = "DEEPLENSE_PAUSE_S", "DEEPLENSE_PATIENCE_S", 300.0
+"""Environment variables, as in the batch script, for the first pause and for all pauses together, in seconds."""
 
 
 def run_processes(command: Sequence[str], num_processes: int) -> int:
-    """Run `deeplense COMMAND` as this many ranks; returns the exit code of the whole.
+    """Run `deeplense COMMAND` with this number of ranks; return their common exit code.
 
-    A signal to this process goes on to all ranks, which save and leave.
+    Signals to this process are forwarded to all ranks, which save a checkpoint and exit.
     """
     group = Group()
     group.start(command, num_processes)
@@ -33,10 +40,12 @@ def run_processes(command: Sequence[str], num_processes: int) -> int:
 
 
 def supervise(command: Sequence[str]) -> int:
-    """Run a submitted job on this machine, as the batch script does on Slurm: attempt after attempt, as long as the
-    reason of each end allows. Returns the exit code for submitit's controller, or of the last attempt.
+    """Run a submitted job on this machine, as the batch script does on Slurm: start attempts as long as the reason of
+    the last end allows another. Return the exit code for submitit's controller, or that of the last attempt.
     """
-    from launch.requeue import begin, end, launched
+    from launch.copied import WHERE, refuse_other_code
+    from launch.judging import Job, launched
+    from launch.requeue import Over, begin, end
 
     folder, group = Path(os.environ[FOLDER]), Group()
     restore_devices()
@@ -44,25 +53,46 @@ def supervise(command: Sequence[str]) -> int:
         return RESTART_BY_SUBMITIT if group.forwarded == signal.SIGUSR2 else EXIT_STOPPED
     job = launched(folder)
     missing = [name for name in ("logs", "tasks") if name not in job]
-    require(not missing, f"{folder / LAUNCH} is damaged: it has no {' and no '.join(missing)}; submit the run again.")
+    require(not missing, f"{folder / LAUNCH} is damaged: it lacks {' and '.join(missing)}; submit the run again.")
+    if code := os.environ.get(WHERE):
+        refuse_other_code(Path(code))
     log = Path(job["logs"]) / f"{os.environ['SUBMITIT_LOCAL_JOB_ID']}_0_log.out"
     while True:
-        number = begin(folder, log=log, scheduler="", history="")
+        try:
+            number = persist(partial(begin, folder, log=log, job=Job()))
+        except Over as over:
+            print(f"deeplense: {over}", flush=True)
+            return 0
         os.environ[NUMBER] = str(number)
         print(begin_line(number), flush=True)
         group.start(command, job["tasks"], log=log)
         code = group.wait()
         near_limit = group.forwarded == signal.SIGUSR2
         cause = None if group.forwarded is None else TIME_LIMIT if near_limit else CANCELLED
-        what = end(folder, number, log=log, scheduler="", code=code, cause=cause)
+        what = persist(partial(end, folder, number, log=log, job=Job(), code=code, cause=cause))
         if what != "requeue":
             return code
         if near_limit:
             return RESTART_BY_SUBMITIT
 
 
+def persist(do: Callable[[], T]) -> T:
+    """Call a function; on OSError, retry with growing pauses for hours. Raises the last OSError."""
+    pause_s = float(os.environ.get(PAUSE, "5"))
+    deadline = time.monotonic() + float(os.environ.get(PATIENCE, "21600"))
+    while True:
+        try:
+            return do()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise
+            print(f"deeplense: {error}; trying again in {pause_s:g} s", flush=True)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
 def restore_devices() -> None:
-    """Show the GPUs that were visible when the job was submitted; submitit's local executor hides them."""
+    """Make the GPUs visible that were visible at submission; submitit's local executor hides them."""
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     visible = os.environ.pop(VISIBLE, None)
     if visible is not None:
@@ -70,8 +100,8 @@ def restore_devices() -> None:
 
 
 class Group:
-    """The ranks of one attempt. From its making on, signals to this process go to the ranks, also those not yet
-    started."""
+    """The ranks of one attempt. Once created, it forwards signals of this process to the ranks, including ranks that
+    start later."""
 
     def __init__(self) -> None:
         self.forwarded: int | None = None
@@ -81,15 +111,16 @@ class Group:
             signal.signal(number, self.forward)
 
     def start(self, command: Sequence[str], num_processes: int, *, log: Path | None = None) -> None:
-        """Start the ranks of an attempt; where there is a log, each but the first writes to one of its own."""
-        # A folder of mode 0700, new for each attempt: what an earlier one left in it would be taken for this one's.
+        """Start the ranks of an attempt. With a log, each rank except the first writes to its own log."""
+        # A folder of mode 0700, new for each attempt, so that files of an earlier attempt are not read.
         self.ranks, self.private = [], tempfile.TemporaryDirectory(prefix="deeplense-")
         place = Path(self.private.name) / "meeting"
+        says = {} if log else {SAYS: self.private.name}
         for rank in range(num_processes):
             apart = log.with_name(log.name.replace("_0_log", f"_{rank}_log")).open("a") if log and rank else None
             process = subprocess.Popen(
-                [sys.executable, "-m", "launch", *command],
-                env=os.environ | rank_environment(rank, num_processes, place),
+                [sys.executable, "-m", "jobs", *command],
+                env=os.environ | says | rank_environment(rank, num_processes, place),
                 preexec_fn=die_with_parent,
                 stdout=apart,
                 stderr=apart,
@@ -101,27 +132,37 @@ class Group:
                 process.send_signal(self.forwarded)
 
     def forward(self, number: int, frame: object) -> None:
-        """Pass a signal on to the ranks."""
+        """Forward a signal to the ranks."""
         self.forwarded = number
         for rank in self.ranks:
             if rank.poll() is None:
                 rank.send_signal(number)
 
     def wait(self) -> int:
-        """Wait for all ranks; where one fails, end the others, which would wait for it for ever."""
+        """Wait for all ranks and return the exit code. If one fails, end the others, which would wait forever."""
         while None in (codes := [rank.poll() for rank in self.ranks]):
             if failures(codes):
                 self.end()
                 break
             time.sleep(0.05)
+        if failures(codes):
+            self.tell(codes)
         if self.private is not None:
             self.private.cleanup()
         if failed := failures(codes):
             return failed[0] if failed[0] > 0 else 128 - failed[0]
         return max(code or 0 for code in codes)
 
+    def tell(self, codes: Sequence[int | None]) -> None:
+        """Print the error of the failed rank, unless the first rank has already printed the same."""
+        failed = next(rank for rank, code in enumerate(codes) if failures([code]))
+        folder = Path(self.private.name if self.private else "")
+        said, of_first = (read_if_there(folder / f"rank_{rank}") for rank in (failed, 0))
+        if said and said != of_first:
+            sys.stderr.write(f"deeplense: rank {failed}: {said}")
+
     def end(self) -> None:
-        """Terminate the ranks that still run, and kill those that do not heed it."""
+        """Terminate the ranks that still run, and kill those that do not exit in time."""
         deadline = time.monotonic() + SECONDS_TO_DIE
         for rank in self.ranks:
             rank.terminate()
@@ -132,21 +173,26 @@ class Group:
             rank.wait()
 
 
+def read_if_there(path: Path) -> str:
+    """Return the text of a file; empty if it does not exist."""
+    return path.read_text() if path.exists() else ""
+
+
 def failures(codes: Sequence[int | None]) -> list[int]:
-    """Exit codes that mean a failure, of those that are known."""
+    """Return the known exit codes that mean a failure."""
     return [code for code in codes if code not in (None, 0, EXIT_STOPPED)]
 
 
 def rank_environment(rank: int, num_processes: int, place: Path) -> dict[str, str]:
-    """The variables by which Accelerate and torch find the group; the cores are shared out among the ranks.
+    """Return the variables that set up the process group for Accelerate and torch. Cores are divided among the ranks.
 
-    The ranks trust whatever another rank sends, so nothing of this group may listen beyond this machine: they meet in a
+    Ranks trust all data from other ranks, so no rank may listen on an external interface: they rendezvous through a
     file that only this user can read, and exchange data over the loopback interface.
     """
     threads = max(num_cores() // num_processes, 1)
     shared = {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
-        # DDP warns that its buckets keep their layout, which is what we want (`loop.FIXED_BUCKETS`).
+        # Suppress messages of DDP about its buckets.
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
     }
     if num_processes == 1:
@@ -163,5 +209,5 @@ def rank_environment(rank: int, num_processes: int, place: Path) -> dict[str, st
 
 
 def loopback() -> str:
-    """The name of the interface of 127.0.0.1."""
+    """Return the name of the loopback interface."""
     return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")

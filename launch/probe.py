@@ -1,4 +1,4 @@
-"""A small job that looks at the nodes of a cluster as a real one would see them, and what it finds there."""
+"""Run a small job that checks the nodes of a cluster under the conditions of a real job, and report what it finds."""
 
 import json
 import math
@@ -13,7 +13,8 @@ from launch import slurm
 from launch.clusters import Cluster
 from launch.ends import parse_fields
 from launch.findings import Finding, graded, note, one_line, plural, right, wrong
-from launch.script import Submission, python_command, submitit_script
+from launch.script import python_command, submitit_script
+from launch.submission import Submission
 
 START_S, LATE_S = 60.0, 10.0
 LIMIT_MINUTES = 5
@@ -38,7 +39,7 @@ SCARCE_GB = 10.0
 
 
 def probe(cluster: Cluster) -> Iterator[Finding]:
-    """What a small job finds on the nodes. Raises ValueError where Slurm does not take it."""
+    """Run a small job and yield what it finds on the nodes. Raises ValueError if Slurm rejects it."""
     with tempfile.TemporaryDirectory(prefix=".deeplense-doctor-", dir=Path.cwd(), ignore_cleanup_errors=True) as name:
         folder = Path(name)
         (folder / "job.sh").write_text(probe_script(cluster, folder))
@@ -46,7 +47,7 @@ def probe(cluster: Cluster) -> Iterator[Finding]:
         try:
             yield requeue_finding(slurm.ask(cluster.slurm_conf, "scontrol", "show", "job", "--oneliner", job_id))
             if waits := wait_for_probe(cluster.slurm_conf, job_id):
-                yield note(f"a small job is {waits}, and was taken back; of the nodes nothing is known")
+                yield note(f"the test job is {waits} and was cancelled; the nodes could not be checked")
             else:
                 yield from node_findings(cluster, *read_probe(folder / "log", cluster.nodes))
         finally:
@@ -54,7 +55,7 @@ def probe(cluster: Cluster) -> Iterator[Finding]:
 
 
 def probe_script(cluster: Cluster, folder: Path) -> str:
-    """A batch script that looks at each node as a job of this profile would see it."""
+    """Return a batch script that checks each node under the conditions of a job of this profile."""
     submission = example(cluster, folder)
     options = [line for line in submitit_script(submission).splitlines() if line.startswith("#SBATCH ")]
     folders = {"DEEPLENSE_SCRATCH": cluster.scratch, "DEEPLENSE_NODE_LOCAL": cluster.node_local}
@@ -67,27 +68,27 @@ def probe_script(cluster: Cluster, folder: Path) -> str:
 
 
 def example(cluster: Cluster, folder: Path) -> Submission:
-    """A job of this profile that is not meant to train."""
-    return Submission(cluster, (("train",),), (folder / "doctor",), folder, folder)
+    """Return an example submission with this profile, which does not train."""
+    return Submission(cluster, (("models",),), (folder / "doctor",), folder, folder)
 
 
 def send_probe(cluster: Cluster, folder: Path) -> str:
-    """Submit the job that looks at the nodes; returns its id."""
+    """Submit the job that checks the nodes; return its id."""
     minutes = min(LIMIT_MINUTES, math.ceil(60 * cluster.hours))
     options = ["--job-name=deeplense-doctor", f"--time={minutes}", f"--output={folder}/log", f"--error={folder}/log"]
     return slurm.ask(cluster.slurm_conf, "sbatch", "--parsable", *options, str(folder / "job.sh")).strip().split(";")[0]
 
 
 def requeue_finding(job: str) -> Finding:
-    """Whether Slurm has left a job its wish to be started again; `job` is what scontrol shows."""
+    """Return whether Slurm allows the requeueing of a job; `job` is the output of `scontrol show job`."""
     if parse_fields(job).get("Requeue") != "0":
-        return right("a small job was taken, and may start again (Requeue=1)")
-    told = "Slurm takes --requeue from jobs (Requeue=0, a rule of this site): what is preempted stays ended, until"
-    return note(f"{told} `deeplense resume RUN`; ask the administrators")
+        return right("the test job was accepted and can be requeued (Requeue=1)")
+    told = "Slurm ignores --requeue on this cluster (Requeue=0, a rule of the site): a preempted run is resumed by its"
+    return note(f"{told} successor job, or by `deeplense resume RUN`; ask the administrators")
 
 
 def wait_for_probe(slurm_conf: str | None, job_id: str) -> str | None:
-    """Wait until a small job has ended; returns what it does where it does not start, or end."""
+    """Wait until the test job has ended. If it does not start or end in time, return its state."""
     begun = time.monotonic()
     while job_id in (jobs := slurm.queued(slurm_conf)):
         state, reason = jobs[job_id]
@@ -99,7 +100,7 @@ def wait_for_probe(slurm_conf: str | None, job_id: str) -> str | None:
 
 
 def read_probe(log: Path, num_nodes: int) -> tuple[list[dict[str, Any]], str]:
-    """What the nodes told, and the rest of the log; a shared file system may be some seconds late."""
+    """Return the reports of the nodes and the rest of the log. A shared file system may lag by some seconds."""
     deadline = time.monotonic() + LATE_S
     while True:
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
@@ -110,21 +111,22 @@ def read_probe(log: Path, num_nodes: int) -> tuple[list[dict[str, Any]], str]:
 
 
 def node_findings(cluster: Cluster, told: Sequence[Mapping[str, Any]], log: str) -> Iterator[Finding]:
-    """What nodes told, one line for all that say the same."""
+    """Yield findings from the reports of the nodes; nodes with the same finding share one line."""
     names: dict[Finding, list[str]] = {}
     for node in sorted(told, key=lambda node: node["node"]):
         for finding in findings_of_node(cluster, node):
             names.setdefault(finding, []).append(node["node"])
     yield from (Finding(finding.level, f"{','.join(nodes)}: {finding.text}") for finding, nodes in names.items())
     if len(told) < cluster.nodes:
-        said = f"its log says: {log[-300:]}" if log else f"its log is not here, so they may not see {Path.cwd()}"
-        yield wrong(f"{len(told)} of {plural(cluster.nodes, 'node')} answered a small job; {said}")
+        said = f"its log: {log[-300:]}" if log else f"it has no log, so {Path.cwd()} may not be visible on the nodes"
+        yield wrong(f"the test job reported on {len(told)} of {plural(cluster.nodes, 'node')}; {said}")
 
 
 def findings_of_node(cluster: Cluster, told: Mapping[str, Any]) -> Iterator[Finding]:
-    """What one node told."""
+    """Yield findings from the report of one node."""
     here, packages = Path.cwd(), told["packages"]
-    yield right(f"sees {here}") if told["sees"] else wrong(f"does not see {here}; go to a folder that all nodes see.")
+    unseen = f"cannot access {here}; work in a folder that is visible on all nodes."
+    yield right(f"can access {here}") if told["sees"] else wrong(unseen)
     bad = {name: version for name, version in packages.items() if ": " in version}
     for name, why in bad.items():
         yield wrong(f"cannot import {name} ({why}); correct `python` or `image`, or install it there.")
@@ -137,14 +139,18 @@ def findings_of_node(cluster: Cluster, told: Mapping[str, Any]) -> Iterator[Find
 
 
 def gpu_findings(asked: int, found: int) -> Iterator[Finding]:
-    """Whether torch sees the GPUs that were asked for."""
+    """Check whether torch sees the requested GPUs."""
     told = f"torch sees {found} of {plural(asked, 'GPU')}"
     if asked:
-        yield right(told) if found >= asked else wrong(f"{told}; has it CUDA, and does the driver fit?")
+        yield (
+            right(told)
+            if found >= asked
+            else wrong(f"{told}; check that torch has CUDA support and matches the driver.")
+        )
 
 
 def room_finding(what: str, free_gb: float | None) -> Finding:
-    """Whether a folder is there, with room for checkpoints."""
+    """Check whether a folder exists and has space for checkpoints."""
     if free_gb is None:
-        return wrong(f"{what}: it is not there; make it, or correct the path.")
-    return graded(free_gb >= SCARCE_GB, f"{what}: {free_gb:.1f} GB free", "checkpoints may not find room")
+        return wrong(f"{what}: the folder does not exist; create it, or correct the path.")
+    return graded(free_gb >= SCARCE_GB, f"{what}: {free_gb:.1f} GB free", "this may be too little for checkpoints")

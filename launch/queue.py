@@ -1,8 +1,8 @@
-"""Several runs on this machine, one after another: `python -m launch.queue RUN ...` starts each when the one before has
-ended.
+"""Run several runs on this machine one after another: `python -m launch.queue RUN ...` starts each when the previous
+one has ended.
 
-A run waits as long as its `launch.json` names this process; to cancel it is to take that out. Nothing of a waiting run
-is in memory.
+A run is queued as long as its `launch.json` names this process; removing this entry cancels it. No state of a queued
+run is in memory.
 """
 
 import contextlib
@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.runs import FINISHED
+from jobs.runs.folder import FINISHED
 from launch import status
+from launch.environment import for_here
 from launch.here import detached, start_run
 from launch.record import again, keep, queue_of, told_in
 
@@ -23,13 +24,13 @@ SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def start(folders: Sequence[Path], *, log: Path, environment: Mapping[str, str]) -> None:
-    """Start the process that works off these submitted runs in their order; returns once all of them wait for it."""
+    """Start the process that executes these submitted runs in order; return once all of them are queued."""
 
     def begin() -> str:
         with log.open("a") as file:
             words = [sys.executable, "-m", "launch.queue", *map(str, folders)]
             process = subprocess.Popen(
-                words, stdout=subprocess.PIPE, stderr=file, env={**os.environ, **environment}, text=True
+                words, stdout=subprocess.PIPE, stderr=file, env={**for_here(os.environ), **environment}, text=True
             )
         assert process.stdout
         return process.stdout.readline()
@@ -38,23 +39,23 @@ def start(folders: Sequence[Path], *, log: Path, environment: Mapping[str, str])
 
 
 def work_off(folders: Sequence[Path]) -> None:
-    """Start each run that still waits for this process, and wait for its end."""
+    """Start each run that is still queued for this process, and wait for its end."""
     for folder in folders:
         if queue_of(folder) != os.getpid() or (folder / FINISHED).exists():
             continue
         try:
-            submission = again(folder, hours=None, update_code=False)
+            submission = again(folder)
             start_run(replace(submission, logs=Path(told_in(folder)["logs"])))
         except (ValueError, OSError) as error:
             with contextlib.suppress(ValueError, OSError):
                 keep(folder, told_in(folder) | {"queue": None})
-            print(f"{folder} is not started: {error}", file=sys.stderr, flush=True)
+            print(f"{folder} could not be started: {error}", file=sys.stderr, flush=True)
         while status.is_active(folder):
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def main(words: Sequence[str]) -> int:
-    """Take the runs over from whoever submitted them, say so, and work them off."""
+    """Queue the runs for this process, print its id, and execute them."""
     folders = [Path(word) for word in words]
     for folder in folders:
         keep(folder, told_in(folder) | {"queue": os.getpid()})

@@ -1,33 +1,44 @@
-"""How a run was submitted: `launch.json` in its folder, by which it is found, cancelled and submitted once more."""
+"""The record of how a run was submitted, `launch.json` in its folder, used to find, cancel and resubmit the run."""
 
 import dataclasses
 import os
 import pwd
 import stat
+import subprocess
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deeplense.records import read_record, write_record
-from jobs.attempts import ATTEMPTS, read_attempts
-from jobs.config import require
-from jobs.runs import CODE, LAUNCH, LOGS
+from jobs import command_line
+from jobs.runs.attempts import ATTEMPTS, read_attempts
+from jobs.runs.folder import CODE, LAUNCH, LOGS
+from jobs.settings import require
 from launch.by_hand import how_to_resume
 from launch.clusters import Cluster
-from launch.script import Submission
+from launch.copied import refuse_changed
+from launch.environment import for_here
+from launch.submission import Submission
 
 KINDS = {"job_id": str | None, "logs": str, "cluster": dict, "attempts_before": int | None, "queue": int | None}
-"""What the record says that a run is found by, and of which type."""
+"""Keys of the record that are needed to find a run, with their types."""
 REPEATED = {"command": list, "working_folder": str, "cluster": dict, "code": str}
-"""What it says that a run is submitted once more by."""
+"""Keys of the record that are needed to resubmit a run, with their types."""
+
+
+PARSE = "import sys; from jobs.{module} import parse; parse(sys.argv[1], sys.argv[2:])"
 
 
 @dataclass(frozen=True)
 class Launched:
-    """A run that was submitted, or started `by_hand` on some machine. `stranger` is the user who wrote how it was
-    submitted, where that may be somebody else than this one."""
+    """A run that was submitted, or started directly (`by_hand`) on some machine.
+
+    `stranger` is another user who may have written the record, if any. `unnamed` means that the record has no job id,
+    because the user called sbatch or its answer was lost; `job_id` is then that of the last attempt.
+    """
 
     folder: Path
     job_id: str | None
@@ -36,13 +47,14 @@ class Launched:
     logs: Path
     stranger: str | None = None
     by_hand: bool = False
+    unnamed: bool = False
 
 
 def stranger_of(path: Path) -> str | None:
-    """Who may have written a file, where that is not this user alone.
+    """Return who else may have written a file; None if only this user can.
 
-    `launch.json` says which commands run, with which SLURM_CONF (from which Slurm loads plug-ins), and which process is
-    ended: from a folder that others can write to, that must not be believed.
+    `launch.json` specifies which commands run, with which SLURM_CONF (from which Slurm loads plug-ins), and which
+    process to end. It must not be trusted if others can write it.
     """
     found = path.lstat()
     if found.st_uid == os.geteuid() and not found.st_mode & stat.S_IWOTH:
@@ -56,25 +68,25 @@ def stranger_of(path: Path) -> str | None:
 
 
 def own(folder: Path) -> Launched:
-    """How a run of this user was submitted. Raises ValueError where it was not, or by somebody else."""
+    """Return how a run of this user was submitted. Raises ValueError if it was not submitted, or by another user."""
     run = launched(folder)
     require(not run.by_hand, how_to_resume(folder))
     if run.stranger:
         raise ValueError(
-            f"{folder / LAUNCH} can be written by {run.stranger}, and says what would be run as you; only its owner "
-            "can cancel or resume this run. Copy the checkpoints to a run of your own to continue from them."
+            f"{folder / LAUNCH} can be written by {run.stranger}, and its commands would run as you; only its owner "
+            "can cancel or resume this run. To continue from its checkpoints, copy them to a run of your own."
         )
     return run
 
 
 def keep(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write how a run is submitted, for its owner alone to change: later commands do what it says."""
+    """Write the record of a submission. Only its owner may write to it, as later commands execute what it contains."""
     write_record(folder / LAUNCH, record)
     (folder / LAUNCH).chmod((folder / LAUNCH).stat().st_mode & ~0o022)
 
 
 def queue_of(folder: Path) -> int | None:
-    """The process that will start a run of this machine when it is its turn, as long as that process lives."""
+    """Return the id of the live process that has queued a run on this machine, or None."""
     try:
         pid = told_in(folder).get("queue")
     except (ValueError, OSError):
@@ -83,34 +95,36 @@ def queue_of(folder: Path) -> int | None:
 
 
 def told_in(folder: Path) -> dict[str, Any]:
-    """What a run's record says of how it was submitted. Raises ValueError, naming the file, where it is damaged."""
+    """Read the record of the submission of a run. Raises ValueError, naming the file, if it is damaged."""
     path = folder / LAUNCH
     told = read_record(path, KINDS)
     executor, slurm_conf = (told["cluster"].get(name) for name in ("executor", "slurm_conf"))
     known = executor in ("local", "slurm") and isinstance(slurm_conf, str | None)
-    require(known, f"{path} is damaged: it does not say where the run was sent.")
+    require(known, f"{path} is damaged: it does not contain where the run was submitted; submit the run again.")
     return told
 
 
 def launched(folder: Path) -> Launched:
-    """How a run was submitted, or that it was started by hand. Raises ValueError where it is no run, or nobody can
-    tell."""
+    """Return how a run was submitted, or that it was started directly. Raises ValueError if the folder is not a run or
+    its record is damaged."""
     path = folder / LAUNCH
     if not path.exists() and (folder / ATTEMPTS).exists():
         return Launched(folder, None, None, True, folder / LOGS, by_hand=True)
     if not path.exists():
-        raise ValueError(f"{folder} was not submitted: it has no {LAUNCH}. `deeplense submit` does that.")
+        raise ValueError(f"{folder} was not submitted: it has no {LAUNCH}. Submit it with `deeplense submit`.")
     told = told_in(folder)
     local = told["cluster"]["executor"] == "local"
-    # A script that the user handed to sbatch has its job's id from its first attempt on.
+    # A script that the user passed to sbatch records its job id in its first attempt; a successor job may follow it.
     later = [attempt["job_id"] for attempt in read_attempts(folder)[told.get("attempts_before") or 0 :]]
-    job_id = told["job_id"] or (later[-1] if later else None)
-    require(not local or not job_id or job_id.isdecimal(), f"{path} is damaged: {job_id!r} is no process.")
-    return Launched(folder, job_id, told["cluster"]["slurm_conf"], local, Path(told["logs"]), stranger_of(path))
+    job_id = next(filter(None, reversed(later)), None) if not local else None
+    job_id = job_id or told["job_id"]
+    require(not local or not job_id or job_id.isdecimal(), f"{path} is damaged: {job_id!r} is not a process id.")
+    unnamed, conf, logs = not local and not told["job_id"], told["cluster"]["slurm_conf"], Path(told["logs"])
+    return Launched(folder, job_id, conf, local, logs, stranger_of(path), unnamed=unnamed)
 
 
 def is_process(pid: int, module: bytes) -> bool:
-    """Whether a process runs, and runs this module."""
+    """Whether the process is running and executes this module."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         return state != "Z" and module in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -119,7 +133,7 @@ def is_process(pid: int, module: bytes) -> bool:
 
 
 def record(submission: Submission, place: int) -> None:
-    """Keep in the folder of a run how it is submitted; the job's id is not yet known."""
+    """Write the record of the submission of a run to its folder; the job id is not known yet."""
     folder = submission.folders[place]
     launched = {
         "job_id": None,
@@ -136,8 +150,9 @@ def record(submission: Submission, place: int) -> None:
     keep(folder, launched)
 
 
-def again(run: Path, *, hours: float | None, update_code: bool) -> Submission:
-    """The submission of a run that ended, once more. Raises ValueError where it was not submitted."""
+def again(run: Path, *, hours: float | None = None, nodes: int | None = None, update_code: bool = False) -> Submission:
+    """Return the submission that resubmits a run that has ended. Raises ValueError if it was not submitted, or cannot
+    be resubmitted as it was."""
     own(run)
     folder, told = run.absolute(), read_record(run / LAUNCH, REPEATED)
     os.chdir(told["working_folder"])
@@ -146,6 +161,42 @@ def again(run: Path, *, hours: float | None, update_code: bool) -> Submission:
     }
     code = folder / CODE if update_code else Path(told["code"])
     unknown = sorted(set(stored) - {field.name for field in dataclasses.fields(Cluster)})
-    require("name" in stored and not unknown, f"{run / LAUNCH} is damaged: the cluster has no name, or has {unknown}.")
-    cluster = Cluster(**stored).override(hours=hours)
-    return Submission(cluster, (tuple(told["command"]),), (folder,), folder / LOGS, code)
+    require(
+        "name" in stored and not unknown,
+        f"{run / LAUNCH} is damaged: the cluster has no name, or unknown keys {unknown}.",
+    )
+    cluster = Cluster(**stored).override(hours=hours, nodes=nodes)
+    if not update_code:
+        refuse_changed(code)
+    command, left_out = kept_command(run, tuple(told["command"]), None if update_code else code)
+    return Submission(cluster, (command,), (folder,), folder / LOGS, code, kept=True, left_out=left_out)
+
+
+def kept_command(run: Path, command: tuple[str, ...], code: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the command of a run in a form that its code accepts, and notes on settings that were removed for that: an
+    earlier version accepted settings without effect. Raises ValueError if the command is invalid otherwise.
+
+    Args:
+        code: copy of the code that will run; None for the current code.
+    """
+    try:
+        settled, idle = command_line.settle(*command)
+    except SystemExit as error:
+        told = f"{run} was submitted with a command that this version rejects, see the error above"
+        raise ValueError(f"{told}; submit it again with the same --run and valid settings.") from error
+    if not idle or (code is not None and takes(code, command)):
+        return command, ()
+    return settled, tuple(f"{told}; it is ignored" for told in idle)
+
+
+def takes(code: Path, command: Sequence[str]) -> bool:
+    """Whether a copy of the code, which may be another version, accepts a command."""
+    environment = for_here(os.environ) | {
+        "PYTHONPATH": str(code),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    # An earlier version has its parser in another module.
+    module = "command_line" if (code / "jobs" / "command_line.py").is_file() else "config"
+    words = [sys.executable, "-c", PARSE.format(module=module), *command]
+    return subprocess.run(words, env=environment, capture_output=True).returncode == 0

@@ -1,161 +1,216 @@
-"""What the batch script asks before and after an attempt: `python -m launch.requeue begin | end`.
+"""The batch script calls this module before and after an attempt: `python -m launch.requeue begin | end`.
 
-Begin closes the attempt before, whose script may have died with its node, and opens one; it prints the number. End
-writes why the attempt ended and prints what the script shall do. All state is in the folder of the run,
-DEEPLENSE_FOLDER.
+`begin` closes the previous attempt, whose script may have died with its node, and opens a new one; it prints its
+number. `end` records why the attempt ended and prints what the script must do next. All state is in the run folder,
+DEEPLENSE_FOLDER. Both can be called again after a failure. On exit codes 2 (refused) and 3 (the run is over), the
+script ends. On any other error it tries again; on 70 (an error of this code), only three times.
 """
 
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deeplense.records import read_record
-from jobs.attempts import FOLDER, NUMBER, end_attempt, job_id, open_attempt, read_attempts
-from jobs.runs import LAUNCH
-from jobs.watchdog import hung
+from jobs.runs.attempts import (
+    EXIT_REFUSED,
+    FOLDER,
+    NUMBER,
+    attempt_of,
+    job_id,
+    open_attempt,
+    read_attempts,
+    settle_finished,
+)
+from jobs.runs.claim import refuse_if_held
+from jobs.runs.folder import is_finished
+from launch.copied import refuse_changed, refuse_other_code
 from launch.ends import (
+    CANCELLED,
+    FINISHED,
     OUT_OF_RESTARTS,
     SETTLED,
     Action,
-    Facts,
-    accounted_state,
     action,
-    cause_in_log,
-    failed_tasks,
     is_used_up,
     kind_of,
-    log_of_attempt,
-    parse_fields,
-    summary,
     why,
 )
+from launch.judging import Job, conclude, counted, facts_of, first_of, judge, launched, restarts_of, say
 
-KINDS = {"attempts_before": int | None, "restarts": dict | None}
-"""What is asked of the record of a submission, and of which type."""
+EXIT_OVER = 3
+"""Exit code if there is nothing to do and no error."""
+EXIT_AWAY = 75
+"""Exit code where a file could not be read or written, which may pass."""
+EXIT_ERROR = 70
+"""Exit code where this code itself is wrong, which does not pass; the traceback is in the log."""
 
 
-def begin(folder: Path, *, log: Path, scheduler: str, history: str) -> int:
-    """Open an attempt; returns its number. Raises ValueError where the last end allows no other."""
-    attempts = read_attempts(folder)[launched(folder).get("attempts_before", 0) :]
-    if attempts and attempts[-1]["job_id"] == job_id():
-        last = attempts[-1]
-        reason = last["ended"] if "concluded" in last else conclude_later(folder, last, log, scheduler, history)
-        refuse_another(folder, last["attempt"], reason)
+class Over(Exception):
+    """There is nothing left to do for this job, without an error; the message says why."""
+
+
+def begin(folder: Path, *, log: Path, job: Job, after: Sequence[str] = (), before: Job | None = None) -> int:
+    """Open an attempt of this job and return its number.
+
+    Raises ValueError if the last end allows no further attempt, Over if there is nothing to do, and OSError if a file
+    is unavailable.
+
+    Args:
+        after: if this is a successor job, the chain of jobs before it, newest first: it replaces the first one if that
+            has ended without requesting another attempt, and that one replaced the next.
+        before: what Slurm reports about the first job of `after`.
+    """
+    os.stat(folder)  # A run whose disk is unavailable must not start from scratch on another disk.
+    if is_finished(folder):
+        settle_finished(folder)
+        raise Over(f"{folder} is finished")
+    if launched(folder).get("cancelled"):
+        told = f"{folder} was cancelled. Resume it with `deeplense resume {folder}`."
+        raise Over(told) if after else ValueError(told)
+    attempts = read_attempts(folder)[first_of(folder) :]
+    last, ours = (attempts[-1] if attempts else None), job_id()
+    refuse_if_held(folder, {ours, *after} - {None})
+    if last is not None and last["job_id"] == ours:
+        if ours is not None and last["restart"] == restart() and "concluded" not in last:
+            return last[
+                "attempt"
+            ]  # This start of the job has already opened it, but its script did not get the answer.
+        settle(folder, last, job, log=log)
+    elif any(attempt["job_id"] == ours for attempt in attempts):
+        assert last is not None
+        raise Over(f"job {last['job_id']} has replaced this job, {ours}")
+    elif after:
+        refuse_newer(folder, attempts, after)
+        take_over(folder, last, before or Job(), after=after[0], log=log)
+        return open_attempt(folder, follows=after[0])
     return open_attempt(folder)
 
 
-def conclude_later(folder: Path, attempt: Mapping[str, Any], log: Path, scheduler: str, history: str) -> str:
-    """Write why an attempt ended whose script could not; returns the reason."""
-    facts = Facts(
-        restart=attempt["restart"],
-        own=attempt["ended"],
-        hung=hung(folder, attempt["attempt"]),
-        scheduler=parse_fields(scheduler),
-        cause=cause_in_log(log_of_attempt(read_text(log), attempt["attempt"])),
-        accounted=accounted_state(history, attempt["restart"]),
-    )
-    reason = why(facts)
-    conclude(folder, attempt["attempt"], reason)
-    return reason
+def restart() -> int:
+    """Return how often Slurm has restarted this job."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def refuse_newer(folder: Path, attempts: Sequence[Mapping[str, Any]], after: Sequence[str]) -> None:
+    """Raise Over if the run was resubmitted after the jobs in `after` were submitted."""
+    newer = launched(folder).get("job_id")
+    if newer and newer not in after and not any(attempt["job_id"] in after for attempt in attempts):
+        raise Over(f"{folder} was resubmitted as job {newer}")
+
+
+def take_over(folder: Path, last: Mapping[str, Any] | None, before: Job, *, after: str, log: Path) -> None:
+    """Ensure that this job may resume the run of the job `after`: that job has ended, it was not cancelled, and the
+    reason of its last attempt is recorded. Raises Over if it may not."""
+    again = f"resume the run with `deeplense resume {folder}`"
+    if before.lives:
+        raise Over(f"job {after}, which this job would succeed, is still pending or running")
+    if last is None:
+        if before.was_cancelled:
+            raise Over(f"job {after} was cancelled; {again}")
+        return
+    of_last = log.with_name(f"{last['job_id']}_0_log.out")
+    told = before if last["job_id"] == after else Job()
+    if before.was_cancelled or kind_of(judge(folder, last, told, log=of_last)) == CANCELLED:
+        if "concluded" not in last:
+            conclude(folder, last["attempt"], CANCELLED)
+        raise Over(f"job {after} was cancelled; {again}")
+    if not before.state and "concluded" in last and last["job_id"] == after:
+        raise Over(f"it is unknown whether job {after} was cancelled while pending; {again}")
+    settle(folder, last, told, log=of_last)
+
+
+def settle(folder: Path, last: Mapping[str, Any], job: Job, *, log: Path) -> None:
+    """Record why the previous attempt ended, if its script could not. Raises Over or ValueError if the reason allows no
+    further attempt."""
+    reason = judge(folder, last, job, log=log)
+    if "concluded" not in last:
+        conclude(folder, last["attempt"], reason)
+    refuse_another(folder, last["attempt"], reason)
 
 
 def refuse_another(folder: Path, number: int, reason: str) -> None:
-    """Raise ValueError where Slurm starts again what has ended for good, or too often."""
-    kind, again = kind_of(reason), f"`deeplense resume {folder}` starts it again."
+    """Raise ValueError if the run must not restart or is out of restarts, and Over if it is finished."""
+    kind, again = kind_of(reason), f"Resume it with `deeplense resume {folder}`."
+    if kind == FINISHED:
+        raise Over(f"{folder} is finished")
     if kind in SETTLED:
         raise ValueError(f"{folder} has ended: {reason}. {again}")
     if is_used_up(reason, counted(folder, number), restarts_of(folder)):
         conclude(folder, open_attempt(folder), f"{OUT_OF_RESTARTS}: {kind}")
-        raise ValueError(f"{folder} ended too often by: {kind}. {again}")
+        raise ValueError(f"{folder} ended too often without progress (reason: {kind}). {again}")
 
 
-def end(folder: Path, number: int, *, log: Path, scheduler: str, code: int, cause: str | None = None) -> Action:
-    """Write why an attempt ended; returns what is to be done. `cause` is given where it is known without Slurm."""
+def end(folder: Path, number: int, *, log: Path, job: Job, code: int, cause: str | None = None) -> Action:
+    """Record why an attempt ended and return what to do next. `cause` is the reason, if it is known without Slurm.
+    Raises OSError if the reason cannot be written now."""
+    os.stat(folder)
     attempts = read_attempts(folder)
     if len(attempts) > number:
-        say(f"deeplense: attempt {len(attempts)} has begun elsewhere; this one, {number}, is over")
+        say(f"deeplense: attempt {len(attempts)} has begun elsewhere; attempt {number} is over")
         return "leave"
-    attempt = attempts[-1]
-    text = log_of_attempt(read_text(log), number)
-    facts = Facts(
-        restart=attempt["restart"],
-        own=attempt["ended"],
-        code=code,
-        hung=hung(folder, number),
-        scheduler=parse_fields(scheduler),
-        cause=cause or cause_in_log(text),
-        tasks=failed_tasks(text),
-    )
-    reason = why(facts)
+    _, attempt = attempt_of(folder, number)
+    facts = facts_of(folder, attempt, job, log=log, code=code, cause=cause)
+    reason = attempt["ended"] if "concluded" in attempt else why(facts)
     what = action(reason, counted(folder, number), restarts_of(folder), facts=facts)
-    conclude(folder, number, reason)
+    if "concluded" not in attempt:
+        conclude(folder, number, reason)
     say(f"deeplense: attempt {number} ended: {reason}; {DOING[what]}")
     return what
 
 
-DOING = {"end": "no further attempt", "requeue": "asking for another attempt", "leave": "Slurm starts another attempt"}
+DOING = {
+    "finished": "no further attempt",
+    "end": "no further attempt",
+    "requeue": "requesting another attempt",
+    "leave": "Slurm starts another attempt",
+}
 
 
-def conclude(folder: Path, number: int, reason: str) -> None:
-    """Write the reason as the launcher sees it; a full disk does not keep the run from another attempt."""
-    try:
-        end_attempt(folder, number, reason=reason, concluded=True)
-    except OSError as error:
-        say(f"deeplense: could not write why attempt {number} ended ({reason}): {error}")
-
-
-def counted(folder: Path, number: int) -> list[str]:
-    """The ends that count for the budgets: of the attempts since the last submission, before this one."""
-    return summary(read_attempts(folder)[launched(folder).get("attempts_before", 0) : number - 1])
-
-
-def restarts_of(folder: Path) -> Mapping[str, int]:
-    """The budgets that were asked for."""
-    return launched(folder).get("restarts", {})
-
-
-def launched(folder: Path) -> dict[str, Any]:
-    """How the run was submitted; nothing where that cannot be read, which must not keep a run from going on."""
-    path = folder / LAUNCH
-    try:
-        return read_record(path, KINDS) if path.exists() else {}
-    except (ValueError, OSError) as error:
-        say(f"deeplense: {error}")
-        return {}
-
-
-def read_text(path: Path) -> str:
-    """A log, as far as it can be read."""
-    return path.read_text(errors="replace") if path.exists() else ""
-
-
-def say(message: str) -> None:
-    """One line to the log."""
-    sys.stderr.write(f"{message}\n")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Answer the batch script."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the arguments that the batch script passes."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("what", choices=("begin", "end"))
     parser.add_argument("--log", type=Path, required=True, help="log of the batch script and of rank 0")
+    parser.add_argument("--code_folder", type=Path, help="copy of the code that was made for the run")
     parser.add_argument("--scheduler", default="", help="output of scontrol show job --oneliner")
     parser.add_argument("--history", default="", help="states of all starts of the job, from sacct --duplicates")
+    parser.add_argument("--after", help="for a successor job: the jobs before it, newest first, separated by dots")
+    parser.add_argument("--after_scheduler", default="", help="output of scontrol for the first job of --after")
+    parser.add_argument("--after_history", default="", help="output of sacct for the first job of --after")
     parser.add_argument("--code", type=int, default=0, help="exit code of srun")
-    given = parser.parse_args(arguments)
-    folder = Path(os.environ[FOLDER])
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Answer a call of the batch script."""
+    given = parser().parse_args(arguments)
+    folder, job = Path(os.environ[FOLDER]), Job(given.scheduler, given.history)
     try:
+        if given.code_folder is not None:
+            refuse_other_code(given.code_folder)
         if given.what == "begin":
-            print(begin(folder, log=given.log, scheduler=given.scheduler, history=given.history))
+            if given.code_folder is not None:
+                refuse_changed(given.code_folder)
+            before = Job(given.after_scheduler, given.after_history)
+            after = given.after.split(".") if given.after else ()
+            print(begin(folder, log=given.log, job=job, after=after, before=before), flush=True)
         else:
-            number = int(os.environ[NUMBER])
-            print(end(folder, number, log=given.log, scheduler=given.scheduler, code=given.code))
+            print(end(folder, int(os.environ[NUMBER]), log=given.log, job=job, code=given.code), flush=True)
+    except Over as over:
+        say(f"deeplense: {over}")
+        return EXIT_OVER
     except ValueError as error:
         say(f"deeplense: {error}")
-        return 1
+        return EXIT_REFUSED
+    except (OSError, ImportError, MemoryError) as error:
+        say(f"deeplense: {str(error) or 'out of memory'}")
+        return EXIT_AWAY
+    except Exception:
+        traceback.print_exc()
+        return EXIT_ERROR
     return 0
 
 

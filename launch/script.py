@@ -1,63 +1,41 @@
-"""The text that Slurm gets: what stands around srun, submitit's parameters, and a whole script without submitit."""
+"""Batch scripts for Slurm: the shell code around srun, the parameters of submitit, and a script without submitit."""
 
 import math
+import os
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from jobs.config import refuse_control, require
 from launch.clusters import Cluster
 from launch.containers import container_words
+from launch.copied import WHERE
+from launch.environment import unset_by_script
+from launch.submission import Submission
 
 TEMPLATES = Path(__file__).parents[1] / "slurm_templates"
 FOLDERS = "folders.txt"
-SRUN_OPTIONS = ("--kill-on-bad-exit=1", "--wait=60")
-
-
-@dataclass(frozen=True)
-class Submission:
-    """What is submitted: the command of each run, the folder of each, and where they keep logs and code. Raises
-    ValueError for paths that a batch script or Slurm would read as something else."""
-
-    cluster: Cluster
-    commands: tuple[tuple[str, ...], ...]
-    folders: tuple[Path, ...]
-    logs: Path
-    code: Path
-
-    def __post_init__(self) -> None:
-        refuse_control({"the command": self.commands, "run": self.folders, "logs": self.logs, "code": self.code})
-        patterns = [sign for sign in "%\\" if sign in str(self.logs)]
-        require(
-            self.cluster.executor != "slurm" or not patterns,
-            f"{self.logs} has a {''.join(patterns[:1])}, which Slurm takes for a pattern in the names of logs; use "
-            "a folder without it.",
-        )
-
-    @property
-    def name(self) -> str:
-        """What the scheduler calls it."""
-        return f"{self.commands[0][0].replace(' ', '-')}-{self.folders[0].name}"
+MOST_FOLLOWED = 64
+"""Arrays of more runs have no successor jobs, which would fill the queue."""
+SRUN_OPTIONS = ("--open-mode=append", "--export=ALL", "--kill-on-bad-exit=1", "--wait=60")
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of `slurm_templates/`; a value that it lacks is an error."""
+    """Render a template of `slurm_templates/`; a missing value is an error."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=False
     )
     return environment.get_template(template).render(**values)
 
 
-def pieces(submission: Submission) -> tuple[str, str]:
-    """What stands before and after srun."""
+def pieces(submission: Submission, *, pickles: bool) -> tuple[str, str]:
+    """Return the shell code before and after srun. With `pickles`, srun runs pickled commands with submitit."""
     cluster = submission.cluster
     folders = {"DEEPLENSE_SCRATCH": cluster.scratch, "DEEPLENSE_NODE_LOCAL": cluster.node_local}
-    # Not quoted with '': variables of the node's shell are allowed.
+    # Not quoted with '', so that the shell of the node expands variables.
     lines = {name: f'"{folder}"' for name, folder in folders.items() if folder}
     values = {
         "folders": shlex.quote(str(submission.logs / FOLDERS)),
@@ -66,12 +44,19 @@ def pieces(submission: Submission) -> tuple[str, str]:
         "python": python_command(submission),
         "environment": lines | {name: shlex.quote(value) for name, value in cluster.environment.items()},
         "setup": cluster.setup,
+        "successor": cluster.successor and len(submission.folders) <= MOST_FOLLOWED,
     }
-    return render("setup.sh", **values), render("teardown.sh", **values)
+    identity = render(
+        "identity.sh",
+        stale=unset_by_script(array=len(submission.folders) > 1, has_gpus=cluster.gpus_per_node > 0),
+        code=f"{WHERE}={values['code']}",
+    )
+    named = shlex.quote(str(submission.pickle_of(""))) if pickles else None
+    return render("setup.sh", **values, identity=identity, pickles=named), render("teardown.sh", **values)
 
 
 def python_command(submission: Submission) -> str:
-    """The interpreter of the job, in its container if it has one, as a shell takes it."""
+    """Return the shell command of the job's Python interpreter, inside its container if it has one."""
     cluster = submission.cluster
     if not cluster.image:
         return shlex.quote(cluster.python or sys.executable)
@@ -79,9 +64,9 @@ def python_command(submission: Submission) -> str:
 
 
 def slurm_parameters(submission: Submission) -> dict[str, Any]:
-    """The job as submitit's Slurm executor is told."""
+    """Return the parameters of a job for submitit's Slurm executor."""
     cluster = submission.cluster
-    setup, teardown = pieces(submission)
+    setup, teardown = pieces(submission, pickles=True)
     given = {name: getattr(cluster, name) for name in ("partition", "account", "qos", "constraint")}
     further = {name: value or True for name, value in cluster.sbatch.items()}
     return {
@@ -103,7 +88,7 @@ def slurm_parameters(submission: Submission) -> dict[str, Any]:
 
 
 def unnamed(cluster: Cluster) -> dict[str, str]:
-    """Options that submitit has no word for, or another unit."""
+    """Return options that submitit does not have, or has in another unit."""
     options = {"reservation": cluster.reservation} if cluster.reservation else {}
     if cluster.memory_gb_per_task:
         options["mem"] = f"{math.ceil(1024 * cluster.memory_gb_per_task * cluster.tasks_on_node)}M"
@@ -111,12 +96,15 @@ def unnamed(cluster: Cluster) -> dict[str, str]:
 
 
 def srun_options(cluster: Cluster) -> list[str]:
-    """What srun is told: the cores (which it does not take over from sbatch), and to end all ranks with the first."""
+    """Return the options of srun: the number of cores, which it does not inherit from sbatch, and to end all ranks if
+    one fails."""
     return [f"--cpus-per-task={cluster.cpus_per_task}", *SRUN_OPTIONS]
 
 
 def submitit_script(submission: Submission) -> str:
-    """The whole batch script that submitit hands to Slurm."""
+    """Return the complete batch script, made by submitit."""
+    # submitit would read a different signal from this variable of the shell.
+    os.environ.pop("SUBMITIT_PREEMPT_SIGNAL", None)
     from submitit.slurm.slurm import _make_sbatch_string
 
     command = f"{python_command(submission)} -u -m submitit.core._submit {shlex.quote(str(submission.logs))}"
@@ -126,8 +114,8 @@ def submitit_script(submission: Submission) -> str:
 
 
 def whole_script(submission: Submission) -> str:
-    """A batch script that does the same without submitit, for `sbatch FILE`."""
-    setup, teardown = pieces(submission)
+    """Return a batch script for `sbatch FILE` that does the same without submitit."""
+    setup, teardown = pieces(submission, pickles=False)
     parameters = slurm_parameters(submission)
     apart = ("setup", "teardown", "srun_args", "stderr_to_stdout", "wckey", "signal_delay_s", "additional_parameters")
     options = {name.replace("_", "-"): value for name, value in parameters.items() if name not in apart}
@@ -155,11 +143,12 @@ def whole_script(submission: Submission) -> str:
 
 
 def job_environment(submission: Submission, folder: Path) -> Mapping[str, str]:
-    """What a job without a batch script is told by its environment."""
+    """Return the environment variables of a job without a batch script."""
     return {
         **submission.cluster.environment,
         "DEEPLENSE_FOLDER": str(folder),
         "PYTHONPATH": str(submission.code),
+        WHERE: str(submission.code),
         "PYTHONSAFEPATH": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",

@@ -1,35 +1,32 @@
-"""A copy of the code as it is now, so that a job that waits or comes back runs what was submitted."""
+"""Copy the current code, so that a job that starts later or restarts runs the code that was submitted."""
 
-import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from deeplense.files import checksum, replacing, write_json
-from jobs.config import require
-from jobs.runs import SNAPSHOT
+from deeplense.files import replacing, write_json
+from jobs.settings import require
+from launch.copied import DIFF, PACKAGES, RECORD, files_in, hash_files, is_file
 
-PACKAGES = ("deeplense", "jobs", "launch")
 CODE = (*PACKAGES, "slurm_templates")
 WANTED = (*CODE, "containers", "pyproject.toml", "requirements.lock")
-"""What a job needs, and what tells how its environment was made."""
+"""What a job needs, and the files that document how its environment was built."""
 SUFFIXES = (".py", ".yaml", ".html", ".sh")
-"""Files that a job may read; those that git does not know are asked about."""
-RECORD, DIFF = SNAPSHOT, "snapshot.diff"
+"""Suffixes of files that a job may read; such files must be tracked by git."""
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = 10
 
 
 def take_snapshot(destination: Path, *, allow_untracked: bool = False, root: Path = ROOT) -> dict[str, Any]:
-    """Copy the code in `root` as it is now into a folder, whole or not at all; returns what is known of it.
+    """Copy the current code in `root` to a folder, completely or not at all; return the record of the copy.
 
-    In a git work tree these are the tracked files of `WANTED` with their present content, and with `allow_untracked`
-    the untracked ones beside them; elsewhere, the files of the installed packages. `snapshot.json` holds what is
-    returned: the commit, whether there are changes to it (they are in `snapshot.diff`), and a hash of names and
-    contents. Raises ValueError where files are untracked, or a link leads out of the copy.
+    In a git work tree, copy the tracked files of `WANTED` with their current content and, with `allow_untracked`, the
+    untracked ones; elsewhere, copy the files of the installed packages. The record is also written to `snapshot.json`:
+    the commit, whether the code differs from it (the changes are in `snapshot.diff`), and a hash of names and contents.
+    Raises ValueError if files are untracked, or a link points outside the copy.
     """
     tracked = tracked_files(root)
     untracked = untracked_files(root) if tracked else []
@@ -49,7 +46,7 @@ def take_snapshot(destination: Path, *, allow_untracked: bool = False, root: Pat
 
 
 def tracked_files(root: Path) -> list[str]:
-    """The files of `WANTED` that git tracks and that are there, relative to the root; none outside a work tree."""
+    """Return the existing files of `WANTED` that git tracks, relative to the root; empty outside a work tree."""
     if not is_work_tree(root):
         return []
     listed = split(git(root, "ls-files", "-z", "--", *WANTED))
@@ -57,71 +54,50 @@ def tracked_files(root: Path) -> list[str]:
 
 
 def untracked_files(root: Path) -> list[str]:
-    """Files of code that git neither tracks nor ignores, relative to the root."""
+    """Return the code files that git neither tracks nor ignores, relative to the root."""
     listed = split(git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *CODE))
     return sorted(name for name in listed if name.endswith(SUFFIXES))
 
 
 def package_files(root: Path) -> list[str]:
-    """The files of the installed packages, relative to the root. Raises ValueError where there is none."""
+    """Return the files of the installed packages, relative to the root. Raises ValueError if there are none."""
     names = [str(path.relative_to(root)) for package in PACKAGES for path in files_in(root / package)]
-    require(bool(names), f"{root} holds no code of deeplense: neither {', '.join(PACKAGES[:-1])} nor {PACKAGES[-1]}.")
+    require(
+        bool(names), f"{root} contains no code of deeplense: neither {', '.join(PACKAGES[:-1])} nor {PACKAGES[-1]}."
+    )
     return names
 
 
-def files_in(folder: Path) -> Iterator[Path]:
-    """All files and links below a folder, in order, without compiled ones."""
-    for path in sorted(folder.rglob("*")):
-        if is_file(path) and "__pycache__" not in path.parts:
-            yield path
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is a file or a link of this name."""
-    return path.is_symlink() or path.is_file()
-
-
 def copy_files(names: Iterable[str], root: Path, destination: Path) -> None:
-    """Copy files into a new folder; links stay links."""
+    """Copy files to a new folder; links are copied as links."""
     for name in names:
         (destination / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(root / name, destination / name, follow_symlinks=False)
 
 
 def refuse_outward_links(folder: Path) -> None:
-    """Raise ValueError for a link to what is not in the folder, where later changes would reach it."""
+    """Raise ValueError if a link points outside the folder, as later changes there would affect the copy."""
     for path in files_in(folder):
         target = Path(os.path.realpath(path))
         inside = target.exists() and target.is_relative_to(folder.resolve())
         name = str(path.relative_to(folder))
-        require(inside, f"{name!r} is a link to {os.fspath(target)!r}, not in the copy; put the file itself there.")
-
-
-def hash_files(folder: Path) -> str:
-    """SHA-256 over names and contents of the code in a snapshot, without its record; a link's content is its target."""
-    digest = hashlib.sha256()
-    for path in files_in(folder):
-        name = os.fsencode(path.relative_to(folder))
-        if name not in (RECORD.encode(), DIFF.encode()):
-            content = b"link " + os.fsencode(os.readlink(path)) if path.is_symlink() else checksum(path).encode()
-            digest.update(b"%s\0%s\0" % (name, content))
-    return digest.hexdigest()
+        require(inside, f"{name!r} is a link to {os.fspath(target)!r}, outside the copy; replace the link by the file.")
 
 
 def changes(root: Path) -> bytes:
-    """What differs from the commit in `WANTED`, as a patch that `git apply` takes."""
+    """Return the changes of `WANTED` since the commit, as a patch for `git apply`."""
     shape = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
     return git(root, "diff", *shape, "HEAD", "--", *WANTED)
 
 
 def refusal(untracked: list[str], root: Path) -> str:
-    """Why a snapshot is refused, naming the files."""
+    """Return the error message for untracked files."""
     shown = ", ".join(map(repr, untracked[:SHOWN])) + f" and {len(untracked) - SHOWN} more" * (len(untracked) > SHOWN)
-    return f"git in {root} does not track {shown}; `git add` or remove them, or allow untracked files to copy them too."
+    return f"git in {root} does not track {shown}; `git add` or remove them, or use --allow_untracked to copy them too."
 
 
 def is_work_tree(root: Path) -> bool:
-    """Whether git has files of the project's packages here. Raises ValueError where git refuses to say."""
+    """Whether git tracks files of the project's packages here. Raises ValueError if git fails for another reason."""
     try:
         return bool(git(root, "ls-files", "-z", "--", *PACKAGES))
     except FileNotFoundError:
@@ -133,8 +109,8 @@ def is_work_tree(root: Path) -> bool:
 
 
 def git(root: Path, *words: str) -> bytes:
-    """What git prints, in the work tree of `root`. Raises ValueError with git's own words where it fails."""
-    # Inside a git hook these lead to another work tree.
+    """Return the output of git in the work tree of `root`. Raises ValueError, with git's error message, if it fails."""
+    # Inside a git hook, these variables point to another work tree.
     misleading = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
     inherited = {name: value for name, value in os.environ.items() if name not in misleading}
     environment = inherited | {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
@@ -144,5 +120,5 @@ def git(root: Path, *words: str) -> bytes:
 
 
 def split(listed: bytes) -> list[str]:
-    """The names of a list that git ends with zero bytes."""
+    """Split the output of git into names that end with zero bytes."""
     return [os.fsdecode(name) for name in listed.split(b"\0") if name]

@@ -1,52 +1,57 @@
-"""Sending jobs to a cluster, or to this machine, through submitit; what is needed to continue them is kept."""
+"""Submit jobs to a cluster or to this machine with submitit, and record what is needed to resume them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs import config
-from jobs.claim import refuse_if_trained
-from jobs.config import require
-from jobs.runs import CODE, FINISHED, LAUNCH, LOGS, check_run, open_run
+from deeplense.files import replacing
+from jobs import command_line, verbs
+from jobs.runs.claim import refuse_if_trained
+from jobs.runs.folder import CODE, FINISHED, LAUNCH, LOGS, check_run, open_run
+from jobs.settings import require
 from launch import queue, slurm, status
 from launch.clusters import Cluster
-from launch.here import start_run, variables
+from launch.here import start_run
 from launch.record import again, keep, own, record, told_in
-from launch.script import FOLDERS, Submission, job_environment, python_command, slurm_parameters
+from launch.script import FOLDERS, job_environment, submitit_script
 from launch.snapshot import take_snapshot
+from launch.submission import Submission
 from launch.task import Run
 
 LAUNCHES = Path("launches")
+SCRIPT = "submission.sh"
+"""Name, among the logs, of the batch script that was last submitted with sbatch."""
 QUEUE_LOG = "queue.txt"
-"""Among the logs: what the process says that starts several runs of this machine one after another."""
+"""Name, among the logs, of the log of the process that starts several runs on this machine one after another."""
 
 
 def prepare(command: Sequence[str], cluster: Cluster, *, folder: Path | None = None) -> Submission:
-    """What would be submitted. Exits, with a line on stderr, where the settings are wrong; nothing is written."""
-    settings = config.parse(command[0], command[1:])
+    """Return the submission of a job, without writing anything. Exits, with a line on stderr, if settings are
+    invalid."""
+    settings = command_line.parse(command[0], command[1:])
     require(
-        folder is None or command[0] not in config.STOPPABLE,
-        f"--folder is for jobs without a run; the folder of {command[0]} is its --run.",
+        folder is None or command[0] not in verbs.STOPPABLE,
+        f"--folder is only for jobs without --run; {command[0]} uses the folder of its --run, so leave --folder out.",
     )
     home = (folder or home_of(command[0], settings)).absolute()
     return Submission(cluster, (tuple(command),), (home,), home / LOGS, home / CODE)
 
 
 def home_of(job: str, settings: Any) -> Path:
-    """The folder that a job's logs and attempts go to: its run, or a new one below launches/."""
-    return settings.run if job in config.STOPPABLE else LAUNCHES / f"{job.replace(' ', '-')}-{now()}"
+    """Return the folder for logs and attempts of a job: its run folder, or a new one below launches/."""
+    return settings.run if job in verbs.STOPPABLE else LAUNCHES / f"{job.replace(' ', '-')}-{now()}"
 
 
 def now() -> str:
-    """The time, as part of a name."""
+    """Return the current time in a form for file names."""
     return time.strftime("%Y%m%d-%H%M%S")
 
 
 def prepare_sweep(commands: Sequence[Sequence[str]], cluster: Cluster, *, folder: Path | None = None) -> Submission:
-    """What would be submitted, as one array, for the runs of a sweep. Exits where any of the settings are wrong."""
-    settings = [config.parse(command[0], command[1:]) for command in commands]
-    require(commands[0][0] in config.STOPPABLE, f"{commands[0][0]} has no --run; a sweep is over runs.")
+    """Return the submission of the unfinished runs of a sweep as one job array. Exits if any settings are invalid."""
+    settings = [command_line.parse(command[0], command[1:]) for command in commands]
+    require(commands[0][0] in verbs.STOPPABLE, f"{commands[0][0]} has no --run; a sweep needs a job with --run.")
     left = [place for place, each in enumerate(settings) if not (each.run / FINISHED).exists()]
     require(bool(left), f"all {len(commands)} runs of the sweep are finished.")
     home = (folder or LAUNCHES / f"sweep-{now()}").absolute()
@@ -57,10 +62,10 @@ def prepare_sweep(commands: Sequence[Sequence[str]], cluster: Cluster, *, folder
 def prepare_parts(
     command: Sequence[str], cluster: Cluster, *, num_parts: int, folder: Path | None = None
 ) -> Submission:
-    """What would be submitted, as one array, for a job that several tasks share. Exits where the settings are wrong."""
-    job, settings = command[0], config.parse(command[0], command[1:])
-    require(job in config.DIVISIBLE, f"{job} cannot be shared; --parts is for {' and '.join(config.DIVISIBLE)}.")
-    require(settings.part is None, f"--parts {num_parts} gives each task its --part; leave --part={settings.part} out.")
+    """Return the submission of a job that is split across a job array. Exits if the settings are invalid."""
+    job, settings = command[0], command_line.parse(command[0], command[1:])
+    require(job in verbs.DIVISIBLE, f"{job} cannot be split; --parts is only for {' and '.join(verbs.DIVISIBLE)}.")
+    require(settings.part is None, f"--parts {num_parts} sets --part of each task; leave --part={settings.part} out.")
     home = (folder or home_of(job, settings)).absolute()
     numbers = range(1, num_parts + 1)
     commands = tuple((*command, f"--part={number}/{num_parts}") for number in numbers)
@@ -69,18 +74,21 @@ def prepare_parts(
 
 
 def prepare_spread(command: Sequence[str], cluster: Cluster, *, folder: Path | None = None) -> Submission:
-    """What would be submitted, as one array, for a job that is many runs. Exits where the settings are wrong."""
-    job, settings = command[0], config.parse(command[0], command[1:])
-    runs = config.load_job(job).runs_left(settings)  # type: ignore[attr-defined]
-    require(bool(runs), f"all runs in {settings.output} are finished; the same without `submit` makes the table.")
+    """Return the submission of the unfinished runs of a job with many runs, as one job array. Exits if the settings are
+    invalid."""
+    job, settings = command[0], command_line.parse(command[0], command[1:])
+    runs = verbs.work_of(job).runs_left(settings)  # type: ignore[attr-defined]
+    require(
+        bool(runs), f"all runs in {settings.output} are finished; run the command without `submit` to make the table."
+    )
     home = (folder or home_of(job, settings)).absolute()
     commands = tuple((*command, f"--only={name}") for name in runs)
     return Submission(cluster, commands, tuple(run.absolute() for run in runs.values()), home / LOGS, home / CODE)
 
 
 def send(submission: Submission, *, allow_untracked: bool = False, keep_code: bool = False) -> list[str | None]:
-    """Submit all runs, as one array if there are several; returns the job's id for each, None for those of this machine
-    that wait for their turn."""
+    """Submit all runs, as one job array if there are several. Return the job id of each, None for runs that are queued
+    on this machine."""
     set_up(submission, allow_untracked=allow_untracked, keep_code=keep_code)
     if submission.cluster.executor != "slurm":
         return send_to_this_machine(submission)
@@ -91,59 +99,77 @@ def send(submission: Submission, *, allow_untracked: bool = False, keep_code: bo
 
 
 def set_up(submission: Submission, *, allow_untracked: bool = False, keep_code: bool = False) -> None:
-    """Make the folders with all that the job will look for there. Raises ValueError where a run is under way."""
+    """Create the folders with all files that the job needs. Raises ValueError if a run is active or finished."""
     for folder in submission.folders:
-        require(not (folder / FINISHED).exists(), f"{folder} is finished; evaluate it, or give another --run.")
+        require(not (folder / FINISHED).exists(), f"{folder} is finished; evaluate it, or use another --run.")
         if (folder / LAUNCH).exists():
             own(folder)
-        require(not status.is_active(folder), f"{folder} waits or runs already; `deeplense cancel {folder}` ends it.")
-    # Of an array all are checked before the first folder is made.
+    for folder in status.active(submission.folders):
+        raise ValueError(f"{folder} is already pending or running; cancel it with `deeplense cancel {folder}`.")
+    # Check all runs of an array before the first folder is created.
     check_runs(submission)
     open_runs(submission)
     submission.logs.mkdir(parents=True, exist_ok=True)
     if not keep_code:
         take_snapshot(submission.code, allow_untracked=allow_untracked)
     (submission.logs / FOLDERS).write_text("".join(f"{folder}\n" for folder in submission.folders))
-    for place in range(len(submission.folders)):
+    for place, folder in enumerate(submission.folders):
+        status.conclude_last(folder)
         record(submission, place)
 
 
 def check_runs(submission: Submission) -> None:
-    """Raise ValueError where a training cannot begin or go on in its folder, or is under way there."""
-    for command, folder in zip(submission.commands, submission.folders, strict=True):
-        if command[0] in config.TRAININGS:
-            settings = config.parse(command[0], command[1:])
+    """Raise ValueError if a training cannot start or resume in its folder, or is running there."""
+    for command, settings, folder in zip(submission.commands, submission.settings, submission.folders, strict=True):
+        if command[0] in verbs.TRAININGS:
             check_run(folder, settings)
             refuse_if_trained(folder, take_over=bool(settings.take_over))
 
 
 def open_runs(submission: Submission) -> None:
-    """Make the folders, or check that they are runs of the same settings."""
-    for command, folder in zip(submission.commands, submission.folders, strict=True):
-        settings = config.parse(command[0], command[1:])
-        if command[0] in config.TRAININGS:
+    """Create the run folders, or check that they are runs with the same settings."""
+    for command, settings, folder in zip(submission.commands, submission.settings, submission.folders, strict=True):
+        if command[0] in verbs.TRAININGS:
             open_run(folder, settings)
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def send_to_slurm(submission: Submission) -> list[str]:
-    """Through sbatch, all runs in one array."""
-    from submitit import SlurmExecutor
+    """Submit with sbatch, several runs as one job array; return the job ids."""
+    write_pickles(submission)
+    script = submission.logs / SCRIPT
+    with replacing(script) as temporary:
+        temporary.write_text(submitit_script(submission))
+    job_id = slurm.send(submission.cluster.slurm_conf, script, submission.logs)
+    several = len(submission.commands) > 1
+    return [f"{job_id}_{place}" if several else job_id for place in range(len(submission.commands))]
 
-    with variables(slurm.environment(submission.cluster.slurm_conf)):
-        executor = SlurmExecutor(submission.logs, python=python_command(submission))
-        executor.update_parameters(**slurm_parameters(submission))
-        jobs = executor.submit_array([Run(command[0], tuple(command[1:])) for command in submission.commands])
-    return [job.job_id for job in jobs]
+
+def write_pickles(submission: Submission) -> None:
+    """Write the pickles that submitit runs before the job is submitted, so that the job can run even if the answer of
+    sbatch is lost."""
+    from submitit.core.utils import DelayedSubmission
+
+    for place, command in enumerate(submission.commands):
+        path = submission.pickle_of(place)
+        DelayedSubmission(Run(command[0], tuple(command[1:]))).dump(path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
 
 
 def send_to_this_machine(submission: Submission) -> list[str | None]:
-    """Through submitit's local executor, one after another where there are several."""
+    """Submit with submitit's local executor; several runs execute one after another."""
     return [start_run(submission)] if len(submission.folders) == 1 else queue_up([submission])
 
 
+def checked(submission: Submission) -> Iterator[str]:
+    """Yield notes for the user on a run that is resubmitted. Raises ValueError if it would fail or never start."""
+    from launch.checks import check_before_submission
+
+    yield from (line for line in check_before_submission(submission) if line.startswith("note: "))
+
+
 def queue_up(submissions: Sequence[Submission]) -> list[str | None]:
-    """Have runs of this machine, which are set up, started one after another."""
+    """Queue runs that are set up, to execute one after another on this machine."""
     first, folders = submissions[0], [folder for submission in submissions for folder in submission.folders]
     code = {"PYTHONPATH": job_environment(first, folders[0])["PYTHONPATH"]}
     queue.start(folders, log=first.logs / QUEUE_LOG, environment=code)
@@ -151,14 +177,22 @@ def queue_up(submissions: Sequence[Submission]) -> list[str | None]:
 
 
 def send_again(
-    runs: Sequence[Path], *, hours: float | None = None, update_code: bool = False
+    runs: Sequence[Path],
+    *,
+    hours: float | None = None,
+    nodes: int | None = None,
+    update_code: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> dict[Path, str | None]:
-    """Submit runs that ended once more; returns the job's id of each, None for those of this machine that wait for
-    their turn. Raises ValueError where one cannot be; those before it are then submitted."""
+    """Resubmit runs that have ended. Return the job id of each, None for runs that are queued on this machine. Call
+    `tell` with each note for the user. Raises ValueError if a run cannot be resubmitted; those before it have been."""
     sent: dict[Path, str | None] = {}
     here = []
     for run in runs:
-        submission = again(run, hours=hours, update_code=update_code)
+        submission = again(run, hours=hours, nodes=nodes, update_code=update_code)
+        notes = checked(submission) if hours or nodes else ()
+        for line in [*(f"note: {run}: {line}" for line in submission.left_out), *notes]:
+            tell(line)
         if submission.cluster.executor == "local" and len(runs) > 1:
             set_up(submission, keep_code=not update_code)
             here.append(submission)

@@ -1,8 +1,59 @@
-# What the batch script does before srun: names the run, opens an attempt, says where the ranks meet.
-# It runs on the first node, outside any container: scontrol and sacct are here, and need not be in the image.
+# The part of the batch script before srun: queues a successor job, opens an attempt, sets the rendezvous of the ranks.
+# It runs on the first node, outside any container, so the image does not need Slurm's commands.
+# launch/README.md describes the states of a run, and what happens if one of these commands fails, is killed or hangs.
+# When Slurm ends the job, the script keeps running to record the reason; it has KillWait seconds for that.
+trap : TERM CONT USR1 USR2
+deeplense_say() { echo "deeplense: $*"; }
+# Pauses without a separate process, which would outlive the script.
+deeplense_wait() { read -rt "$1" <> <(:) || :; }
+# Runs a program with a time limit in seconds. It ignores the signal with which Slurm ends a job.
+deeplense_ask() {
+    timeout --signal=KILL "${DEEPLENSE_ANSWER_S:-$1}" bash -c 'trap "" TERM; exec "$@"' - "${@:2}"
+}
+# Repeats a command until it succeeds (code 0), is refused (2) or is over (3), with growing pauses, for hours, as disks
+# and controllers may become available again. An error of the code itself (70) is permanent: it is tried four times.
+deeplense_persist() {
+    local code pause="${DEEPLENSE_PAUSE_S:-5}" until=$((SECONDS + ${DEEPLENSE_PATIENCE_S:-21600})) errors=0
+    while :; do
+        "$@"
+        code=$?
+        case $code in 0 | 2 | 3) return $code ;; 70) errors=$((errors + 1)) ;; esac
+        [ $SECONDS -lt $until ] && [ $errors -lt 4 ] || return $code
+        deeplense_say "$1: exit code $code; trying again in $pause s"
+        deeplense_wait $pause
+        pause=$((pause < 150 ? 2 * pause : 300))
+    done
+}
+{{ identity }}
+deeplense_environment="$(export -p)"
 deeplense_job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}}"
 deeplense_job="${deeplense_job:-$SLURM_JOB_ID}"
-export DEEPLENSE_FOLDER="$(sed -n "$((${SLURM_ARRAY_TASK_ID:-0} + 1))p" {{ folders }})"
+# The jobs before this successor job, newest first, separated by dots.
+deeplense_after="${DEEPLENSE_AFTER:-}"
+unset DEEPLENSE_AFTER
+deeplense_following=
+deeplense_follower="deeplense-after-$(IFS=. && set -- $deeplense_job $deeplense_after && echo "${*:1:5}")"
+# Ends the script with an exit code, without requeue, and cancels the successor job.
+deeplense_leave() {
+    [ -z "$deeplense_following" ] || kill "$deeplense_following" 2> /dev/null
+    deeplense_ask 60 scancel --me --name="$deeplense_follower"
+    [ "$1" = 0 ] || deeplense_ask 60 scontrol update jobid="$deeplense_job" requeue=0
+    exit "$1"
+}
+deeplense_folder() {
+    local folders
+    mapfile -t folders < {{ folders }} && DEEPLENSE_FOLDER="${folders[${SLURM_ARRAY_TASK_ID:-0}]}" && [ -n "$DEEPLENSE_FOLDER" ]
+}
+deeplense_persist deeplense_folder || deeplense_leave 1
+{% if pickles -%}
+# submitit looks for its pickle under the id of this job, which was not known when the pickle was written.
+deeplense_pickle() {
+    local kept={{ pickles }}"${SLURM_ARRAY_TASK_ID:-0}" named={{ logs }}/"${deeplense_job}_submitted.pkl"
+    [ -e "$named" ] || { deeplense_ask 60 cp "$kept" "$named.part" && deeplense_ask 60 mv "$named.part" "$named"; }
+}
+deeplense_persist deeplense_pickle || deeplense_leave 1
+{% endif -%}
+export DEEPLENSE_FOLDER
 export PYTHONPATH={{ code }} PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 {% for name, value in environment.items() -%}
 export {{ name }}={{ value }}
@@ -10,26 +61,102 @@ export {{ name }}={{ value }}
 {% for line in setup -%}
 {{ line }}
 {% endfor -%}
-deeplense_facts() { scontrol show job --oneliner "$deeplense_job" 2>/dev/null; }
+# Shell options that these lines have set must not end this script.
+set +eu
+# Prints what Slurm reports about a job, and how each of its starts ended.
+deeplense_facts() { deeplense_ask 30 scontrol show job --oneliner "$1" 2> /dev/null; }
 deeplense_history() {
-    [ "${SLURM_RESTART_COUNT:-0}" = 0 ] ||
-        timeout 5 sacct --duplicates --allocations --noheader --parsable2 --format=State --jobs="$deeplense_job" 2>/dev/null
+    deeplense_ask 10 sacct --duplicates --allocations --noheader --parsable2 --format=State --jobs="$1" 2> /dev/null
 }
-# The script lives on when Slurm ends the job, to write down why; it has KillWait seconds for that.
-trap : TERM CONT USR1 USR2
+# Returns an exit code. If Python itself has failed, returns 2 if the copy of the code has changed or is gone.
+deeplense_whole() {
+    [ "$1" != 1 ] || deeplense_ask 600 {{ python }} -m launch.copied {{ code }} || return
+    return "$1"
+}
 deeplense_log={{ logs }}/"${deeplense_job}"_0_log.out
-DEEPLENSE_ATTEMPT="$({{ python }} -m launch.requeue begin --log "$deeplense_log" \
-    --scheduler "$(deeplense_facts)" --history "$(deeplense_history)")" || exit 1
+deeplense_begin() {
+    local options=(--log "$deeplense_log" --code_folder {{ code }} --scheduler "$(deeplense_facts "$deeplense_job")") number
+    [ "${SLURM_RESTART_COUNT:-0}" = 0 ] || options+=(--history "$(deeplense_history "$deeplense_job")")
+    local before="${deeplense_after%%.*}"
+    [ -z "$before" ] || options+=(--after "$deeplense_after" --after_scheduler "$(deeplense_facts "$before")"
+        --after_history "$(deeplense_history "$before")")
+    number="$(deeplense_ask 600 {{ python }} -m launch.requeue begin "${options[@]}")"
+    deeplense_whole $? && DEEPLENSE_ATTEMPT="$number"
+}
+deeplense_persist deeplense_begin
+case $? in
+0) ;;
+3) deeplense_leave 0 ;;
+*) deeplense_leave 1 ;;
+esac
 export DEEPLENSE_ATTEMPT
-echo "deeplense: attempt $DEEPLENSE_ATTEMPT begins"
-deeplense_address() { scontrol show node --oneliner "$1" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p'; }
-deeplense_nodes=($(scontrol show hostnames "$SLURM_JOB_NODELIST"))
-export MASTER_ADDR="${deeplense_nodes[0]}"
-export DEEPLENSE_NODE_ADDRESSES="$(for node in "${deeplense_nodes[@]:0:2}"; do deeplense_address "$node"; done | tr '\n' ' ')"
-# A port of this node that nobody listens on, another one in each attempt.
+{% if successor -%}
+# Queues a successor job: the same script, with the original environment, which starts when this job has ended for good.
+# It makes the next attempt if this job could not request one. If the run is over, it is cancelled or exits.
+deeplense_follow() {
+    local there
+    there="$(deeplense_ask 60 squeue --me --noheader --name="$deeplense_follower" --format=%i)" || return 1
+    [ -z "$there" ] || return 0
+    (
+        element="${SLURM_ARRAY_TASK_ID:-}"
+        unset $(compgen -e)
+        eval "$deeplense_environment"
+        conf="${SLURM_CONF:-}"
+        unset ${!SLURM_@}
+        [ -z "$conf" ] || export SLURM_CONF="$conf"
+        export DEEPLENSE_AFTER="${deeplense_follower#deeplense-after-}"
+        deeplense_ask 60 sbatch --parsable --export=ALL --dependency="afterany:$deeplense_job" \
+            --job-name="$deeplense_follower" ${element:+--array="$element"} "$0"
+    ) > /dev/null
+}
+deeplense_persist deeplense_follow &
+deeplense_following=$!
+{% endif -%}
+deeplense_say "attempt $DEEPLENSE_ATTEMPT begins"
+deeplense_meet() {
+    local node told nodes
+    nodes=($(deeplense_ask 60 scontrol show hostnames "$SLURM_JOB_NODELIST")) && [ -n "$nodes" ] || return 1
+    MASTER_ADDR="${nodes[0]}" DEEPLENSE_NODE_ADDRESSES=
+    for node in "${nodes[@]:0:2}"; do
+        told="$(deeplense_ask 60 scontrol show node --oneliner "$node")" || return 1
+        [[ $told =~ NodeAddr=([^ ]+) ]] && DEEPLENSE_NODE_ADDRESSES+="${BASH_REMATCH[1]} "
+    done
+    return 0
+}
+deeplense_persist deeplense_meet || deeplense_leave 1
+export MASTER_ADDR DEEPLENSE_NODE_ADDRESSES
+# A free port of this node, different in each attempt.
 MASTER_PORT=$((20000 + (${SLURM_JOB_ID} * 131 + ${SLURM_RESTART_COUNT:-0} * 17) % 10000))
 deeplense_listens() { (exec 3<>"/dev/tcp/$1/$MASTER_PORT") 2>/dev/null; }
 while deeplense_listens 127.0.0.1 || deeplense_listens "${DEEPLENSE_NODE_ADDRESSES%% *}"; do
     MASTER_PORT=$((20000 + (MASTER_PORT - 20000 + 1) % 10000))
 done
 export MASTER_PORT
+# srun may wait forever before a rank starts. The first rank runs on this node, and Slurm sets the size of its step.
+deeplense_has_rank() {
+    local file found
+    for file in /proc/[0-9]*/environ; do
+        { mapfile -d '' -t found < "$file"; } 2> /dev/null || continue
+        case " ${found[*]} " in *" SLURM_STEP_NUM_TASKS="*) ;; *) continue ;; esac
+        case " ${found[*]} " in *" DEEPLENSE_ATTEMPT=$DEEPLENSE_ATTEMPT "*) ;; *) continue ;; esac
+        case " ${found[*]} " in *" DEEPLENSE_FOLDER=$DEEPLENSE_FOLDER "*) return 0 ;; esac
+    done
+    return 1
+}
+# Ends srun if no rank has started for an hour; this counts as a hang (86).
+deeplense_watch() {
+    local child limit="${DEEPLENSE_START_S:-3600}"
+    local until=$((SECONDS + limit))
+    while [ $SECONDS -lt $until ]; do
+        deeplense_wait $((limit < 5 ? limit : 5))
+        [ -d /proc/$$ ] && ! deeplense_has_rank || return 0
+    done
+    deeplense_say "no rank has started for $limit s; ending srun"
+    for child in $(< /proc/$$/task/$$/children); do
+        case "$deeplense_before $BASHPID " in *" $child "*) ;; *) kill -KILL "$child" ;; esac
+    done
+    return 86
+}
+deeplense_before=" $(< /proc/$$/task/$$/children) "
+deeplense_watch &
+deeplense_watching=$!

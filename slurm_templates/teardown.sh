@@ -1,11 +1,38 @@
-# What the batch script does after srun: finds out why the attempt ended, and asks for another where that is right.
+# The part of the batch script after srun: finds out why the attempt ended, and requests another one if appropriate.
 deeplense_code=$?
-# Slurm may be ending the job: what follows must not end by the signal, but has KillWait seconds.
+# Slurm may be ending the job: the following commands must ignore the signal; they have KillWait seconds.
 trap '' TERM
-deeplense_action="$({{ python }} -m launch.requeue end --log "$deeplense_log" \
-    --scheduler "$(deeplense_facts)" --code "$deeplense_code")"
-if [ "$deeplense_action" = requeue ]; then
-    # The requeue ends this script, too.
-    scontrol requeue "$deeplense_job" && trap - TERM && sleep 60
+kill "$deeplense_watching" 2> /dev/null
+{ wait "$deeplense_watching"; } 2> /dev/null
+[ $? != 86 ] || deeplense_code=86
+deeplense_end() {
+    deeplense_action="$(deeplense_ask 600 {{ python }} -m launch.requeue end --log "$deeplense_log" \
+        --code_folder {{ code }} --scheduler "$(deeplense_facts "$deeplense_job")" --code "$deeplense_code")"
+    deeplense_whole $?
+}
+deeplense_persist deeplense_end || deeplense_action=requeue
+case "$deeplense_action" in
+finished) deeplense_leave 0 ;;
+end) deeplense_leave "$deeplense_code" ;;
+esac
+# From here on, the signal means that Slurm has accepted the request.
+trap deeplense_heard=1 TERM
+deeplense_requeue() {
+    local told
+    [ -z "$deeplense_heard" ] || return 0
+    # Slurm may have restarted the job by itself.
+    told="$(deeplense_facts "$deeplense_job")"
+    [[ $told =~ \ Restarts=([0-9]+) ]] && [ "${BASH_REMATCH[1]}" -gt "${SLURM_RESTART_COUNT:-0}" ] && return 0
+    told="$(deeplense_ask 60 scontrol requeue "$deeplense_job" 2>&1)" || [ -n "$deeplense_heard" ] && return 0
+    deeplense_say "requested another attempt: $told"
+    case "$told" in
+    *"pending execution"*) return 0 ;;
+    *disabled* | *denied* | *"Invalid job id"* | *"not supported"* | *"already completed"*) return 2 ;;
+    esac
+    return 1
+}
+if [ "$deeplense_action" = requeue ] && deeplense_persist deeplense_requeue && [ -z "$deeplense_heard" ]; then
+    deeplense_wait 60
 fi
+[ -z "$deeplense_following" ] || kill "$deeplense_following" 2> /dev/null
 exit "$deeplense_code"

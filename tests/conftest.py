@@ -1,10 +1,11 @@
 """What many tests share: a small data set, and jobs that run in processes of their own and can be killed."""
 
+import contextlib
 import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from deeplense.data.shards import Samples, Schema
 from deeplense.simulation.populations import ModelName, Population, Preset, default_mass_slope
 
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["jobs.training_run", "jobs.finetuning", "jobs.pretraining"])
+CONTEXT.set_forkserver_preload(["tests.warm"])
+ROOT = Path(__file__).parents[1]
 CLASSES = ("left", "right", "middle")
 SIZE = 16
 
@@ -142,6 +144,13 @@ def save_at_once() -> None:
     Saver.begin = begin_and_wait  # type: ignore[method-assign]
 
 
+def start_fork_server() -> None:
+    """Start the server that forks processes which have loaded torch, unless it runs. It imports from its folder, and
+    would say nothing where it cannot."""
+    with contextlib.chdir(ROOT):
+        forkserver.ensure_running()
+
+
 class Command:
     """A `deeplense` command in another process."""
 
@@ -154,6 +163,7 @@ class Command:
     ) -> None:
         self.log = log
         target = (arguments, log, environment or {}, prepare)
+        start_fork_server()
         self.process: BaseProcess = CONTEXT.Process(target=run_command, args=target)
         self.process.start()
 

@@ -31,9 +31,20 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "h5py", "scipy.stats", "sklearn.metrics", "matplotlib.figure", "hypothesis", "pytest", "xxhash")
 TESTS = {
-    "deeplense/data/order.py": ["data/test_order.py", "data/test_groups.py", "jobs/test_experiment.py"],
-    "deeplense/data/sampling.py": ["data/test_sampling.py", "data/test_order.py"],
-    "deeplense/data/shards.py": ["data/test_shards.py", "data/test_reading.py", "data/test_building.py"],
+    "deeplense/random/draws.py": ["data/test_subsets.py", "data/test_order.py"],
+    "deeplense/data/subsets.py": [
+        "data/test_subsets.py",
+        "data/test_groups.py",
+        "data/test_order.py",
+        "jobs/test_experiment.py",
+    ],
+    "deeplense/data/order.py": ["data/test_order.py", "data/test_subsets.py"],
+    "deeplense/data/shards.py": [
+        "data/test_shards.py",
+        "data/test_reading.py",
+        "data/test_building.py",
+        "data/test_checking.py",
+    ],
     "deeplense/data/staging.py": ["data/test_staging.py", "data/test_room.py"],
     "deeplense/data/foreign.py": ["data/test_foreign.py", "data/test_layouts.py", "data/test_pickles.py"],
     "deeplense/evaluation/metrics.py": ["evaluation/test_metrics.py"],

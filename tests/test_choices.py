@@ -14,16 +14,16 @@ from deeplense.choices import Choices, require_choice
 from deeplense.data.scaling import Scaling
 from deeplense.data.shards import Schema
 from deeplense.diffusion.denoiser import Denoiser, errors, image_of, loss_weights, target_of
-from deeplense.diffusion.samplers import SAMPLERS
-from deeplense.diffusion.schedules import SCHEDULES, cosine
+from deeplense.diffusion.schedules import cosine
 from deeplense.diffusion.unet import SHAPES
+from deeplense.diffusion.zoo import SAMPLERS, SCHEDULES
 from deeplense.evaluation.explanations import Map
 from deeplense.models.registry import build
+from deeplense.schedules import learning_rate
 from deeplense.simulation.populations import Population, default_mass_slope
 from deeplense.ssl.ibot import IBOT
 from deeplense.ssl.views import PRESETS
 from deeplense.training.loop import make_accelerator
-from deeplense.training.schedules import learning_rate
 from deeplense.training.tracking import Tracker, start_wandb
 
 ROOT = Path(__file__).parents[1]
@@ -64,11 +64,11 @@ CALLS: dict[str, tuple[Callable[[Any], object], str, str]] = {
 
 
 OTHERS: dict[str, tuple[Callable[[Any], object], str, str]] = {
-    "Schema dtype": (lambda value: Schema(**SCHEMA, dtype=value), "flot32", "known to the format: .*float32"),
+    "Schema dtype": (lambda value: Schema(**SCHEMA, dtype=value), "flot32", "one of .*float32"),
     "Schema compression": (
         lambda value: Schema(**SCHEMA, dtype="float32", compression=value),
         "lz5",
-        "known to the format: .*lz4",
+        "one of .*lz4",
     ),
     "build": (lambda value: build(value, image_size=32, in_chans=1, num_outputs=2), "resnet_18", "Nearest: resnet18"),
 }
@@ -143,6 +143,6 @@ def test_a_table_of_choices_is_a_dictionary_but_for_names_that_are_not_in_it() -
     table = Choices("way", {"a": 1, "b": 2})
     assert table == {"a": 1, "b": 2}
     assert table.get("c") is None
-    with pytest.raises(ValueError, match=r"^way='c' is none of a, b\.$"):
+    with pytest.raises(ValueError, match=r"^way='c' is unknown; choose one of a, b\.$"):
         table["c"]
     require_choice("way", "a", table)

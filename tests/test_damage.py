@@ -22,11 +22,14 @@ from deeplense.records import HASH, read_record, without_hash, write_record
 from deeplense.training import checkpoint
 from deeplense.training.checkpoint import MANIFEST, hash_of, newest_good
 from deeplense.training.tracking import METRICS, Tracker, read_wandb_id
-from jobs import config, verify
-from jobs.attempts import ATTEMPTS, end_attempt, open_attempt, read_attempts
-from jobs.progress_file import PROGRESS, read_progress
-from jobs.resuming import problem_of
-from jobs.runs import CONFIG, ENVIRONMENT, FINISHED, LAUNCH, WANDB_ID, open_run
+from jobs import command_line
+from jobs.runs.attempts import ATTEMPTS, end_attempt, open_attempt, read_attempts
+from jobs.runs.folder import ENVIRONMENT, FINISHED, LAUNCH, WANDB_ID, open_run
+from jobs.runs.progress import PROGRESS, read_progress
+from jobs.runs.resuming import problem_of
+from jobs.runs.stored import CONFIG
+from jobs.verify import settings as verify_settings
+from jobs.verify import work as verify_work
 from launch.__main__ import main
 from launch.record import launched, told_in
 from launch.status import table
@@ -161,7 +164,7 @@ def test_a_damaged_id_of_wandb_is_seen_or_an_id(run: Path) -> None:
 
 
 def test_damaged_settings_are_those_of_the_checkpoint_again(run: Path, dataset: Path) -> None:
-    settings = config.parse("train", [f"--dataset={dataset}", f"--run={run}", *SMALL])
+    settings = command_line.parse("train", [f"--dataset={dataset}", f"--run={run}", *SMALL])
     before, again = yaml.safe_load((run / CONFIG).read_text()), 0
     for content in each_damage(run / CONFIG):
         open_run(run, settings)
@@ -302,16 +305,16 @@ def test_links_and_files_that_are_none_are_no_checkpoint(run: Path, tmp_path: Pa
     assert "leads out of its folder" in (problem_of(newest) or "")
     (newest / "model.safetensors").unlink()
     (newest / "model.safetensors").mkdir()
-    assert "is no file" in (problem_of(newest) or "")
+    assert "is not a file" in (problem_of(newest) or "")
 
 
 @pytest.mark.parametrize("name", [METRICS, ATTEMPTS, FINISHED, ENVIRONMENT, CONFIG, LAUNCH, PROGRESS])
 def test_verify_finds_every_damage_of_a_record(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / WANDB_ID).unlink()
-    assert verify.run(verify.Settings(folder=run)) == 0, capsys.readouterr().out
+    assert verify_work.run(verify_settings.Settings(folder=run)) == 0, capsys.readouterr().out
     whole = without_hash_key((run / name).read_bytes())
     for content in each_damage(run / name, count=12):
-        told = verify.run(verify.Settings(folder=run))
+        told = verify_work.run(verify_settings.Settings(folder=run))
         assert told == 1 or without_hash_key(content) == whole, "what is not told changes nothing"
 
 
@@ -331,9 +334,9 @@ def test_weights_that_are_not_finite_are_not_sound(run: Path, capsys: pytest.Cap
     next(iter(states["model"].values())).view(-1)[0] = torch.nan
     shutil.rmtree(newest)
     checkpoint.save(newest, states)
-    assert verify.run(verify.Settings(folder=run)) == 1
+    assert verify_work.run(verify_settings.Settings(folder=run)) == 1
     assert f"{newest.name}: step" in (said := capsys.readouterr().out)
-    assert "not finite" in said
+    assert "contains non-finite numbers" in said
 
 
 def test_a_run_with_a_damaged_record_does_not_hide_the_others(run: Path, tmp_path: Path) -> None:
@@ -369,7 +372,7 @@ def newest_of(run: Path) -> Path:
 
 def read_recipe(words: list[str]) -> int:
     """Read the settings of a command line; returns 0."""
-    config.parse(words[0], words[1:])
+    command_line.parse(words[0], words[1:])
     return 0
 
 

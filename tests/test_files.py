@@ -197,7 +197,7 @@ def test_a_plain_name_is_of_a_file_beside_the_record_that_names_it(tmp_path: Pat
     ],
 )
 def test_a_name_that_is_of_another_place_or_no_plain_one_is_refused(tmp_path: Path, name: Any) -> None:
-    with pytest.raises(ValueError, match=r"it\.json names the file .* no plain name"):
+    with pytest.raises(ValueError, match=r"it\.json lists the file .* not a plain file name"):
         inside(tmp_path, name, record=tmp_path / "it.json")
 
 

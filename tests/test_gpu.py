@@ -1,21 +1,29 @@
 """What only a GPU can show, run wherever there is one. For the speed: `deeplense benchmark train --device cuda`."""
 
+import itertools
 import json
 import math
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import Command, rank_variables
+from steps import STEPS, make_step, updates
+from timm.utils import ModelEmaV3
 
 from deeplense.models.zoo import ARCHITECTURES
+from deeplense.training.agreement import Agreement, Request
 from deeplense.training.checkpoint import load, snapshot, write
-from jobs import train
-from jobs.attempts import EXIT_STOPPED, read_attempts
+from deeplense.training.finite import LossWatch
+from deeplense.training.loop import make_accelerator, prepare
+from jobs.frame.weights import optimizer_for
+from jobs.runs.attempts import EXIT_STOPPED, read_attempts
+from jobs.train import settings as train_settings
+from jobs.train import work as train_work
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU on this machine")
 SETTINGS = ("--model_name=simple_cnn", "--batch_size=16", "--epochs=30", "--device=cuda")
@@ -72,7 +80,7 @@ def test_a_snapshot_of_a_gpu_is_taken_before_the_training_goes_on(tmp_path: Path
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_each_architecture_learns_in_bf16_on_a_gpu(name: str, dataset: Path, tmp_path: Path) -> None:
-    settings = train.Settings(
+    settings = train_settings.Settings(
         run=tmp_path / "run",
         dataset=str(dataset),
         model_name=name,
@@ -82,9 +90,63 @@ def test_each_architecture_learns_in_bf16_on_a_gpu(name: str, dataset: Path, tmp
         device="cuda",
         log_interval=1,
     )
-    assert train.run(settings) == 0
+    assert train_work.run(settings) == 0
     lines = [json.loads(line) for line in (settings.run / "metrics.jsonl").read_text().splitlines()]
     assert all(math.isfinite(line["train/loss"]) for line in lines if "train/loss" in line)
+
+
+WARM, WATCHED = 3, 4
+
+
+@pytest.fixture
+def waiting_is_an_error() -> Iterator[Callable[[], None]]:
+    """What, once called, makes PyTorch raise an error where the host waits for the GPU, as far as it knows."""
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_host_that_waits_is_noticed(waiting_is_an_error: Callable[[], None]) -> None:
+    there = torch.ones(2, device="cuda")
+    waiting_is_an_error()
+    for wait in (lambda: there.sum().item(), lambda: there[there > 0], lambda: torch.ones(2).to("cuda")):
+        with pytest.raises(RuntimeError, match="synchroniz"):
+            wait()
+    torch.ones(2).pin_memory().to("cuda", non_blocking=True)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_waits_for_nobody(
+    name: str, precision: str, stamps: Path, tmp_path: Path, waiting_is_an_error: Callable[[], None]
+) -> None:
+    step = make_step(name, stamps, tmp_path / "run", device="cuda")
+    accelerator = make_accelerator(device="cuda", precision=precision)  # type: ignore[arg-type]
+    learner, network = step.learner, step.network.to(accelerator.device)
+    trainee = step.trainee(network)
+    decay = learner.ema_decay
+    ema = ModelEmaV3(network, decay=decay, use_warmup=True) if decay else None
+    model, optimizer = prepare(accelerator, network, optimizer_for(network, step.settings, learner))
+    losses, agreement, made = LossWatch(), Agreement(accelerator), 0
+    batches = (step.batch.pinned() for _ in itertools.count())
+    for update in updates(
+        step,
+        trainee,
+        model,
+        batches,
+        accelerator=accelerator,
+        optimizer=optimizer,
+        ema=ema,
+        num_steps=WARM + WATCHED,
+    ):
+        losses.note(update.step, update.metrics["loss"])
+        agreement.exchange(Request.DIVERGED if losses.seen() else Request(0))
+        made += 1
+        # The first ones make the states of the optimizer, what is kept, and the plans of libraries.
+        if made == WARM:
+            waiting_is_an_error()
+    torch.cuda.set_sync_debug_mode("default")
+    assert made == WARM + WATCHED
+    assert losses.read() is None
 
 
 PRETRAIN = (

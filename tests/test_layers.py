@@ -1,19 +1,26 @@
 """The layers: the science knows no job, a job knows no cluster, and packages of the science do not know each other."""
 
 import ast
+import re
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from jobs.verbs import VERBS, Verb
+
 ROOT = Path(__file__).parents[1]
 LAYERS = ("deeplense", "jobs", "launch")
 SHARED = {"deeplense.files", "deeplense.records", "deeplense.locks"}
 """What all may use: how files, records and locks are written and read."""
-OF_SCIENCE = "deeplense.choices"
-"""What all packages of the science may use, too: how names that are not known are refused."""
+OF_SCIENCE = {"deeplense.choices", "deeplense.constants", "deeplense.schedules"}
+OF_SCIENCE |= {f"deeplense.random.{name}" for name in ("draws", "noise", "columns")}
+"""What all packages of the science may use, too: how names that are not known are refused, how numbers come to a
+device, schedules, and random numbers."""
+MOST_IN_A_FOLDER = 14
 VAGUE = {"utils", "util", "common", "base", "core", "helpers", "misc"}
 
 
@@ -37,11 +44,11 @@ def names_in(node: ast.AST) -> Iterator[str]:
             yield inner if inner in MODULES else node.module or ""
 
 
-def imports(module: str, *, when_loaded: bool = False) -> set[str]:
-    """All modules of this project that a module imports, wherever; or only those that it needs to be loaded."""
+@cache
+def imports(module: str) -> frozenset[str]:
+    """All modules of this project that a module imports, in functions too."""
     tree = ast.parse(MODULES[module].read_text())
-    nodes = tree.body if when_loaded else ast.walk(tree)
-    return {name for node in nodes for name in names_in(node) if name.split(".")[0] in LAYERS}
+    return frozenset(name for node in ast.walk(tree) for name in names_in(node) if name.split(".")[0] in LAYERS)
 
 
 def is_allowed(module: str, imported: str) -> bool:
@@ -53,7 +60,7 @@ def is_allowed(module: str, imported: str) -> bool:
         return LAYERS.index(other) <= LAYERS.index(layer)
     same_package = module.split(".")[:2] == imported.split(".")[:2]
     shared_physics = module.startswith("deeplense.models.") and imported == "deeplense.simulation.lenses"
-    return same_package or shared_physics or imported in {*SHARED, OF_SCIENCE}
+    return same_package or shared_physics or imported in SHARED | OF_SCIENCE
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -64,15 +71,15 @@ def test_a_module_imports_only_what_its_layer_may(module: str) -> None:
 @pytest.mark.parametrize(
     ("module", "imported", "allowed"),
     [
-        ("deeplense.training.loop", "jobs.config", False),
+        ("deeplense.training.loop", "jobs.settings", False),
         ("deeplense.files", "deeplense.data.shards", False),
         ("deeplense.training.loop", "deeplense.data.dataset", False),
         ("deeplense.models.cnn", "deeplense.simulation.lenses", True),
         ("deeplense.models.cnn", "deeplense.simulation.light", False),
         ("deeplense.data.shards", "deeplense.files", True),
-        ("jobs.train", "launch.local", False),
-        ("jobs.train", "deeplense.training.stopping", True),
-        ("launch.local", "jobs.runs", True),
+        ("jobs.train.work", "launch.local", False),
+        ("jobs.train.work", "deeplense.training.stopping", True),
+        ("launch.local", "jobs.runs.folder", True),
         ("launch.local", "deeplense.files", True),
         ("launch.local", "deeplense.training.checkpoint", False),
     ],
@@ -82,16 +89,74 @@ def test_the_rules_tell_right_from_wrong(module: str, imported: str, allowed: bo
 
 
 def test_the_imports_of_a_module_are_all_found() -> None:
-    assert {"deeplense.data.shards", "jobs.config", "jobs.progress"} <= imports("jobs.pack")
-    light = {"deeplense.data.conditions", "jobs.config", "jobs.counting", "jobs.parts"}
-    assert imports("jobs.pack", when_loaded=True) == light
+    assert {"deeplense.data.shards", "jobs.pack.sources", "jobs.console"} <= imports("jobs.pack.work")
+    assert imports("jobs.pack.settings") == {
+        "deeplense.data.conditions",
+        "jobs.bounds",
+        "jobs.conditions",
+        "jobs.settings",
+    }
+    assert "jobs.train.learner" in imports("jobs.train.work"), "one that is imported in a function"
 
 
-def test_no_module_needs_itself_to_be_loaded() -> None:
-    needs = {module: imports(module, when_loaded=True) for module in MODULES}
+def test_no_module_imports_itself_by_way_of_others_not_even_in_a_function() -> None:
+    needs = {module: imports(module) for module in MODULES}
     assert len(list(TopologicalSorter(needs).static_order())) >= len(MODULES)
     with pytest.raises(CycleError):
-        list(TopologicalSorter(needs | {"deeplense.files": {"jobs.runs"}}).static_order())
+        list(TopologicalSorter(needs | {"deeplense.files": {"jobs.runs.folder"}}).static_order())
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+def test_settings_of_a_verb_do_not_know_its_work(verb: Verb) -> None:
+    assert f"{verb.folder}.work" in MODULES
+    others = {name for name in imports(f"{verb.folder}.settings") if name.startswith(verb.folder + ".")}
+    assert others == set()
+
+
+def test_no_job_starts_a_launcher() -> None:
+    named = {
+        module: node.value
+        for module, path in MODULES.items()
+        if module.startswith(("jobs.", "deeplense."))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value in ("launch", "-m launch")
+    }
+    assert named == {}
+
+
+def test_a_folder_of_jobs_is_small_and_its_names_are_apart() -> None:
+    folders: dict[str, list[str]] = {}
+    for path in (ROOT / "jobs").rglob("*.py"):
+        if path.name != "__init__.py":
+            folders.setdefault(str(path.parent.relative_to(ROOT)), []).append(path.stem)
+    assert {folder: len(names) for folder, names in folders.items() if len(names) > MOST_IN_A_FOLDER} == {}
+    alike = {f"{folder}: {a}, {b}" for folder, names in folders.items() for a in names for b in names if is_alike(a, b)}
+    assert alike == set()
+
+
+def is_alike(one: str, other: str) -> bool:
+    """Whether two names differ in an ending alone."""
+    return one != other and stem_of(one) == stem_of(other)
+
+
+def stem_of(name: str) -> str:
+    """A name without what makes a noun, a plural or a participle of it."""
+    return re.sub(r"(?<=...)(_run|_start|ing|ed|er|e|s)+$", "", name)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("learner", "learning", True),
+        ("pretrain", "pretrained", True),
+        ("train", "trained_run", True),
+        ("sample", "samples", True),
+        ("page", "plan", False),
+        ("settings", "start", False),
+    ],
+)
+def test_names_that_differ_in_an_ending_are_seen(one: str, other: str, alike: bool) -> None:
+    assert is_alike(one, other) == alike
 
 
 def test_packages_say_nothing_in_their_init_files_and_no_name_is_vague() -> None:

@@ -37,7 +37,7 @@ def test_each_table_names_the_command_and_the_commit_that_made_it(name: str) -> 
     assert found
     for head, before in found:
         if head.startswith("| fault |"):
-            assert "`pytest tests/cluster` at each version" in before
+            assert "held by `make test-cluster`" in before
         else:
             assert COMMIT.search(before), head
             assert COMMAND.search(before), head

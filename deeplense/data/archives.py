@@ -1,5 +1,4 @@
-"""Images in one .npz file: its arrays, which axis is the bands, and texts from the arrays that have a value for each
-image."""
+"""Images in one .npz file: its arrays, the axis of the bands, and texts from the arrays with a value per image."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,14 +12,26 @@ from deeplense.data.records import number_kind
 Axes = Literal["auto", "NCHW", "NHWC"]
 AXES = get_args(Axes)
 MOST_BANDS = 5
-"""Most bands of an image whose axes all differ; with more, the axis of the bands must be given."""
+"""Largest number of bands of an image whose axes all differ; with more, the axis of the bands must be given."""
 
 
 def band_axis(path: Path, shape: tuple[int, ...], axes: Axes = "auto") -> int:
-    """Which axis of an image (3 numbers) is its bands, 0 or 2. Raises ValueError where that cannot be told.
+    """Return which axis of an image is its bands, 0 or 2.
 
-    The other two axes are equal and differ from it; or, where no axes are equal, the bands are fewer than the pixels of
+    The other two axes are equal and differ from it; or, if no axes are equal, there are fewer bands than pixels on
     either side, and at most five.
+
+    Args:
+        path: file of the image, for messages.
+        shape: shape of one image, three numbers.
+        axes: `NCHW`, `NHWC`, or `auto` to decide by the shape.
+
+    Raises:
+        ValueError: the shape does not decide, or `axes` is unknown.
+
+    Example:
+        >>> band_axis(Path("a.npy"), (3, 64, 64)), band_axis(Path("a.npy"), (64, 64, 3))
+        (0, 2)
     """
     require_choice("axes", axes, AXES)
     if axes != "auto":
@@ -31,24 +42,41 @@ def band_axis(path: Path, shape: tuple[int, ...], axes: Axes = "auto") -> int:
     few = [axis for axis, bands, side in sides if bands <= MOST_BANDS and bands < min(side, middle)]
     if not square and not few:
         raise ValueError(
-            f"{path}: which axis of an image of shape {shape} is its bands cannot be told. Give --axes NCHW where they "
-            "come before the pixels, --axes NHWC where they come last."
+            f"{path}: it is ambiguous which axis of an image of shape {shape} is the bands. Give --axes NCHW if "
+            "the bands "
+            "come first, or --axes NHWC if they come last."
         )
     return (square or few)[0]
 
 
 def channels_first(path: Path, images: np.ndarray, axes: Axes = "auto") -> tuple[np.ndarray, str]:
-    """Images as (N, C, H, W), and a note on what the axes were taken for. Raises ValueError, naming the file, where
-    they are no images of numbers, or where the bands cannot be told."""
+    """Return images as (N, C, H, W), and a note on how their axes were interpreted.
+
+    Args:
+        path: file of the images, for messages.
+        images: (N, C, H, W), (N, H, W, C) or (N, H, W).
+        axes: `NCHW`, `NHWC`, or `auto` to decide by the shape.
+
+    Raises:
+        ValueError: the array does not hold images of numbers, or the axis of the bands is unknown; the message names
+            the file.
+
+    Example:
+        >>> images, note = channels_first(Path("a.npz"), np.zeros((2, 8, 8)))
+        >>> images.shape, note
+        ((2, 1, 8, 8), 'images (2, 8, 8) were read as (N, H, W), one band')
+    """
     require_choice("axes", axes, AXES)
     if not number_kind(images.dtype):
-        raise ValueError(f"{path}: images are of the type {images.dtype}; real numbers are expected.")
+        raise ValueError(f"{path}: images have the type {images.dtype}; convert them to real numbers.")
     if images.ndim not in (3, 4):
         raise ValueError(
             f"{path}: images have the shape {images.shape}; (N, C, H, W), (N, H, W, C) or (N, H, W) is expected."
         )
     if 0 in images.shape:
-        raise ValueError(f"{path}: images have the shape {images.shape}, which holds no pixels.")
+        raise ValueError(
+            f"{path}: images have the shape {images.shape}, which has no pixels; every axis must be at least 1 long."
+        )
     if images.ndim == 3:
         return images[:, None], f"images {images.shape} were read as (N, H, W), one band"
     last = band_axis(path, images.shape[1:], axes) == 2
@@ -60,7 +88,13 @@ def channels_first(path: Path, images: np.ndarray, axes: Axes = "auto") -> tuple
 def text_columns(
     source: Path, arrays: Mapping[str, np.ndarray], num_images: int
 ) -> tuple[dict[str, np.ndarray], dict[str, tuple[int, ...]]]:
-    """Those arrays that have one value for each image, or one-hot rows, as texts (N,); and the shapes of the others."""
+    """Return the arrays with a value per image, or one-hot rows, as texts (N,); and the shapes of the others.
+
+    Args:
+        source: file of the arrays, for messages.
+        arrays: arrays by name.
+        num_images: N.
+    """
     found, unfit = {}, {}
     for name, array in arrays.items():
         column = one_each(array)
@@ -72,7 +106,12 @@ def text_columns(
 
 
 def one_each(array: np.ndarray) -> np.ndarray | None:
-    """An array (N,), (N, 1) or of one-hot rows (N, K) as (N,), None for others."""
+    """Return an array (N,), (N, 1), or of one-hot rows (N, K), as (N,); None for others.
+
+    Example:
+        >>> one_each(np.array([[0, 1], [1, 0]])).tolist()
+        [1, 0]
+    """
     if array.ndim == 1:
         return array
     if array.ndim != 2:
@@ -84,9 +123,18 @@ def one_each(array: np.ndarray) -> np.ndarray | None:
 
 
 def as_text(source: Path, name: str, array: np.ndarray) -> np.ndarray:
-    """An array of numbers or texts as texts, without blanks around them. Raises ValueError for bytes in no UTF-8."""
+    """Return an array of numbers or texts as texts, without surrounding spaces.
+
+    Args:
+        source: file of the array, for messages.
+        name: name of the array.
+        array: (N,).
+
+    Raises:
+        ValueError: the array holds something else, or bytes that are not UTF-8.
+    """
     try:
         text = np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array.astype(str)
     except (UnicodeDecodeError, TypeError, ValueError) as error:
-        raise ValueError(f"{source}: the array {name!r} holds no texts or numbers ({error}).") from error
+        raise ValueError(f"{source}: the array {name!r} does not hold text or numbers ({error}).") from error
     return np.char.strip(text).astype(object)

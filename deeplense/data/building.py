@@ -1,11 +1,11 @@
-"""Building a split: which shards are missing, the processes that write them, and the manifest in the end.
+"""Building a split: find the missing shards, write them in parallel processes, and write the manifest at the end.
 
-One call may write all, or jobs of their own write parts of the shards, on any nodes and at any time; the bytes do not
-depend on it. A part writes shards and removes none. The manifests come when no shard of the data set is missing, from
-whichever job sees that. No lock is held here: each lists the folders after its own last rename there,
-so that on a network file system, too, the last sees all. Where two see it at a time they write the same bytes, each by
-a rename. Where none does (the last was killed just then), the same command without a part finds all shards and writes
-the manifests.
+One call may write everything, or separate jobs may write parts of the shards, on any nodes and at any time; the bytes
+do not depend on it. A part writes shards and removes none. The manifests are written when no shard of the data set is
+missing, by whichever job notices that. No lock is held here: each job lists the folders after its own last rename, so
+that on a network file system, too, the last one sees all shards. If two notice it at the same time, they write the same
+bytes, each by a rename. If none does (the last was killed just then), the same command without a part finds all shards
+and writes the manifests.
 """
 
 import hashlib
@@ -42,23 +42,23 @@ Make = Callable[[range], Samples]
 
 
 class Contested(ValueError):
-    """Another process writes the same; nothing that stands there is touched."""
+    """Another process writes the same split; nothing there is touched."""
 
 
 def build(folder: Path, schema: Schema, make: Make, *, num_workers: int = 1) -> Iterator[int]:
-    """Write a split, yielding the number of samples done so far; shards that are there already are kept.
+    """Write a split, yielding the number of samples done so far; existing shards are kept.
 
-    Only the folder's single writer may call this: it clears away what killed ones left half-written.
+    Only the folder's single writer may call this: it removes unfinished files of killed writers.
 
     Args:
-        folder: where the split goes; made if need be.
-        schema: what it will hold.
-        make: gives the samples of a range; must be picklable if `num_workers` > 1.
-        num_workers: processes, each of which holds one shard at a time.
+        folder: folder of the split; created if needed.
+        schema: content of the split.
+        make: returns the samples of a range; must be picklable if `num_workers` > 1.
+        num_workers: number of processes, each of which holds one shard in memory.
 
     Raises:
-        ValueError: the folder holds shards of something else, or the samples are bad. Shards that this call wrote are
-            then removed.
+        ValueError: the folder holds shards of another data set, or the samples are invalid. Shards that this call wrote
+            are then removed.
     """
     if folder.is_dir():
         remove_leftovers(folder)
@@ -79,15 +79,18 @@ def build(folder: Path, schema: Schema, make: Make, *, num_workers: int = 1) -> 
 def build_part(
     folder: Path, schema: Schema, make: Make, *, part: tuple[int, int], num_workers: int = 1
 ) -> Iterator[int]:
-    """Write the shards of one part of a split, yielding the number of its samples done so far; no manifest.
+    """Write the shards of one part of a split, yielding the number of its samples done so far; no manifest is written.
 
     Args:
-        folder, schema, make, num_workers: as in `build`; other parts may write at the same time.
-        part: (k, n) for part k of n, from 1 on.
+        folder: as in `build`; other parts may be written at the same time.
+        schema: as in `build`.
+        make: as in `build`.
+        part: (k, n) for part k of n, from 1.
+        num_workers: as in `build`.
 
     Raises:
-        ValueError: as in `build`, but nothing is removed: the whole shards of this part are good, and the one that
-            cannot be made keeps the data set from ever being complete.
+        ValueError: as in `build`, but nothing is removed: the complete shards of this part are good, and the data set
+            stays incomplete because of the one that failed.
     """
     numbers = shards_of(schema, part)
     ours = {f"{TEMPORARY}{shard_name(number)}" for number in numbers}
@@ -98,26 +101,45 @@ def build_part(
 
 
 def shards_of(schema: Schema, part: tuple[int, int]) -> range:
-    """The numbers of the shards of part k of n; there may be none."""
+    """Return the numbers of the shards of a part; there may be none.
+
+    Args:
+        schema: content of the split.
+        part: (k, n) for part k of n, from 1.
+    """
     return range(part[0] - 1, len(shard_ranges(schema)), part[1])
 
 
 def num_samples_of(schema: Schema, part: tuple[int, int]) -> int:
-    """Number of samples in the shards of part k of n."""
+    """Return the number of samples in the shards of a part.
+
+    Args:
+        schema: content of the split.
+        part: (k, n) for part k of n, from 1.
+    """
     return sum(len(rows) for rows in shard_ranges(schema)[part[0] - 1 :: part[1]])
 
 
 def missing_shards(folder: Path, schema: Schema) -> list[int]:
-    """The numbers of the shards that are not there."""
+    """Return the numbers of the missing shards.
+
+    Args:
+        folder: folder of the split.
+        schema: content of the split.
+    """
     # Listed: whether a file exists may be answered from memory on NFS, of before another node made it.
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     return [number for number in range(len(shard_ranges(schema))) if shard_name(number) not in there]
 
 
 def complete(splits: Mapping[Path, Schema]) -> int:
-    """Write the manifest of each split, given by its folder, if no shard of any is missing; returns how many are.
+    """Write the manifest of each split if no shard of any is missing; returns the number of missing shards.
 
-    Raises ValueError where a shard is damaged or of something else.
+    Args:
+        splits: schema of each split, by its folder.
+
+    Raises:
+        ValueError: a shard is damaged or belongs to another data set.
     """
     missing = sum(len(missing_shards(folder, schema)) for folder, schema in splits.items())
     for folder, schema in splits.items():
@@ -127,7 +149,15 @@ def complete(splits: Mapping[Path, Schema]) -> int:
 
 
 def write_missing(folder: Path, schema: Schema, make: Make, numbers: Sequence[int], num_workers: int) -> Iterator[int]:
-    """Write those of these shards that are not there, yielding the number of their samples done so far."""
+    """Write those of some shards that are missing, yielding the number of their samples done so far.
+
+    Args:
+        folder: folder of the split.
+        schema: content of the split.
+        make: returns the samples of a range.
+        numbers: numbers of the shards.
+        num_workers: number of processes.
+    """
     image_filters(schema)  # Where the codec is missing, nothing need be made.
     ranges = shard_ranges(schema)
     done = sum(len(ranges[number]) for number in numbers)
@@ -144,7 +174,15 @@ def write_missing(folder: Path, schema: Schema, make: Make, numbers: Sequence[in
 
 
 def write_all(folder: Path, schema: Schema, make: Make, numbers: Sequence[int], num_workers: int) -> Iterator[int]:
-    """Write these shards, yielding each number as it is done."""
+    """Write these shards, yielding the number of each one when it is done.
+
+    Args:
+        folder: folder of the split.
+        schema: content of the split.
+        make: returns the samples of a range.
+        numbers: numbers of the shards.
+        num_workers: number of processes.
+    """
     ranges = shard_ranges(schema)
     if num_workers == 1 or len(numbers) < 2:
         for number in numbers:
@@ -169,21 +207,40 @@ def write_all(folder: Path, schema: Schema, make: Make, numbers: Sequence[int], 
 
 
 def make_and_write(path: Path, schema: Schema, make: Make, rows: range) -> None:
-    """One shard. Raises ValueError where there are not as many samples as it shall have."""
+    """Write one shard.
+
+    Args:
+        path: file of the shard.
+        schema: content of the split.
+        make: returns the samples of a range.
+        rows: numbers of its samples.
+
+    Raises:
+        ValueError: the number of samples is wrong.
+    """
     samples = make(rows)
     if len(samples.ids) != len(rows):
-        raise ValueError(f"{path} shall have {len(rows)} samples, but {len(samples.ids)} were made.")
+        raise ValueError(f"{path} must have {len(rows)} samples, but {len(samples.ids)} were made.")
     try:
         write_shard(path, schema, samples)
     except FileNotFoundError as error:
         raise Contested(
-            f"{path} was removed while it was written: another process writes into {path.parent}. Wait until it has "
-            "ended, and start this one again: it continues."
+            f"{path} was removed while it was being written: another process writes into {path.parent}. Wait "
+            "until that "
+            "process has ended, then run this command again to resume."
         ) from error
 
 
 def keeps(path: Path, schema: Schema) -> bool:
-    """Whether a whole shard of this data set stands there. Raises ValueError where it is of another."""
+    """Whether a complete shard of this data set exists.
+
+    Args:
+        path: file of the shard.
+        schema: content of the split.
+
+    Raises:
+        ValueError: the shard is damaged or belongs to another data set.
+    """
     if not path.exists():
         return False
     require_same(path, read_fingerprint(path), schema)
@@ -192,17 +249,31 @@ def keeps(path: Path, schema: Schema) -> bool:
 
 
 def require_same(path: Path, fingerprint: str, schema: Schema) -> None:
-    """Raise ValueError unless what stands at `path` was made with the same parameters."""
+    """Raise an error unless a file was made with the same parameters.
+
+    Args:
+        path: file or folder, for messages.
+        fingerprint: fingerprint of the file.
+        schema: content of the split.
+
+    Raises:
+        ValueError: the fingerprints differ.
+    """
     if fingerprint != schema.fingerprint:
         raise ValueError(
-            f"{path} was made with other parameters than those asked for now. "
-            "Give another folder, or remove that one first if it is not needed."
+            f"{path} was made with parameters that differ from the current ones. "
+            "Give another output folder, or remove this folder if it is not needed."
         )
 
 
 def manifest_of(folder: Path, schema: Schema) -> dict[str, Any]:
-    """The manifest of a folder whose shards are all there, as JSON, read off the shards themselves. Their images are
-    read for the checksums alone."""
+    """Return the manifest of a complete folder as JSON, read from the shards. Their images are read for the checksums
+    only.
+
+    Args:
+        folder: folder of the split.
+        schema: content of the split.
+    """
     shards, moments, counts = [], [], np.zeros(len(schema.classes), dtype=np.int64)
     for number, rows in enumerate(shard_ranges(schema)):
         path = folder / shard_name(number)

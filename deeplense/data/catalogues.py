@@ -1,4 +1,4 @@
-"""Catalogues: CSV files with a line for each image, and which line belongs to which image."""
+"""Catalogues: CSV files with a line per image, and which line belongs to which image."""
 
 import csv
 from collections import Counter
@@ -15,9 +15,9 @@ from deeplense.data.folders import IMAGE_SUFFIX, plain_name
 from deeplense.data.records import Layout, Record, few
 
 NAME_COLUMNS = ("name", "names", "id", "ids", "object_id", "objid", "image", "image_name", "file", "filename", "path")
-"""How columns and arrays that name images are called, the likeliest first."""
+"""Usual names of columns and arrays with image names, the most likely first."""
 PLACE_COLUMNS = ("index", "row", "number")
-"""How columns that count images are called."""
+"""Usual names of columns that count images."""
 
 Join = Literal["name", "order"]
 JOINS = get_args(Join)
@@ -25,7 +25,13 @@ JOINS = get_args(Join)
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The cells of a CSV file by column, texts (N,) without blanks around them, and the line of each row (N,)."""
+    """The cells of a CSV file.
+
+    Args:
+        path: the file.
+        columns: texts without surrounding spaces by column, (N,) each.
+        lines: number of the line of each row, (N,).
+    """
 
     path: Path
     columns: Mapping[str, np.ndarray]
@@ -35,24 +41,25 @@ class Catalogue:
         return len(self.lines)
 
     def column(self, name: str) -> np.ndarray:
-        """A column. Raises ValueError, naming those there are, where it is not there."""
+        """Return a column. Raises ValueError, with the existing ones, if it is missing."""
         if name not in self.columns:
-            raise ValueError(f"{self.path}: has no column {name!r}; it has {sorted(self.columns)}.")
+            raise ValueError(f"{self.path}: no column {name!r}; the columns are {sorted(self.columns)}.")
         return self.columns[name]
 
 
 def read_catalogue(path: Path) -> Catalogue:
-    """Read a CSV file with a header. Raises ValueError, naming the file and the line, where it is unreadable, or where
-    a line has more or fewer cells than the header."""
+    """Read a CSV file with a header. Raises ValueError, naming file and line, if it is unreadable, or a line has more
+    or fewer cells than the header."""
     (_, first), *rows = read_rows(path) or [(0, [])]
     if not rows:
-        raise ValueError(f"{path}: is a CSV file without lines.")
+        raise ValueError(f"{path}: the CSV file has no lines; give a file with a header and one line per image.")
     header = checked_header(path, first)
     for line, row in rows:
         if len(row) != len(header):
             raise ValueError(
-                f"{path}: line {line} has {len(row)} cells where the header has {len(header)} columns. Mend the line; "
-                "a comma within a cell needs quotes around the cell."
+                f"{path}: line {line} has {len(row)} cells, but the header has {len(header)} columns. Correct "
+                "the line; "
+                "a cell that contains a comma must be quoted."
             )
     columns = {
         name: np.array([row[k].strip() for _, row in rows], dtype=object) for k, name in enumerate(header) if name
@@ -61,8 +68,8 @@ def read_catalogue(path: Path) -> Catalogue:
 
 
 def read_rows(path: Path) -> list[tuple[int, list[str]]]:
-    """The rows of a CSV file that are not empty, each with the number of its (last) line. Raises ValueError, naming
-    file and line."""
+    """Return the non-empty rows of a CSV file, each with the number of its (last) line. Raises ValueError, naming file
+    and line."""
     rows, line = [], 0
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -72,26 +79,50 @@ def read_rows(path: Path) -> list[tuple[int, list[str]]]:
                 rows += [(line, row)] if row else []
     except csv.Error as error:
         raise ValueError(
-            f"{path}: after line {line} is no readable CSV ({error}); most often a quote is not closed."
+            f"{path}: the CSV cannot be read after line {line} ({error}); check for a quote that is not closed."
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: is no readable CSV file in UTF-8 ({error}).") from error
+        raise ValueError(
+            f"{path}: not a readable CSV file in UTF-8 ({error}); save it as CSV with UTF-8 encoding."
+        ) from error
     return rows
 
 
 def checked_header(path: Path, header: Sequence[str]) -> list[str]:
-    """The names of the columns. Raises ValueError where one is there twice, or where no commas separate them."""
+    """Return the names of the columns.
+
+    Args:
+        path: the file, for messages.
+        header: first row.
+
+    Raises:
+        ValueError: a name comes twice, or the columns are not separated by commas.
+    """
     names = [name.strip() for name in header]
     if len(names) == 1 and any(sign in names[0] for sign in ";\t|"):
-        raise ValueError(f"{path}: its columns are not separated by commas ({names[0][:60]!r}). Save it with commas.")
+        raise ValueError(
+            f"{path}: the columns are not separated by commas ({names[0][:60]!r}). Save the file with commas as "
+            "separators."
+        )
     twice = [name for name, count in Counter(names).items() if name and count > 1]
     if twice:
-        raise ValueError(f"{path}: has several columns of the name {few(twice)}. Rename them; one would be lost.")
+        raise ValueError(
+            f"{path}: several columns have the name {few(twice)}. Rename them so that each name is unique."
+        )
     return names
 
 
 def first_known(names: Sequence[str], known: Sequence[str]) -> str:
-    """The first of some known names that is there, however it is written; "" where none is."""
+    """Return the first of some known names that exists, in whatever spelling; "" for none.
+
+    Args:
+        names: existing names.
+        known: known names, the most likely first.
+
+    Example:
+        >>> first_known(["ra", "Object ID"], ["name", "object_id"])
+        'Object ID'
+    """
     written = {plain_name(name): name for name in reversed(names)}
     return next((written[plain_name(name)] for name in known if plain_name(name) in written), "")
 
@@ -99,17 +130,17 @@ def first_known(names: Sequence[str], known: Sequence[str]) -> str:
 def attach(
     layout: Layout, catalogue: Catalogue, *, join: Join = "name", name_column: str = "", leave_out: bool = False
 ) -> Layout:
-    """The images of a layout with the cells of their lines of a catalogue.
+    """Return the images of a layout with the cells of their lines in a catalogue.
 
     Args:
         layout: the images.
         catalogue: the lines.
-        join: whether images and lines belong together by name, or line k and image k.
-        name_column: the column that names images; by default the first that is called so.
-        leave_out: leave out images without a line, and lines without an image; they are an error otherwise.
+        join: `name`, or `order` for line k and image k.
+        name_column: column of image names; "" for the most likely one.
+        leave_out: whether to leave out images without a line, and lines without an image; otherwise they are an error.
 
     Raises:
-        ValueError: what belongs together cannot be told, or some have no counterpart.
+        ValueError: the correspondence is unknown, or some have no counterpart.
     """
     require_choice("join", join, JOINS)
     if join == "order" or (not layout.named and not name_column):
@@ -129,20 +160,34 @@ def attach(
 
 
 def in_order(layout: Layout, catalogue: Catalogue, *, asked: bool) -> tuple[np.ndarray, list[str]]:
-    """The row of each image (N,) where they are in the same order. Raises ValueError where their numbers differ; and,
-    unless it is asked for, where a column of names or places contradicts it."""
+    """Return the row of each image, (N,), if both are in the same order, and notes.
+
+    Args:
+        layout: the images.
+        catalogue: the lines.
+        asked: whether the user asked for this; if not, a column of names or places must not contradict it.
+
+    Raises:
+        ValueError: the numbers of lines and images differ, or a column contradicts the order.
+    """
     path, count, images = catalogue.path, len(catalogue), len(layout.records)
     known = [name for name in catalogue.columns if first_known([name], (*NAME_COLUMNS, *PLACE_COLUMNS))]
     if not asked and known and not any(counts_up(catalogue.columns[name]) for name in known):
         raise ValueError(
-            f"{path} names its lines ({few(known)}), but the images of {layout.source} have no names to find their "
-            "lines by. Give --name_key ARRAY for an array of names in the archive, --name_column COLUMN for a column "
-            "with the place of each image from 0 on, or --join order where line k belongs to image k."
+            f"{path} has image names ({few(known)}), but the images of {layout.source} have no names to match. "
+            "Give --name_key ARRAY for an array of names in the archive, --name_column COLUMN for a column "
+            "with the index of each image from 0, or --join order if line k belongs to image k."
         )
     if count != images:
-        raise ValueError(f"{path}: has {count} labels for {images} images, one line for each is needed in this order.")
-    why = "as asked for" if asked else "neither names images, or the lines are counted in this order"
-    return np.arange(images), [f"line k of {path} was taken for image k, {why}"]
+        raise ValueError(
+            f"{path}: {count} lines for {images} images; give exactly one line per image, in the same order."
+        )
+    why = (
+        "as --join requests"
+        if asked
+        else "because neither file names the images, or the lines are numbered in this order"
+    )
+    return np.arange(images), [f"line k of {path} is used for image k, {why}"]
 
 
 def counts_up(column: np.ndarray) -> bool:
@@ -151,13 +196,23 @@ def counts_up(column: np.ndarray) -> bool:
 
 
 def by_name(layout: Layout, catalogue: Catalogue, name_column: str, *, leave_out: bool) -> tuple[np.ndarray, list[str]]:
-    """The row of each image (N,), -1 for none, found by name. Raises ValueError where a name is missing or there twice,
-    and, unless they are left out, where images or lines have no counterpart."""
+    """Return the row of each image, (N,), by name, -1 for none, and notes.
+
+    Args:
+        layout: the images.
+        catalogue: the lines.
+        name_column: column of image names; "" for the most likely one.
+        leave_out: whether to leave out images and lines without a counterpart.
+
+    Raises:
+        ValueError: a name is missing or comes twice, or there is no counterpart.
+    """
     column = name_column or likeliest(layout, catalogue)
     if not column:
         raise ValueError(
-            f"{catalogue.path} has no column of names; it has {sorted(catalogue.columns)}. Give --name_column COLUMN, "
-            f"or --join order where line k belongs to image k of {layout.source}."
+            f"{catalogue.path} has no column of image names; its columns are {sorted(catalogue.columns)}. Give "
+            "--name_column "
+            f"COLUMN, or --join order if line k belongs to image k of {layout.source}."
         )
     cells = catalogue.column(column)
     places = unique_names(catalogue, column, [bare(name) for name in cells.tolist()])
@@ -168,13 +223,17 @@ def by_name(layout: Layout, catalogue: Catalogue, name_column: str, *, leave_out
         "images have no line": [layout.told(int(k)) for k in np.flatnonzero(rows < 0)],
         "lines have no image": [f"line {catalogue.lines[k]} ({cells[k]})" for k in unused],
     }
-    notes = [f"lines of {catalogue.path} were found by name, in the column {column!r}"]
+    notes = [f"lines of {catalogue.path} are matched to images by the names in the column {column!r}"]
     return rows, notes + counterparts(layout, catalogue, column, told, leave_out=leave_out)
 
 
 def likeliest(layout: Layout, catalogue: Catalogue) -> str:
-    """Of the columns that are called as if they named images, the one that names most of these; "" where there is
-    none."""
+    """Return the column with a usual name that matches most images; "" for none.
+
+    Args:
+        layout: the images.
+        catalogue: the lines.
+    """
     known = [name for name in catalogue.columns if first_known([name], NAME_COLUMNS)]
     ranked = sorted(known, key=lambda name: [plain_name(other) for other in NAME_COLUMNS].index(plain_name(name)))
 
@@ -186,7 +245,7 @@ def likeliest(layout: Layout, catalogue: Catalogue) -> str:
 
 
 def ways_to_name(layout: Layout) -> list[list[str]]:
-    """The names of the images in each way that a catalogue may write them."""
+    """Return the names of the images in each spelling that a catalogue may use."""
     ways: list[Callable[[Record], str]] = [
         lambda record: record.name,
         lambda record: f"{record.split}/{record.name}",
@@ -200,49 +259,89 @@ def ways_to_name(layout: Layout) -> list[list[str]]:
 def counterparts(
     layout: Layout, catalogue: Catalogue, column: str, told: Mapping[str, Sequence[str]], *, leave_out: bool
 ) -> list[str]:
-    """Notes on images and lines that are left out. Raises ValueError where there are some and that is not asked for,
-    and where none is left."""
+    """Return notes on images and lines that are left out.
+
+    Args:
+        layout: the images.
+        catalogue: the lines.
+        column: column of image names.
+        told: names of images without a line, and of lines without an image.
+        leave_out: whether to leave them out.
+
+    Raises:
+        ValueError: there are some and `leave_out` is False, or no image is left.
+    """
     wrong = [f"{len(names)} {what}: {few(names)}" for what, names in told.items() if names]
     none = len(told["images have no line"]) == len(layout.records)
     if none or (wrong and not leave_out):
         remedy = (
-            "Give another --name_column, or --join order where line k belongs to image k."
+            "Give another --name_column, or --join order if line k belongs to image k."
             if none
-            else "Complete them, or give --unmatched leave_out."
+            else "Add what is missing, or give --unmatched leave_out to ignore these."
         )
         raise ValueError(
-            f"{catalogue.path}: by the names in its column {column!r}, {'; '.join(wrong)}, of {len(layout.records)} "
-            f"images of {layout.source}. {remedy}"
+            f"{catalogue.path}: matched by the names in the column {column!r} to the {len(layout.records)} "
+            f"images of {layout.source}, {'; '.join(wrong)}. {remedy}"
         )
-    return [f"left out, {text}" for text in wrong]
+    return [f"ignored: {text}" for text in wrong]
 
 
 def bare(name: str) -> str:
-    """A name without blanks and without the ending of a file."""
+    """Return a name without surrounding spaces and the file ending.
+
+    Example:
+        >>> bare(" ./a.npy ")
+        'a'
+    """
     name = name.strip().removeprefix("./")
     return name[: -len(IMAGE_SUFFIX)] if name.lower().endswith(IMAGE_SUFFIX) else name
 
 
 def unique_names(catalogue: Catalogue, column: str, names: Sequence[str]) -> dict[str, int]:
-    """The row of each name. Raises ValueError, naming the lines, where one is missing or there twice."""
+    """Return the row of each name.
+
+    Args:
+        catalogue: the lines.
+        column: column of the names, for messages.
+        names: the name of each line.
+
+    Raises:
+        ValueError: a name is missing or comes twice; the message names the lines.
+    """
     places: dict[str, int] = {}
     missing = is_missing(np.array(names, dtype=object))
     for row, name in enumerate(names):
         if missing[row]:
-            raise ValueError(f"{catalogue.path}: line {catalogue.lines[row]} has no name in its column {column!r}.")
+            raise ValueError(
+                f"{catalogue.path}: line {catalogue.lines[row]} has no name in the column {column!r}; add the "
+                "name or remove the line."
+            )
         if name in places:
             lines = f"{catalogue.lines[places[name]]} and {catalogue.lines[row]}"
-            raise ValueError(f"{catalogue.path}: lines {lines} have the same name {name!r} in the column {column!r}.")
+            raise ValueError(
+                f"{catalogue.path}: lines {lines} have the same name {name!r} in the column {column!r}; keep "
+                "one of them."
+            )
         places[name] = row
     return places
 
 
 def best_keys(layout: Layout, places: Mapping[str, int]) -> list[str]:
-    """The names of the images, written as most of them are in a catalogue. Raises ValueError where two images have the
-    same, which is in it."""
+    """Return the names of the images in the spelling that most matches a catalogue.
+
+    Args:
+        layout: the images.
+        places: row of each name in the catalogue.
+
+    Raises:
+        ValueError: two images share a name that is in the catalogue.
+    """
     written = ways_to_name(layout)
     keys = max(written, key=lambda keys: sum(key in places for key in keys))
     twice = [key for key, count in Counter(keys).items() if count > 1 and key in places]
     if twice:
-        raise ValueError(f"{layout.source}: several images have the name {few(twice)}, which has one line only.")
+        raise ValueError(
+            f"{layout.source}: several images have the name {few(twice)}, but the catalogue has only one line "
+            "for it; rename the images."
+        )
     return keys

@@ -1,7 +1,7 @@
-"""Whether a shard is what the format, the schema and the manifest say, before a byte of its images is used.
+"""Whether a shard agrees with the format, the schema and the manifest, before a byte of its images is used.
 
 A shard may come from anyone: HDF5 can take images from other files, store them in any type and by any filter, and a
-mapping sees none of that. So all that is read without HDF5's help is compared first.
+memory mapping does not notice. So everything that is read without HDF5 is checked first.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from deeplense.data.shards import (
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MOST_ID_BYTES = 4096
 RELATIVE = 1e-6
-"""To which sums in float64 agree wherever they are computed."""
+"""Relative tolerance of sums in float64 that are computed on different machines."""
 
 
 class Wrong(Exception):
@@ -38,8 +38,14 @@ class Wrong(Exception):
 
 @dataclass(frozen=True)
 class Header:
-    """What a shard says of itself: the hash of its schema, how many samples it has, where in the file its images begin
-    (bytes; None where they are compressed), and the moments of their values."""
+    """The header of a shard.
+
+    Args:
+        fingerprint: hash of its schema.
+        num_samples: number of its samples.
+        image_offset: position of its images in bytes; None if they are compressed.
+        moments: moments of their values.
+    """
 
     fingerprint: str
     num_samples: int
@@ -49,41 +55,67 @@ class Header:
 
 @dataclass(frozen=True)
 class Sound:
-    """A shard that is right in all but perhaps its pixels: its header, labels (n,), and its targets, (n,) each."""
+    """A shard that is right except perhaps its pixels.
+
+    Args:
+        header: its header.
+        labels: (n,).
+    """
 
     header: Header
     labels: np.ndarray
 
 
 def check_shard(path: Path, line: Mapping[str, Any], schema: Schema) -> Sound:
-    """What a shard says of itself and its labels. Raises ValueError, naming the file, unless it is the shard that its
-    line in the manifest tells of, of the version and the schema of the manifest. Cheap: no image is read, so that
-    damaged pixels are not seen."""
+    """Return header and labels of a shard. No image is read, so damaged pixels are not noticed.
+
+    Args:
+        path: file of the shard.
+        line: its entry in the manifest.
+        schema: content of the split.
+
+    Raises:
+        ValueError: the shard does not agree with its entry and the schema; the message names it.
+    """
     refuse_other_size(path, line)
     found = check_contents(path, schema)
     for name in ("num_samples", "image_offset"):
         if (value := getattr(found.header, name)) != line[name]:
-            raise ValueError(f"{path} has {name} {value} where the manifest says {line[name]}; {REMAKE}.")
+            raise ValueError(f"{path} has {name} {value}, but its manifest has {line[name]}; {REMAKE}.")
     return found
 
 
 def refuse_other_size(path: Path, line: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming the file, unless a shard has as many bytes as its line in the manifest says."""
+    """Raise ValueError, naming the file, unless the size of a shard agrees with the manifest.
+
+    Args:
+        path: file of the shard.
+        line: its entry in the manifest.
+    """
     if not path.is_file() or path.stat().st_size != line["bytes"]:
-        raise ValueError(f"{path} is missing or of another size than the manifest says; `deeplense verify` tells more.")
+        raise ValueError(
+            f"{path} is missing or its size differs from the manifest; run `deeplense verify` for details."
+        )
 
 
 def read_fingerprint(path: Path) -> str:
-    """The hash of the schema that a shard was written with. Raises ValueError, naming the file, for a damaged one and
-    for one of another version of the format."""
+    """Return the hash of the schema of a shard. Raises ValueError, naming the file, if it is damaged or of another
+    version of the format."""
     with opened(path) as file:
         refuse_version(path, text(file.attrs.get("format")))
         return str(file.attrs["fingerprint"])
 
 
 def check_contents(path: Path, schema: Schema) -> Sound:
-    """The same of a shard that no manifest tells of. Raises ValueError, naming the file, unless all of it is as the
-    format and this schema say."""
+    """Return header and labels of a shard without a manifest.
+
+    Args:
+        path: file of the shard.
+        schema: content of the split.
+
+    Raises:
+        ValueError: the shard does not agree with the format and the schema; the message names it.
+    """
     with opened(path) as file:
         refuse_version(path, text(file.attrs.get("format")))
         refuse_other_schema(path, file, schema)
@@ -92,15 +124,15 @@ def check_contents(path: Path, schema: Schema) -> Sound:
 
 @contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
-    """A shard; whatever goes wrong while it is read becomes a ValueError that names it."""
+    """Open a shard; any error during its reading becomes a ValueError that names it."""
     try:
         with path.open("rb") as stream:
             if stream.read(len(SIGNATURE)) != SIGNATURE:
-                raise Wrong("does not begin as an HDF5 file does")
+                raise Wrong("does not start with the HDF5 signature")
         with h5py.File(path, locking=False) as file:
             yield file
     except Wrong as error:
-        raise ValueError(f"{path} is damaged, or no shard of this format: it {error}; {REMAKE}.") from error
+        raise ValueError(f"{path} is damaged or not a shard of this format: it {error}; {REMAKE}.") from error
     except Unlike:
         raise
     except Exception as error:  # HDF5 raises anything for a torn or hostile file
@@ -108,21 +140,40 @@ def opened(path: Path) -> Iterator[h5py.File]:
 
 
 def text(value: object) -> str | None:
-    """A value that is text; None for any other."""
+    """Return a value if it is a string, otherwise None."""
     return value if isinstance(value, str) else None
 
 
 def refuse_other_schema(path: Path, file: h5py.File, schema: Schema) -> None:
-    """Raise ValueError unless a shard was written with this schema."""
+    """Raise an error unless a shard was written with this schema.
+
+    Args:
+        path: file of the shard.
+        file: the open shard.
+        schema: content of the split.
+
+    Raises:
+        Unlike: it belongs to another data set.
+        Wrong: its schema is damaged.
+    """
     told, fingerprint = text(file.attrs["schema"]), text(file.attrs["fingerprint"])
     if fingerprint != schema.fingerprint:
-        raise Unlike(f"{path} is of another data set than the manifest beside it; {REMAKE}.")
+        raise Unlike(f"{path} belongs to another data set than the manifest in its folder; {REMAKE}.")
     if told is None or hashlib.sha256(told.encode(errors="replace")).hexdigest() != fingerprint:
         raise Wrong("has a schema that does not match its own hash")
 
 
 def contents(file: h5py.File, schema: Schema, *, num_bytes: int) -> Sound:
-    """What a shard of this schema holds. Raises Wrong where it holds something else."""
+    """Return header and labels of a shard.
+
+    Args:
+        file: the open shard.
+        schema: content of the split.
+        num_bytes: size of the file in bytes.
+
+    Raises:
+        Wrong: it does not agree with the schema.
+    """
     image = dataset(file, "image")
     num_samples = image.shape[0] if image.shape else 0
     expected = {"image": (np.dtype(schema.dtype), tuple(schema.shape)), "label": (np.dtype(np.int64), ())}
@@ -132,7 +183,7 @@ def contents(file: h5py.File, schema: Schema, *, num_bytes: int) -> Sound:
         found = dataset(file, name)
         refuse_other_type(name, found, dtype)
         if found.shape != (num_samples, *shape) or found.maxshape != found.shape or num_samples == 0:
-            raise Wrong(f"has {name} of the shape {found.shape} where {(num_samples, *shape)} is expected")
+            raise Wrong(f"has {name} of shape {found.shape} instead of {(num_samples, *shape)}")
         if name == "image" and schema.compression != "none":
             refuse_other_chunks(found, schema)
         else:
@@ -145,104 +196,163 @@ def contents(file: h5py.File, schema: Schema, *, num_bytes: int) -> Sound:
 
 
 def dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """A named array of a shard. Raises Wrong where it is reached by a link to elsewhere, or is none."""
+    """Return an array of a shard.
+
+    Args:
+        file: the open shard.
+        name: name of the array.
+
+    Raises:
+        Wrong: it is missing, or linked to elsewhere.
+    """
     place: Any = file
     for part in name.split("/"):
         if not isinstance(place, h5py.Group) or part not in place:
             raise Wrong(f"has no {name}")
         if type(place.get(part, getlink=True)) is not h5py.HardLink:
-            raise Wrong(f"has a link to elsewhere in the place of {name}")
+            raise Wrong(f"has a link instead of the array {name}")
         place = place[part]
     if not isinstance(place, h5py.Dataset) or place.is_virtual or place.external:
-        raise Wrong(f"keeps {name} outside of itself, or as no array")
+        raise Wrong(f"stores {name} in another file, or not as an array")
     return place
 
 
 def refuse_other_type(name: str, found: h5py.Dataset, dtype: np.dtype | None) -> None:
-    """Raise Wrong unless an array is of this type in every bit, least significant byte first; or, for None, of text of
-    one length."""
+    """Raise Wrong unless an array has exactly this type, in little-endian order.
+
+    Args:
+        name: name of the array.
+        found: the array.
+        dtype: expected type; None for text of one length.
+    """
     if dtype is not None:
         kind, right = str(dtype), found.id.get_type().equal(h5py.h5t.py_create(dtype.newbyteorder("<")))
     else:
-        kind, right = "text of one length", found.dtype.kind == "S" and 0 < found.dtype.itemsize <= MOST_ID_BYTES
+        kind, right = "text of fixed length", found.dtype.kind == "S" and 0 < found.dtype.itemsize <= MOST_ID_BYTES
     if not right:
-        raise Wrong(f"has {name} of the type {found.dtype} ({found.dtype.byteorder}) where {kind} is expected")
+        raise Wrong(f"has {name} of type {found.dtype} ({found.dtype.byteorder}) instead of {kind}")
 
 
 def refuse_not_in_one_piece(name: str, found: h5py.Dataset, num_bytes: int) -> None:
-    """Raise Wrong unless an array lies in one piece within the file; images, which are mapped, where words begin."""
+    """Raise Wrong unless an array is contiguous within the file, and images, which are mapped, are aligned.
+
+    Args:
+        name: name of the array.
+        found: the array.
+        num_bytes: size of the file in bytes.
+    """
     properties, offset = found.id.get_create_plist(), found.id.get_offset()
     needed = found.size * found.dtype.itemsize
     if properties.get_layout() != h5py.h5d.CONTIGUOUS or properties.get_nfilters() or offset is None:
-        raise Wrong(f"keeps {name} in pieces, or not at all, where one piece is expected")
+        raise Wrong(f"does not store {name} contiguously")
     if name == "image" and offset % found.dtype.itemsize:
-        raise Wrong(f"has {name} at byte {offset}, where no number of its type can begin")
+        raise Wrong(f"has {name} at byte {offset}, which is not aligned to its type")
     if found.id.get_storage_size() != needed or offset + needed > num_bytes:
-        raise Wrong(f"has {name} at byte {offset}, but {num_bytes} bytes are too few for its {needed}")
+        raise Wrong(f"has {name} at byte {offset} with {needed} bytes, more than the {num_bytes} bytes of the file")
 
 
 def refuse_other_chunks(found: h5py.Dataset, schema: Schema) -> None:
-    """Raise Wrong unless each image is a compressed piece by itself, by the filter of the schema alone."""
+    """Raise Wrong unless each image is a compressed chunk by itself, with the filter of the schema only.
+
+    Args:
+        found: the images.
+        schema: content of the split.
+    """
     properties, expected = found.id.get_create_plist(), image_filters(schema)
     filters = [properties.get_filter(k)[0] for k in range(properties.get_nfilters())]
     if found.chunks != expected["chunks"] or filters != [expected["compression"]]:
-        raise Wrong(f"has images in pieces of {found.chunks} by the filters {filters}, not by {schema.compression}")
+        raise Wrong(
+            f"has images in chunks of {found.chunks} with the filters {filters} instead of {schema.compression}"
+        )
     if found.id.get_num_chunks() != len(found):
-        raise Wrong(f"has {found.id.get_num_chunks()} images where {len(found)} are expected")
+        raise Wrong(f"has {found.id.get_num_chunks()} images instead of {len(found)}")
 
 
 def refuse_values(file: h5py.File, schema: Schema, labels: np.ndarray) -> None:
-    """Raise Wrong where labels are of no class, or targets infinite."""
+    """Raise Wrong if a label is not a class, or a target is infinite.
+
+    Args:
+        file: the open shard.
+        schema: content of the split.
+        labels: (n,).
+    """
     if labels.min() < -1 or labels.max() >= max(len(schema.classes), 0):
-        raise Wrong(f"has labels from {labels.min()} to {labels.max()} of {len(schema.classes)} classes")
+        raise Wrong(f"has labels from {labels.min()} to {labels.max()}, but {len(schema.classes)} classes")
     for name in schema.targets:
         values = np.asarray(file[f"target/{name}"])
         if np.isinf(values).any():
-            raise Wrong(f"has an infinite {name}")
+            raise Wrong(f"has an infinite value of {name}")
         if schema.grouped and name == GROUP and not ((values >= 0) & (values < 2**53) & (values % 1 == 0)).all():
-            raise Wrong(f"has a {name} that is no whole number from 0 on")
+            raise Wrong(f"has a {name} that is not an integer of 0 or more")
 
 
 def moments_in(image: h5py.Dataset, schema: Schema, num_samples: int) -> Moments:
-    """The moments that a shard tells of its images. Raises Wrong where they, or scale and zero, cannot be right."""
+    """Return the moments of the images, from the header of a shard.
+
+    Args:
+        image: the images.
+        schema: content of the split.
+        num_samples: number of images.
+
+    Raises:
+        Wrong: the moments, or scale and zero, are impossible.
+    """
     scale, zero, count = (number_in(image, name) for name in ("scale", "zero", "pixels_per_band"))
     if (scale, zero) != (schema.scale, schema.zero):
-        raise Wrong(f"has scale {scale} and zero {zero} where its schema has {schema.scale} and {schema.zero}")
+        raise Wrong(f"has scale {scale} and zero {zero}, but its schema has {schema.scale} and {schema.zero}")
     channels, height, width = schema.shape
     total, squares = (np.asarray(image.attrs[name]) for name in ("sum", "sum_of_squares"))
     right = all(each.shape == (channels,) and each.dtype == np.float64 for each in (total, squares))
     if not right or count != num_samples * height * width or (squares < 0).any():
-        raise Wrong("has moments that cannot be those of its images")
+        raise Wrong("has pixel sums that are impossible for its images")
     return int(count), total, squares
 
 
 def number_in(image: h5py.Dataset, name: str) -> float:
-    """A number that is said of the images. Raises Wrong where it is none."""
+    """Return a number from the attributes of the images.
+
+    Args:
+        image: the images.
+        name: name of the attribute.
+
+    Raises:
+        Wrong: it is not a number.
+    """
     found = image.attrs[name]
     if not isinstance(found, (int, float, np.integer, np.floating)):
-        raise Wrong(f"has a {name} that is no number")
+        raise Wrong(f"has a {name} that is not a number")
     return found.item() if isinstance(found, np.generic) else found
 
 
 def differ(found: Moments, told: Moments) -> bool:
-    """Whether moments are of other images, not only of sums in another order."""
+    """Whether two moments belong to different images, rather than to sums in another order.
+
+    Args:
+        found: computed moments.
+        told: moments from the header.
+    """
     norm = RELATIVE * np.sqrt(np.maximum(found[2], 0) * found[0])
     wrong = np.abs(found[1] - told[1]) > norm
     return found[0] != told[0] or bool((wrong | ~np.isclose(found[2], told[2], rtol=RELATIVE, atol=0)).any())
 
 
 def miscounts(manifest: Manifest, found: Sequence[Sound]) -> Iterator[str]:
-    """Where the statistics or the labels of all shards are others than the manifest says."""
+    """Yield a line if the statistics or the labels of all shards disagree with the manifest.
+
+    Args:
+        manifest: manifest of the split.
+        found: header and labels of each shard.
+    """
     expected = statistics_of([sound.header.moments for sound in found])
     for name, told in manifest.statistics.items():
         near = np.isclose(expected[name], told, rtol=RELATIVE, atol=RELATIVE * max(expected["std"]), equal_nan=True)
         if not near.all():
-            yield f"{manifest.folder}: the manifest says {name} {told}, but the shards {expected[name]}; {REMAKE}"
+            yield f"{manifest.folder}: the manifest has {name} {told}, but the shards have {expected[name]}; {REMAKE}"
     classes, labels = manifest.schema.classes, np.concatenate([sound.labels for sound in found])
     numbers, counts = np.unique(labels, return_counts=True)
     held = {(classes[k] if k >= 0 else "-1"): int(count) for k, count in zip(numbers, counts, strict=True)}
     told_counts = {name: count for name, count in manifest.class_counts.items() if count}
     unlabelled = manifest.schema.num_samples - sum(told_counts.values())
     if held != told_counts | ({"-1": unlabelled} if unlabelled else {}):
-        said = f"the manifest counts {manifest.class_counts} of {manifest.schema.num_samples} samples"
-        yield f"{manifest.folder}: {said}, but the shards hold {held}; {REMAKE}"
+        said = f"the manifest has class counts {manifest.class_counts} for {manifest.schema.num_samples} samples"
+        yield f"{manifest.folder}: {said}, but the shards have {held}; {REMAKE}"

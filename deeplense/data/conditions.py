@@ -1,4 +1,4 @@
-"""What users write about the columns of a catalogue: conditions such as `grade>=2` and `type!=star`, and lists."""
+"""Conditions on columns of a catalogue, such as `grade>=2` and `type!=star`, and lists in settings."""
 
 import operator
 import re
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 MISSING = ("", "nan", "NaN", "-nan", "-NaN", "None", "null", "NULL", "NA", "N/A", "n/a", "#N/A", "<NA>", "--")
-"""How a cell says that it holds nothing, as pandas and astropy write and read it."""
+"""Cells that count as empty, as pandas and astropy write and read them."""
 NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d{1,6})?|inf|Inf|infinity|Infinity)", re.ASCII)
 
 COMPARISONS: Mapping[str, Callable[[Any, Any], Any]] = {
@@ -24,13 +24,23 @@ WRITTEN = re.compile(r"\s*(?P<column>[^=!<>]+?)\s*(?P<sign>!=|<=|>=|=|<|>)\s*(?P
 
 
 def listed(text: str) -> list[str]:
-    """The items of a list with commas."""
+    """Return the items of a comma-separated list.
+
+    Example:
+        >>> listed("a, b,")
+        ['a', 'b']
+    """
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
 def read_targets(text: str) -> dict[str, str]:
-    """Columns with their units, "" for none, from `COLUMN:UNIT,COLUMN,...`. Raises ValueError where one is given
-    twice."""
+    """Return columns with their units, "" for none, from `COLUMN:UNIT,COLUMN,...`. Raises ValueError if a column comes
+    twice.
+
+    Example:
+        >>> read_targets("theta_E:arcsec,z")
+        {'theta_E': 'arcsec', 'z': ''}
+    """
     pairs = [(name.strip(), unit.strip()) for name, _, unit in (item.partition(":") for item in listed(text))]
     if len(dict(pairs)) != len(pairs):
         raise ValueError(f"targets={text!r} names a column twice.")
@@ -38,36 +48,60 @@ def read_targets(text: str) -> dict[str, str]:
 
 
 def read_sky(text: str) -> tuple[str, str, float] | None:
-    """Columns of right ascension and declination, and a radius in arcsec, from `RA,DEC,ARCSEC`; None for nothing.
-    Raises ValueError where it is something else."""
+    """Return the columns of right ascension and declination and a radius in arcsec, from `RA,DEC,ARCSEC`; None for "".
+
+    Raises:
+        ValueError: the text is something else.
+
+    Example:
+        >>> read_sky("ra,dec,5")
+        ('ra', 'dec', 5.0)
+    """
     if not text:
         return None
     items = listed(text)
     radius = number(items[2]) if len(items) == 3 else None
     if radius is None or not 0 < radius <= 180 * 3600:
         raise ValueError(
-            f"sky={text!r} must be RA,DEC,ARCSEC: two columns in degrees, and how near images of one group are, such "
+            f"sky={text!r} must be RA,DEC,ARCSEC: two columns in degrees and the largest separation within a "
+            "group, such "
             "as ra,dec,5."
         )
     return items[0], items[1], float(radius)
 
 
 def parse_condition(text: str) -> tuple[str, str, str]:
-    """Column, sign and value. Raises ValueError where the text is no condition, or compares with what is no number."""
+    """Return column, operator and value of a condition. Raises ValueError if it is not a condition.
+
+    Example:
+        >>> parse_condition("grade >= 2")
+        ('grade', '>=', '2')
+    """
     found = WRITTEN.fullmatch(text)
     if not found:
-        raise ValueError(f"{text!r} is no condition; COLUMN=VALUE, or !=, <, <=, >, >= in place of =, would be one.")
+        raise ValueError(f"{text!r} is not a condition; give COLUMN=VALUE, or use !=, <, <=, > or >= instead of =.")
     column, sign, value = found["column"], found["sign"], found["value"]
     if sign not in ("=", "!=") and number(value) is None:
-        raise ValueError(f"{text!r} compares with {value!r}, which is no number.")
+        raise ValueError(f"{text!r} compares with {value!r}, which is not a number; give a number.")
     return column, sign, value
 
 
 def holds(text: str, column: np.ndarray) -> np.ndarray:
-    """For which rows a condition holds, (N,), given its column as strings.
+    """Return for which rows a condition holds, (N,) bool.
 
-    Two numbers are compared as numbers, to all their digits: `grade=2` holds for 2.0. With <, <=, >, >= what is no
-    number, such as an empty cell, fails. `COLUMN=` holds for cells that hold nothing, `COLUMN!=` for all others.
+    Two numbers are compared as numbers, with all their digits: `grade=2` holds for 2.0. With <, <=, >, >= cells that
+    are not numbers, such as empty ones, fail. `COLUMN=` holds for empty cells, `COLUMN!=` for all others.
+
+    Args:
+        text: condition: a column, one of =, !=, <, <=, >, >=, and a value.
+        column: cells of that column as strings, (N,).
+
+    Raises:
+        ValueError: the text is not a condition.
+
+    Example:
+        >>> holds("grade>=2", np.array(["1", "2.0", ""])).tolist()
+        [False, True, False]
     """
     _, sign, value = parse_condition(text)
     compare = COMPARISONS[sign]
@@ -83,28 +117,36 @@ def holds(text: str, column: np.ndarray) -> np.ndarray:
 
 
 def is_missing(column: np.ndarray) -> np.ndarray:
-    """Which cells hold nothing, (N,)."""
+    """Return which cells are empty, (N,) bool."""
     return np.array([cell.strip() in MISSING for cell in column.tolist()], dtype=bool)
 
 
 def number(cell: str) -> Decimal | None:
-    """The number in a cell, to all its digits, None where there is none."""
+    """Return the number in a cell, with all its digits, or None."""
     text = cell.strip()
     return Decimal(text) if NUMBER.fullmatch(text) else None
 
 
 def split_classes(entries: list[str]) -> dict[str, str]:
-    """Classes that are told by conditions, NAME:CONDITION, as names with their conditions; empty where the entries are
-    plain labels. Raises ValueError where they are mixed."""
+    """Return classes defined by conditions, NAME:CONDITION, as conditions by name; empty if the entries are plain
+    labels.
+
+    Raises:
+        ValueError: plain labels and conditions are mixed, or a name comes twice.
+
+    Example:
+        >>> split_classes(["lens:grade>=2", "other:grade<2"])
+        {'lens': 'grade>=2', 'other': 'grade<2'}
+    """
     told = [entry.partition(":") for entry in entries]
     with_condition = [bool(colon) for _, colon, _ in told]
     if not any(with_condition):
         return {}
     if not all(with_condition):
-        raise ValueError(f"classes {entries}: give all of them as NAME:CONDITION, or none.")
+        raise ValueError(f"classes {entries}: give all classes as NAME:CONDITION, or none.")
     for _, _, condition in told:
         parse_condition(condition)
     named = {name.strip(): condition for name, _, condition in told}
     if len(named) != len(told) or "" in named:
-        raise ValueError(f"classes {entries}: give each class one name of its own, and one condition.")
+        raise ValueError(f"classes {entries}: give each class a unique name and one condition.")
     return named

@@ -1,4 +1,4 @@
-"""Samples of one split by number, in batches."""
+"""One split of a data set: access to samples by number, in batches."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -32,11 +32,18 @@ TENSORS = ("images", "labels", "target", "indices", "uniforms")
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples on their way to the model: images (b, C, H, W), labels (b,), index within the split (b,), random
-    numbers in [0, 1[ (b, R).
+    """Some samples on their way to the model.
 
-    `target` (b,) is the number to be learnt in regression, and the label as a float elsewhere. Images are as they are
-    stored, and become float32 values, stored * scale + zero, on the device that they are sent to.
+    Images are stored values, and become float32 values, stored * scale + zero, on the device that they are moved to.
+
+    Args:
+        images: (b, C, H, W), as stored.
+        labels: number of the class, (b,); -1 for no label.
+        target: value to predict in regression, (b,); otherwise the label as a float.
+        indices: number of each sample within the split, (b,).
+        uniforms: random numbers in [0, 1[, (b, R).
+        scale: factor of stored values.
+        zero: summand of stored values.
     """
 
     images: Tensor
@@ -51,22 +58,45 @@ class Batch:
         return len(self.images)
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device, with the values of its images."""
+        """Return the batch on a device, with the float32 values of its images."""
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in TENSORS}
         moved["images"] = values(moved["images"], scale=self.scale, zero=self.zero)
         return Batch(**moved)
 
+    def pinned(self) -> "Batch":
+        """Return the batch in pinned memory, from which a GPU copies asynchronously."""
+        return replace(self, **{name: pin(getattr(self, name)) for name in TENSORS})
+
     def split(self, parts: int) -> list["Batch"]:
-        """The batch in `parts` pieces of nearly equal size."""
+        """Return the batch in `parts` pieces of nearly equal size.
+
+        Example:
+            >>> numbers = torch.arange(5)
+            >>> batch = Batch(torch.zeros(5, 1, 4, 4), numbers, numbers.float(), numbers, torch.zeros(5, 3))
+            >>> [len(piece) for piece in batch.split(2)]
+            [2, 3]
+        """
         pieces = [rank_slice(len(self), part, parts) for part in range(parts)]
         return [replace(self, **{name: getattr(self, name)[piece] for name in TENSORS}) for piece in pieces]
 
 
-class Split:
-    """One split of a data set, or of several that are alike, one after the other.
+def pin(tensor: Tensor) -> Tensor:
+    """Return a tensor in pinned memory, or unchanged if it is on a GPU."""
+    return tensor.pin_memory() if tensor.device.type == "cpu" else tensor
 
-    Labels (N,) and the number of its data set (N,) for each sample are in memory; all else stays in the shards. Where
-    labels are not needed the classes may differ, and are then known of no sample.
+
+class Split:
+    """One split of a data set, or of several similar data sets, one after the other.
+
+    Labels (N,) and the number of the data set of each sample (N,) are in memory; everything else stays in the shards.
+
+    Args:
+        *folders: folder of the split in each data set, each with a `manifest.json`; all have the same image shape.
+        labelled: whether labels are needed. If not, the classes of the data sets may differ, and all labels are then
+            -1.
+
+    Raises:
+        ValueError: a shard is damaged, or the data sets differ in shape or classes.
     """
 
     def __init__(self, *folders: Path, labelled: bool = True) -> None:
@@ -85,7 +115,7 @@ class Split:
         return len(self.labels)
 
     def read_from(self, folders: Sequence[Path]) -> None:
-        """Read the images from here, the folders themselves or copies of them; messages go on to name the folders."""
+        """Read the images from these folders, the originals or copies of them; messages still name the originals."""
         files = [files_of(manifest, folder) for manifest, folder in zip(self.manifests, folders, strict=True)]
         schemas = [manifest.schema for manifest in self.manifests]
         self.scale, self.zero = self.schema.scale, self.schema.zero
@@ -103,33 +133,35 @@ class Split:
         )
 
     def pin(self, pinned: bool) -> None:
-        """Read images into memory that a GPU can copy from by itself, or not."""
+        """Set whether images are read into pinned memory."""
         if isinstance(self.stored, MappedImages):
             self.stored.buffers.pinned = pinned
 
     @property
     def name(self) -> str:
-        """The folders, as a user knows them."""
+        """The folders, for messages."""
         return " + ".join(map(str, self.folders))
 
     @property
     def dataset_id(self) -> str:
-        """What tells these very samples from any others."""
+        """A hash that identifies exactly these samples."""
         ids = [manifest.dataset_id for manifest in self.manifests]
         return ids[0] if len(ids) == 1 else hashlib.sha256(" ".join(ids).encode()).hexdigest()
 
     @property
     def ids(self) -> list[str]:
-        """The name of each sample, read when asked for; what is no text in one is replaced."""
+        """The name of each sample, read on demand; invalid characters are replaced."""
         return [name.decode(errors="replace") for name in self.column("id")]
 
     def column(self, name: str) -> np.ndarray:
-        """An array of the shards beside the images, (N,): `label`, `id`, `source_index`, `target/NAME`."""
+        """Return an array of the shards beside the images, (N,): `label`, `id`, `source_index` or `target/NAME`."""
         return np.concatenate([column_of(manifest, name) for manifest in self.manifests])
 
     def groups(self) -> np.ndarray | None:
-        """The number of the group of each sample (N,), None where none of the data sets has groups. No two data sets
-        share a group, and samples of one without groups have one each."""
+        """Return the number of the group of each sample, (N,), or None if no data set has groups.
+
+        Two data sets share no group; samples of a data set without groups have one group each.
+        """
         if not any(manifest.schema.grouped for manifest in self.manifests):
             return None
         parts = [group_numbers(manifest) for manifest in self.manifests]
@@ -137,37 +169,49 @@ class Split:
         return np.concatenate([part + start for part, start in zip(parts, starts, strict=False)])
 
     def images(self, indices: np.ndarray) -> np.ndarray:
-        """The images with these numbers, (n, C, H, W) float32, in the order asked for."""
+        """Return the images with these numbers, (n, C, H, W) float32, in the order of `indices`."""
         stored = self.stored.read(indices)
         return values(stored, scale=self.scale, zero=self.zero).cpu().numpy()
 
     def hashes(self, indices: np.ndarray) -> np.ndarray:
-        """A 64-bit hash of the pixels of each of these images, (n,)."""
+        """Return a 64-bit hash of the pixels of each of these images, (n,)."""
         parts = [self.images(rows) for rows in in_pieces(indices)]
         return np.array(
             [xxhash.xxh3_64_intdigest(image.tobytes()) for part in parts for image in part], dtype=np.uint64
         )
 
     def moments(self, indices: np.ndarray, through: Callable[[Tensor], Tensor] | None = None) -> Moments:
-        """Number of pixels a band, their sum and their sum of squares over these images, or over what a function makes
-        of them."""
+        """Return the number of pixels, their sum and their sum of squares over some images, per band.
+
+        Args:
+            indices: numbers of the images, (n,).
+            through: transformation of the images (n, C, H, W) before; None for none.
+        """
         images = self.images(indices)
         return moments_of(images if through is None else through(torch.from_numpy(images)).numpy())
 
     def keep_on(self, device: torch.device, indices: np.ndarray) -> None:
-        """Hold these images on a device from now on, and no others. Raises ValueError where they do not fit."""
+        """Hold these images, and no others, on a device from now on.
+
+        Args:
+            device: device with enough free memory.
+            indices: numbers of the images, (n,).
+
+        Raises:
+            ValueError: they do not fit.
+        """
         try:
             self.stored = HeldImages(self.stored, indices, num_images=len(self), device=device)
         except torch.OutOfMemoryError as error:
             raise ValueError(f"the {len(indices)} images of {self.name} do not fit on {device}: {error}") from error
 
     def batch(self, indices: np.ndarray, *, target: np.ndarray | None, random: np.ndarray) -> Batch:
-        """The samples with these numbers.
+        """Return the samples with these numbers.
 
         Args:
             indices: (n,).
-            target: the number to be learnt, of all samples (N,); None for the label.
-            random: random numbers that go with the samples (n, R).
+            target: values to predict, of all samples of the split (N,); None for the labels.
+            random: random numbers of the samples, (n, R) in [0, 1[.
         """
         labels = torch.from_numpy(self.labels[indices])
         return Batch(
@@ -183,7 +227,12 @@ class Split:
 
 
 def column_of(manifest: Manifest, name: str) -> np.ndarray:
-    """An array of the shards of one data set beside the images, (n,)."""
+    """Return an array of the shards of one data set beside the images, (n,).
+
+    Args:
+        manifest: manifest of the split.
+        name: `label`, `id`, `source_index` or `target/NAME`.
+    """
     parts = []
     for line in manifest.shards:
         with h5py.File(manifest.folder / line["file"], locking=False) as shard:
@@ -192,15 +241,19 @@ def column_of(manifest: Manifest, name: str) -> np.ndarray:
 
 
 def group_numbers(manifest: Manifest) -> np.ndarray:
-    """The number of the group of each sample of a data set, (n,); one each where it has no groups."""
+    """Return the number of the group of each sample, (n,); one group per sample if there are no groups."""
     if not manifest.schema.grouped:
         return np.arange(manifest.schema.num_samples)
     return column_of(manifest, f"target/{GROUP}").astype(np.int64)
 
 
 def checked_labels(manifest: Manifest) -> np.ndarray:
-    """The labels of a split (N,), all of which is sound: each shard is compared with its checksum, and what it says
-    with the manifest. Raises ValueError, naming the shard or the split, where one is not, or a codec is missing."""
+    """Return the labels of a split, (N,), after verification: each shard is compared with its checksum and the
+    manifest.
+
+    Raises:
+        ValueError: a shard is damaged (the message names it), or a codec is missing.
+    """
     image_filters(manifest.schema)
     pairs = [(manifest.folder / line["file"], line) for line in manifest.shards]
     for path, line in pairs:
@@ -213,7 +266,12 @@ def checked_labels(manifest: Manifest) -> np.ndarray:
 
 
 def files_of(manifest: Manifest, folder: Path) -> list[ShardFile]:
-    """The shards of a data set, in its folder or a copy."""
+    """Return the shards of a data set, in its folder or a copy.
+
+    Args:
+        manifest: manifest of the split.
+        folder: folder to read from.
+    """
     return [
         ShardFile(folder / line["file"], line["num_samples"], line["bytes"], line["image_offset"])
         for line in manifest.shards
@@ -221,37 +279,62 @@ def files_of(manifest: Manifest, folder: Path) -> list[ShardFile]:
 
 
 def how_stored(schema: Schema) -> tuple[str, float, float, bool]:
-    """What must be the same for the shards of data sets to be read as one."""
+    """Return the properties that must agree for the shards of data sets to be read as one."""
     return schema.dtype, schema.scale, schema.zero, schema.compression == "none"
 
 
 def in_pieces(indices: np.ndarray) -> list[np.ndarray]:
-    """Indices as many at a time as are read at once."""
+    """Return the indices in pieces of `READ_ROWS`."""
     return [indices[k : k + READ_ROWS] for k in range(0, len(indices), READ_ROWS)]
 
 
 def refuse_unlike(manifests: Sequence[Manifest], *names: str) -> None:
-    """Raise ValueError where data sets that are to be mixed are not alike in what these names are of."""
+    """Raise an error if data sets that are to be mixed differ.
+
+    Args:
+        manifests: manifests of the splits.
+        *names: attributes of the schema that must agree, such as `shape` and `classes`.
+
+    Raises:
+        ValueError: two data sets differ.
+    """
     first = manifests[0]
     for other in manifests[1:]:
         for name in names:
             here, there = getattr(first.schema, name), getattr(other.schema, name)
             if here != there:
                 raise ValueError(
-                    f"{first.folder} has {name} {here}, and {other.folder} {there}; only data sets that are alike can "
-                    "be mixed. Pack one of them again with the other's."
+                    f"{first.folder} has {name} {here}, but {other.folder} has {there}; data sets can be "
+                    "combined only if these "
+                    "are equal. Pack one of them again to match the other."
                 )
 
 
 def evaluation_batches(
     split: Split, indices: np.ndarray, *, batch_size: int, target: np.ndarray | None
 ) -> Iterator[Batch]:
-    """These samples once each, in their order, unaugmented."""
+    """Yield these samples once each, in order, without augmentation.
+
+    Args:
+        split: split with the samples.
+        indices: numbers of the samples, (n,).
+        batch_size: samples per batch; the last one may be smaller.
+        target: values to predict, of all samples of the split (N,); None for the labels.
+    """
     for start in range(0, len(indices), batch_size):
         chosen = indices[start : start + batch_size]
         yield split.batch(chosen, target=target, random=np.zeros((len(chosen), NUM_UNIFORMS)))
 
 
 def splits_of(dataset: Path) -> Sequence[str]:
-    """Names of the finished splits of a data set."""
+    """Return the sorted names of the finished splits of a data set.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     (Path(folder) / "train").mkdir()
+        ...     _ = (Path(folder) / "train" / "manifest.json").write_text("{}")
+        ...     splits_of(Path(folder))
+        ['train']
+    """
     return sorted(path.parent.name for path in dataset.glob("*/manifest.json"))

@@ -1,9 +1,9 @@
-"""Numbers of an image that stay when it is turned, flipped, shifted, or changes its flux or its background; and which
-images have nearly the same. n images, C bands, H x W pixels, D numbers of an image.
+"""Fingerprints of images that do not change when an image is rotated, flipped, shifted, or changes its flux or
+background; and which images have similar ones. Shapes: n images, C bands, H x W pixels, D and E numbers of an image.
 
-Both kinds come from the power spectrum, averaged over orientations. The detail is its logarithm less the mean of the
-neighbouring frequencies: the speckle that noise and structure leave, which no smoothing takes away. The outline is the
-amplitudes at low frequencies: it stays when noise is added.
+Both kinds come from the power spectrum, averaged over orientations. The detail is its logarithm minus the mean of the
+neighbouring frequencies: the speckle of noise and structure, which survives smoothing. The outline is the amplitudes at
+low frequencies: it survives added noise.
 """
 
 from collections.abc import Iterator
@@ -13,12 +13,13 @@ import numpy as np
 import scipy.ndimage
 import torch
 from numpy.typing import NDArray
+from scipy import fft
 
 from deeplense.data.alignment import tapered
 
 Array = NDArray[np.floating]
 MOST_DETAIL = 0.375
-"""The highest frequency of the detail, in cycles per pixel: interpolation between pixels changes what is above."""
+"""Highest frequency of the detail in cycles per pixel: interpolation between pixels changes higher ones."""
 MOST_NUMBERS = 300
 OUTLINE = 10
 NEIGHBOURHOOD = 5
@@ -33,7 +34,13 @@ class Fingerprints(NamedTuple):
 
 
 def fingerprints(images: Array) -> Fingerprints:
-    """The fingerprints of images (n, C, H, W); bands stand one after the other."""
+    """Return the fingerprints of images (n, C, H, W); bands are concatenated.
+
+    Example:
+        >>> found = fingerprints(np.random.default_rng(0).normal(size=(2, 1, 32, 32)))
+        >>> len(found.detail), len(found.outline)
+        (2, 2)
+    """
     logarithm = np.log(symmetric_power(images))
     speckle = logarithm - scipy.ndimage.uniform_filter(logarithm, NEIGHBOURHOOD, axes=(2, 3), mode="nearest")
     rows, columns = detail_frequencies(images.shape)
@@ -46,10 +53,10 @@ def fingerprints(images: Array) -> Fingerprints:
 
 
 def symmetric_power(images: Array) -> Array:
-    """The power (n, C, H // 2, W // 2) at frequencies of 0 and above, averaged over the orientations that keep the
-    shape."""
+    """Return the power (n, C, H // 2, W // 2) at frequencies of 0 and above, averaged over the orientations that keep
+    the shape."""
     high, wide = images.shape[-2:]
-    power = np.abs(np.fft.fft2(tapered(images))) ** 2
+    power = np.abs(np.asarray(fft.fft2(tapered(images)))) ** 2
     power += np.roll(power[..., ::-1, :], 1, axis=-2)
     power = power[..., : high // 2, : wide // 2]
     if high == wide:
@@ -58,7 +65,7 @@ def symmetric_power(images: Array) -> Array:
 
 
 def detail_frequencies(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The frequencies (k,), (k,) whose speckle is used: all, or as many as are enough, the same ones each time."""
+    """Return the frequencies (k,), (k,) of the detail: all, or a fixed random subset."""
     bands, high, wide = shape[-3:]
     rows, columns = frequencies(int(MOST_DETAIL * high), int(MOST_DETAIL * wide), lowest=2, square=high == wide)
     most = max(MOST_NUMBERS // bands, 60)
@@ -67,13 +74,20 @@ def detail_frequencies(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def outline_frequencies(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The frequencies (k,), (k,) whose amplitudes are used."""
+    """Return the frequencies (k,), (k,) of the outline."""
     high, wide = shape[-2:]
     return frequencies(min(OUTLINE, high // 2), min(OUTLINE, wide // 2), lowest=1, square=high == wide)
 
 
 def frequencies(high: int, wide: int, *, lowest: float, square: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Frequencies from `lowest` on, below `high` and `wide`; each once where rows and columns stand for each other."""
+    """Return a set of frequencies (k,), (k,); if rows and columns are equivalent, each pair once.
+
+    Args:
+        high: upper limit of the row frequency, exclusive.
+        wide: upper limit of the column frequency, exclusive.
+        lowest: lower limit of the frequency.
+        square: whether rows and columns are equivalent.
+    """
     rows, columns = np.indices((high, wide)).reshape(2, -1)
     kept = rows**2 + columns**2 >= lowest**2
     if square:
@@ -82,8 +96,13 @@ def frequencies(high: int, wide: int, *, lowest: float, square: bool) -> tuple[n
 
 
 def likely_pairs(found: Fingerprints, *, neighbours: tuple[int, int]) -> np.ndarray:
-    """Pairs (k, 2) of images, the lower number first, of which one is among the nearest few of the other by detail or
-    by outline."""
+    """Return pairs of images (k, 2), the lower number first, of which one is among the nearest neighbours of the other
+    by detail or by outline.
+
+    Args:
+        found: fingerprints of n images.
+        neighbours: number of neighbours by detail, and by outline.
+    """
     # In units of its spread, each number of the detail counts the same.
     detail = found.detail / np.maximum(found.detail.std(axis=0), 1e-6)
     pairs = [
@@ -95,7 +114,17 @@ def likely_pairs(found: Fingerprints, *, neighbours: tuple[int, int]) -> np.ndar
 
 
 def nearest(numbers: Array, count: int) -> Iterator[np.ndarray]:
-    """Each image with each of its nearest few by Euclidean distance, (n * count, 2), some images at a time."""
+    """Yield each image with each of its nearest neighbours by Euclidean distance, (n * count, 2) in all, in blocks of
+    images.
+
+    Args:
+        numbers: features of the images, (n, D).
+        count: number of neighbours.
+
+    Example:
+        >>> next(nearest(np.array([[0.0], [1.0], [9.0]], dtype=np.float32), 1)).tolist()
+        [[0, 1], [1, 0], [2, 1]]
+    """
     count = min(count, len(numbers) - 1)
     if count < 1:
         return

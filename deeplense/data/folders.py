@@ -1,5 +1,4 @@
-"""Folders with a folder for each class: which images they hold, of which class and split, and what they hold
-besides."""
+"""Folders with a folder per class: the images in them, their classes and splits, and what else is there."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,25 +30,34 @@ Leftovers = dict[Path, str]
 
 
 def meaning(name: str, names: Names) -> str | None:
-    """What a name stands for, None where it is not known; case, blanks, - and _ make no difference."""
+    """Return what a name stands for, None if it is unknown; case, spaces, - and _ make no difference.
+
+    Args:
+        name: name of a folder.
+        names: spellings of each known name.
+
+    Example:
+        >>> meaning("No-Sub", SYNONYMS), meaning("other", SYNONYMS)
+        ('no_sub', None)
+    """
     plain = plain_name(name)
     return next((key for key, written in names.items() if plain in map(plain_name, written)), None)
 
 
 def plain_name(name: str) -> str:
-    """A name in lower case, without blanks, - and _."""
+    """Return a name in lower case, without spaces, - and _."""
     return re.sub(r"[\s_-]+", "", name.lower())
 
 
 def listed_names(names: Names) -> str:
-    """The names that are understood, for a message."""
+    """Return the known names, for a message."""
     return ", ".join("|".join(written) for written in names.values())
 
 
 def entries(folder: Path) -> list[Path]:
-    """What a folder holds, sorted. Raises ValueError where it is no folder, or may not be read."""
+    """Return the sorted content of a folder. Raises ValueError if it is not a folder, or cannot be read."""
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; give the folder that holds the images.")
+        raise ValueError(f"{folder} is not a folder; give the folder that contains the images.")
     try:
         return sorted(folder.iterdir())
     except OSError as error:
@@ -57,18 +65,23 @@ def entries(folder: Path) -> list[Path]:
 
 
 def harmless(path: Path) -> str | None:
-    """Why a file or folder beside images can be left out, None where it may hold some."""
+    """Return why a file or folder beside images can be ignored, None if it may hold images."""
     name = path.name.lower()
     if name.startswith(".") or name in JUNK:
-        return "hidden or made by the system"
+        return "hidden or system files"
     if path.is_dir():
         return None if any(path.rglob("*")) else "an empty folder"
     is_text = path.suffix.lower() in TEXTS or (not path.suffix and name in TEXT_NAMES)
-    return "no image" if is_text else None
+    return "not an image" if is_text else None
 
 
 def visible(paths: Iterable[Path], leftovers: Leftovers) -> Iterator[Path]:
-    """Those paths that may hold images; the others are noted with the reason."""
+    """Yield the paths that may hold images; the others are recorded with the reason.
+
+    Args:
+        paths: files and folders.
+        leftovers: reason by ignored path, extended in place.
+    """
     for path in paths:
         if why := harmless(path):
             leftovers[path] = why
@@ -77,7 +90,15 @@ def visible(paths: Iterable[Path], leftovers: Leftovers) -> Iterator[Path]:
 
 
 def images_in(folder: Path, leftovers: Leftovers) -> list[Path]:
-    """The .npy files directly in a folder. Raises ValueError, naming it, for anything else that may be an image."""
+    """Return the .npy files directly in a folder.
+
+    Args:
+        folder: the folder.
+        leftovers: reason by ignored path, extended in place.
+
+    Raises:
+        ValueError: there is something else that may be an image; the message names it.
+    """
     images, strange = [], []
     for path in visible(entries(folder), leftovers):
         good = path.suffix.lower() == IMAGE_SUFFIX and path.is_file()
@@ -85,15 +106,22 @@ def images_in(folder: Path, leftovers: Leftovers) -> list[Path]:
     if strange:
         told = few(f"{path.name}/" if path.is_dir() else path.name for path in strange)
         raise ValueError(
-            f"{folder}: {told} is not understood. Images are .npy files directly in this folder; bring these into that "
-            "form, or move them away."
+            f"{folder}: unexpected {told}. Images must be .npy files directly in this folder; convert these files, "
+            "or move them elsewhere."
         )
     return images
 
 
 def split_folders(source: Path, leftovers: Leftovers) -> dict[str, Path]:
-    """The folder of each split, or {"": source} where there are none. Raises ValueError where other folders are beside
-    splits, and where two folders are one split."""
+    """Return the folder of each split, or {"": source} without splits.
+
+    Args:
+        source: folder of the data set.
+        leftovers: reason by ignored path, extended in place.
+
+    Raises:
+        ValueError: there are other folders beside splits, or two folders of one split.
+    """
     folders = [path for path in visible(entries(source), {}) if path.is_dir()]
     known = [(meaning(path.name, SPLITS), path) for path in folders]
     splits = {split: path for split, path in known if split}
@@ -102,41 +130,68 @@ def split_folders(source: Path, leftovers: Leftovers) -> dict[str, Path]:
     strange = [path.name for split, path in known if split is None or splits[split] != path]
     if strange:
         raise ValueError(
-            f"{source} holds splits ({few(path.name for path in splits.values())}), and also {few(strange)}. Give each "
-            f"split one folder ({listed_names(SPLITS)}), and move other folders away."
+            f"{source} contains splits ({few(path.name for path in splits.values())}), but also {few(strange)}. "
+            "Use one "
+            f"folder per split ({listed_names(SPLITS)}), and move other folders elsewhere."
         )
     no_images(source, [path for path in visible(entries(source), leftovers) if path not in folders])
     return {split: splits[split] for split in SPLITS if split in splits}
 
 
 def no_images(folder: Path, files: Sequence[Path]) -> None:
-    """Raise ValueError where files lie beside the folders that should hold them."""
+    """Raise an error if files lie beside the folders of images.
+
+    Args:
+        folder: the folder, for messages.
+        files: files in it.
+
+    Raises:
+        ValueError: there are such files.
+    """
     if files:
         raise ValueError(
-            f"{folder}: {few(path.name for path in files)} lies beside the folders that images belong in. Move it into "
-            "one, or away."
+            f"{folder}: {few(path.name for path in files)} is next to the folders of images. Move it into "
+            "one of them, or elsewhere."
         )
 
 
 def class_folders(folder: Path, names: Names, leftovers: Leftovers, *, also: Sequence[str] = ()) -> dict[Path, str]:
-    """The folders of classes in a folder, with the class of each. Raises ValueError, naming what would be understood,
-    where there is another folder, or a file beside them that may be an image; files of the names `also` are known."""
+    """Return the class of each class folder in a folder.
+
+    Args:
+        folder: the folder.
+        names: spellings of each class.
+        leftovers: reason by ignored path, extended in place.
+        also: names of files that are expected beside them.
+
+    Raises:
+        ValueError: there is an unknown folder, or a file that may be an image.
+    """
     content = [path for path in entries(folder) if path.name not in also]
     classes = {path: name for path in content if path.is_dir() and (name := meaning(path.name, names))}
     strange = list(visible([path for path in content if path not in classes], leftovers))
     no_images(folder, [path for path in strange if not path.is_dir()])
     if strange:
         raise ValueError(
-            f"{folder} holds the folders {few(path.name for path in strange)}, which are no class. Understood are "
-            f"{listed_names(names)}; rename them, or move them away."
+            f"{folder} contains the folders {few(path.name for path in strange)}, which are not known classes. "
+            "Known are "
+            f"{listed_names(names)}; rename the folders, or move them elsewhere."
         )
     return classes
 
 
 def class_records(source: Path, names: Names, *, also: Sequence[str] = ()) -> tuple[list[Record], list[str]]:
-    """A record for each .npy file below the class folders of `source`, or of its splits, and notes on what else is
-    there. Raises ValueError where there is none, where the folders of a class are empty, and for what is not
-    understood."""
+    """Return a record for each .npy file in the class folders of a data set, or of its splits, and notes on what else
+    is there.
+
+    Args:
+        source: folder of the data set.
+        names: spellings of each class.
+        also: names of files that are expected beside the class folders.
+
+    Raises:
+        ValueError: there are no images, a class has none, or the content is not understood.
+    """
     leftovers: Leftovers = {}
     numbers = {name: k for k, name in enumerate(names)}
     records: list[Record] = []
@@ -147,18 +202,25 @@ def class_records(source: Path, names: Names, *, also: Sequence[str] = ()) -> tu
             records += [Record(path, f"{folder.name}/{path.stem}", numbers[name], split) for path in images]
             empty |= {} if images else {folder: name}
     if not records:
-        raise ValueError(f"{source} holds no .npy files in folders named by class ({listed_names(names)}).")
+        raise ValueError(f"{source} contains no .npy files in folders named by class ({listed_names(names)}).")
     there = {record.label for record in records}
     for folder, name in empty.items():
         if numbers[name] not in there:
-            raise ValueError(f"{folder} is there for the class {name}, but holds no .npy files. Fill it, or remove it.")
+            raise ValueError(
+                f"{folder}, the folder of the class {name}, contains no .npy files. Add images, or remove the folder."
+            )
     return records, notes_on(source, leftovers | dict.fromkeys(empty, "an empty folder"))
 
 
 def notes_on(source: Path, leftovers: Leftovers) -> list[str]:
-    """What was left out and why, a line for each reason."""
+    """Return a note per reason for what was ignored.
+
+    Args:
+        source: folder of the data set.
+        leftovers: reason by ignored path.
+    """
     reasons = dict.fromkeys(leftovers.values())
     return [
-        f"left out, {reason}: {few(str(path.relative_to(source)) for path, why in leftovers.items() if why == reason)}"
+        f"ignored, {reason}: {few(str(path.relative_to(source)) for path, why in leftovers.items() if why == reason)}"
         for reason in reasons
     ]

@@ -1,4 +1,4 @@
-"""Groups: which samples belong together, and must never be on both sides of a split."""
+"""Groups of samples that belong together, and must never be on both sides of a split."""
 
 from collections.abc import Sequence
 
@@ -11,17 +11,27 @@ ARCSEC = np.pi / 180 / 3600
 
 
 def groups_of_values(values: Sequence[object]) -> np.ndarray:
-    """The number of the group of each sample (N,), the same for equal values, counted as they come."""
+    """Return the number of the group of each sample, (N,): equal values are one group, numbered in order of appearance.
+
+    Example:
+        >>> groups_of_values(["a", "b", "a"]).tolist()
+        [0, 1, 0]
+    """
     numbers: dict[object, int] = {}
     return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
 
 
 def groups_on_sky(ra: np.ndarray, dec: np.ndarray, radius: float) -> np.ndarray:
-    """The number of the group of each position (N,): friends of friends within `radius`.
+    """Return the number of the group of each position, (N,): friends of friends within a radius.
 
     Args:
-        ra, dec: positions (N,), degrees.
-        radius: of the friendship, arcsec, along a great circle.
+        ra: right ascension in degrees, (N,).
+        dec: declination in degrees, (N,), -90 to 90.
+        radius: linking length in arcsec, along a great circle.
+
+    Example:
+        >>> groups_on_sky(np.array([10.0, 10.0, 50.0]), np.array([0.0, 0.001, 0.0]), 5.0).tolist()
+        [0, 0, 1]
     """
     longitude, latitude = np.radians(ra), np.radians(dec)
     around = np.cos(latitude)
@@ -32,13 +42,27 @@ def groups_on_sky(ra: np.ndarray, dec: np.ndarray, radius: float) -> np.ndarray:
 
 
 def components(pairs: np.ndarray, count: int) -> np.ndarray:
-    """The number of the connected part that each of `count` nodes is in (count,), given pairs (P, 2) of them."""
+    """Return the number of the connected component of each node, (count,).
+
+    Args:
+        pairs: connected nodes, (P, 2).
+        count: number of nodes.
+
+    Example:
+        >>> components(np.array([[0, 2]]), 3).tolist()
+        [0, 1, 0]
+    """
     graph = coo_matrix((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
 def united(groupings: Sequence[np.ndarray]) -> np.ndarray:
-    """The groups (N,) in which samples are together that are so in any of some groupings (N,) each."""
+    """Return the groups (N,) in which samples are together if they are so in any of some groupings, (N,) each.
+
+    Example:
+        >>> united([np.array([0, 0, 1]), np.array([0, 1, 1])]).tolist()
+        [0, 0, 0]
+    """
     count = len(groupings[0])
     sizes = [int(groups.max(initial=-1)) + 1 for groups in groupings]
     starts = count + np.cumsum([0, *sizes[:-1]])

@@ -1,5 +1,5 @@
-"""The doors for foreign data: each layout is a function that lists the samples of a folder or file, and says how to
-load one."""
+"""Layouts of files from other programs and surveys. Each is a function that lists the samples of a folder or file, and
+how to load one."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ INDEX = "indices.pkl"
 
 
 def deeplense(source: Path) -> Layout:
-    """`{axion,cdm,no_sub}/*.npy`, as DeepLenseSim writes it: 2-D images; axion files are pickled [image, mass in
+    """Return the layout `{axion,cdm,no_sub}/*.npy` of DeepLenseSim: 2-D images; axion files are pickled [image, mass in
     eV]."""
     records, notes = class_records(source, SYNONYMS)
     targets = {"log10_axion_mass": "log10(eV)"}
@@ -36,127 +36,171 @@ def deeplense(source: Path) -> Layout:
 
 
 def load_deeplense(record: Record) -> Loaded:
-    """One image (1, H, W) and the logarithm of its axion mass (NaN where there is none)."""
+    """Return an image (1, H, W) and the log10 of its axion mass (NaN without one)."""
     array = read_npy(record.path)
     if array.dtype != object:
         return one_band(record.path, array), {"log10_axion_mass": np.nan}
     if array.shape != (2,):
-        raise ValueError(f"{record.path}: holds {array.shape} objects where [image, axion mass] is expected.")
+        raise ValueError(
+            f"{record.path}: {array.shape} objects instead of [image, axion mass]; correct or remove the file."
+        )
     try:
         image = np.asarray(array[0])
         image = image.astype(np.float64) if image.dtype == object or number_kind(image.dtype) else image
         mass = float(array[1])
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{record.path}: is not [image, axion mass] ({error}).") from error
+        raise ValueError(f"{record.path}: not [image, axion mass] ({error}); correct or remove the file.") from error
     if not (mass > 0 and np.isfinite(mass)):
-        raise ValueError(f"{record.path}: has the axion mass {mass} eV; it must be above 0 and finite.")
+        raise ValueError(f"{record.path}: the axion mass is {mass} eV; it must be above 0 and finite.")
     return one_band(record.path, image), {"log10_axion_mass": float(np.log10(mass))}
 
 
 def gsoc(source: Path) -> Layout:
-    """`{train,val}/{no,sphere,vort}/*.npy`, images (1, H, W) between 0 and 1, as in the tests of ML4SCI."""
+    """Return the layout `{train,val}/{no,sphere,vort}/*.npy` of the tests of ML4SCI, images (1, H, W)
+    between 0 and 1."""
     records, notes = class_records(source, SYNONYMS)
     return Layout(source, records, load_gsoc, SUBSTRUCTURE, bands=("intensity",), notes=notes)
 
 
 def load_gsoc(record: Record) -> Loaded:
-    """One image (1, H, W)."""
+    """Return an image (1, H, W)."""
     return one_band(record.path, read_npy(record.path)), {}
 
 
 def one_band(path: Path, array: np.ndarray) -> np.ndarray:
-    """An image (H, W) or (1, H, W) as (1, H, W). Raises ValueError for anything else."""
+    """Return an image (H, W) or (1, H, W) as (1, H, W).
+
+    Args:
+        path: file of the image, for messages.
+        array: the image.
+
+    Raises:
+        ValueError: the array is something else.
+
+    Example:
+        >>> one_band(Path("a.npy"), np.zeros((8, 8))).shape
+        (1, 8, 8)
+    """
     image = array[None] if array.ndim == 2 else array
     if image.ndim != 3 or image.shape[0] != 1 or image.dtype.kind not in "fiu" or image.size == 0:
-        raise ValueError(
-            f"{path}: is {array.dtype} of shape {array.shape} where one image (H, W) of real numbers is expected."
-        )
+        raise ValueError(f"{path}: {array.dtype} of shape {array.shape}; one image (H, W) of real numbers is expected.")
     return image
 
 
 def lens_finding(source: Path) -> Layout:
-    """`{lenses,nonlenses}/*.npy`, (3, H, W) in g, r, i, of any size; `indices.pkl` beside them, if any, names the
-    files of each split."""
+    """Return the layout `{lenses,nonlenses}/*.npy`, (3, H, W) in g, r, i, of any size; an optional `indices.pkl` lists
+    the files of each split."""
     pickles = [path.name for path in source.glob("*.pkl")]
     records, notes = class_records(source, LENSES, also=pickles)
     if INDEX in pickles:
         records, left = by_index(source / INDEX, records)
         notes += left
-    notes += [f"left out, no index of splits: {few(sorted(set(pickles) - {INDEX}))}"] if set(pickles) - {INDEX} else []
+    notes += (
+        [f"ignored, not an index of splits: {few(sorted(set(pickles) - {INDEX}))}"] if set(pickles) - {INDEX} else []
+    )
     return Layout(source, records, load_three_bands, tuple(LENSES), bands=("g", "r", "i"), notes=notes)
 
 
 def by_index(path: Path, records: Sequence[Record]) -> tuple[list[Record], list[str]]:
-    """The records that an index file names, with its splits, and a note on the others. Raises ValueError where it names
-    what is not there, or where folders make splits already."""
+    """Return the records that an index file lists, with its splits, and a note on the others.
+
+    Args:
+        path: index file.
+        records: records of all files.
+
+    Raises:
+        ValueError: it lists missing files, or there are split folders already.
+    """
     if any(record.split for record in records):
-        raise ValueError(f"{path} and folders both tell the splits; remove one of them.")
+        raise ValueError(f"{path} and folders both define the splits; remove one of the two.")
     known = {f"{record.path.parent.name}/{record.path.name}": record for record in records}
     splits = read_splits(path, known)
     rest = [name for name in known if name not in splits]
     chosen = [Record(known[name].path, known[name].name, known[name].label, split) for name, split in splits.items()]
-    return chosen, [f"left out, not named by {INDEX}: {few(rest)}"] if rest else []
+    return chosen, [f"ignored, not listed in {INDEX}: {few(rest)}"] if rest else []
 
 
 def read_splits(path: Path, files: Mapping[str, Record]) -> dict[str, str]:
-    """The split of each file that `indices.pkl` names: {split: {lenses: [...], nonlenses: [...]}}."""
+    """Return the split of each file in `indices.pkl`: {split: {lenses: [...], nonlenses: [...]}}.
+
+    Args:
+        path: index file.
+        files: record of each file by folder and name.
+
+    Raises:
+        ValueError: the file has another form, or lists missing files or one file in two splits.
+    """
     content = read_pickle(path)
     try:
         named = [(name, str(split)) for split, folders in content.items() for name in files_in(folders)]
     except (AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: is not {{split: {{lenses: names, nonlenses: names}}}} ({error}).") from error
+        raise ValueError(
+            f"{path}: not {{split: {{lenses: names, nonlenses: names}}}} ({error}); correct or remove the file."
+        ) from error
     splits: dict[str, str] = {}
     for name, written in named:
         if name not in files:
-            raise ValueError(
-                f"{path}: names {name}, which is not there. Complete the folder, or remove the index file."
-            )
+            raise ValueError(f"{path}: lists {name}, which does not exist. Add the file, or remove the index file.")
         split = meaning(written, SPLITS)
         if split is None:
-            raise ValueError(f"{path}: names the split {written!r}; understood are {listed_names(SPLITS)}.")
+            raise ValueError(f"{path}: unknown split {written!r}; known splits are {listed_names(SPLITS)}.")
         if splits.setdefault(name, split) != split:
-            raise ValueError(f"{path}: names {name} in two splits; the test would be of images that are trained on.")
+            raise ValueError(
+                f"{path}: {name} is in two splits, so test images would be trained on; keep it in one split."
+            )
     return splits
 
 
 def files_in(folders: Mapping[str, Sequence[str]]) -> list[str]:
-    """The files that {lenses: names, nonlenses: names} names, with their folders."""
+    """Return the files in {lenses: names, nonlenses: names}, with their folders.
+
+    Example:
+        >>> files_in({"lenses": ["a.npy"], "nonlenses": ["b.npy"]})
+        ['lenses/a.npy', 'nonlenses/b.npy']
+    """
     return [f"{folder}/{name}" for folder, names in folders.items() for name in names]
 
 
 def read_names(path: Path) -> list[str]:
-    """The names of samples that a file holds, each once: one a line, or, in a pickle, {lenses: names, nonlenses: names}
-    as DeepLense_SSL publishes its subsets of labels. Raises ValueError where it is neither, or holds none."""
+    """Return the unique sample names in a file: one per line, or, in a pickle, {lenses: names, nonlenses: names} as
+    DeepLense_SSL publishes its subsets of labels. Raises ValueError if it has another form, or no names."""
     try:
         files = files_in(read_pickle(path)) if path.suffix == ".pkl" else path.read_text().split("\n")
     except (AttributeError, TypeError, OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{path}: is no file of names, one a line, and no pickle of {{lenses: names, nonlenses: names}} ({error})."
+            f"{path}: neither one name per line nor a pickle of {{lenses: names, nonlenses: names}} ({error})."
         ) from error
     names = dict.fromkeys(name.strip().removesuffix(".npy") for name in files if name.strip())
     if not names:
-        raise ValueError(f"{path}: holds no names.")
+        raise ValueError(f"{path}: contains no names; add them, or remove the file.")
     return list(names)
 
 
 def load_three_bands(record: Record) -> Loaded:
-    """One image (3, H, W)."""
+    """Return an image (3, H, W)."""
     image = read_npy(record.path)
     if image.ndim != 3 or image.shape[0] != 3 or image.dtype.kind not in "fiu" or image.size == 0:
-        raise ValueError(
-            f"{record.path}: is {image.dtype} of shape {image.shape} where real numbers (3, H, W) are expected."
-        )
+        raise ValueError(f"{record.path}: {image.dtype} of shape {image.shape}; real numbers (3, H, W) are expected.")
     return image, {}
 
 
 def files(source: Path, *, axes: Axes = "auto", bands: Sequence[str] = ()) -> Layout:
-    """`*.npy` in one folder, images (H, W), (C, H, W) or (H, W, C) without classes; what is known of them is in a
-    catalogue."""
+    """Return the layout `*.npy` in one folder, images (H, W), (C, H, W) or (H, W, C) without classes; a catalogue may
+    describe them.
+
+    Args:
+        source: the folder.
+        axes: `NCHW`, `NHWC`, or `auto` to decide by the shape.
+        bands: names of the bands; empty to number them.
+
+    Raises:
+        ValueError: there are no images, or an image has another form.
+    """
     require_choice("axes", axes, AXES)
     leftovers: dict[Path, str] = {}
     records = [Record(path, path.stem, UNLABELLED, "") for path in images_in(source, leftovers)]
     if not records:
-        raise ValueError(f"{source} holds no .npy files.")
+        raise ValueError(f"{source} contains no .npy files; give a folder of .npy images.")
     first = load_file(records[0], axes)[0]
     notes = [f"images were read as {len(first)} bands of {first.shape[1]} x {first.shape[2]} pixels"]
     names = band_names(source, len(first), bands)
@@ -166,14 +210,22 @@ def files(source: Path, *, axes: Axes = "auto", bands: Sequence[str] = ()) -> La
 
 
 def load_file(record: Record, axes: Axes) -> Loaded:
-    """One image (C, H, W)."""
+    """Return an image (C, H, W), without targets.
+
+    Args:
+        record: record of the image.
+        axes: `NCHW`, `NHWC`, or `auto` to decide by the shape.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
     require_choice("axes", axes, AXES)
     image = read_npy(record.path)
     if image.ndim == 2:
         return one_band(record.path, image), {}
     if image.ndim != 3 or not number_kind(image.dtype) or image.size == 0:
         raise ValueError(
-            f"{record.path}: is {image.dtype} of shape {image.shape} where real numbers (H, W), (C, H, W) or (H, W, C) "
+            f"{record.path}: {image.dtype} of shape {image.shape}; real numbers (H, W), (C, H, W) or (H, W, C) "
             "are expected."
         )
     return np.moveaxis(image, band_axis(record.path, image.shape, axes), 0), {}
@@ -182,19 +234,23 @@ def load_file(record: Record, axes: Axes) -> Loaded:
 def npz(
     source: Path, *, image_key: str = "images", name_key: str = "", axes: Axes = "auto", bands: Sequence[str] = ()
 ) -> Layout:
-    """One file with an array of images, (N, C, H, W), (N, H, W, C) or (N, H, W), and columns beside them.
+    """Return the layout of one file with an array of images, (N, C, H, W), (N, H, W, C) or (N, H, W), and columns
+    beside them.
 
     Args:
         source: the .npz file.
-        image_key: name of the images in it.
-        name_key: name of the array that names images; by default the first that is called so.
-        axes: which axis of the images is the bands, where their shape does not tell.
-        bands: names of the bands; numbered if empty.
+        image_key: name of the array of images.
+        name_key: name of the array of image names; "" for the first with a usual name.
+        axes: `NCHW`, `NHWC`, or `auto` to decide by the shape.
+        bands: names of the bands; empty to number them.
+
+    Raises:
+        ValueError: an array is missing, or has another form.
     """
     require_choice("axes", axes, AXES)
     arrays = read_npz(source)
     if image_key not in arrays:
-        raise ValueError(f"{source}: has no {image_key!r}; it has {sorted(arrays)}. Give --image_key ARRAY.")
+        raise ValueError(f"{source}: no array {image_key!r}; the arrays are {sorted(arrays)}. Give --image_key ARRAY.")
     images, note = channels_first(source, arrays.pop(image_key), axes)
     columns, unfit = text_columns(source, arrays, len(images))
     names, notes = image_names(source, columns, len(images), name_key)
@@ -215,29 +271,55 @@ def npz(
 def image_names(
     source: Path, columns: Mapping[str, np.ndarray], count: int, name_key: str
 ) -> tuple[list[str], list[str]]:
-    """The names of the images of an archive; or, with a note that says why, names made of their places. Raises
-    ValueError where an array of names is asked for that is none."""
+    """Return the names of the images of an archive; or, with a note why, names made from their places.
+
+    Args:
+        source: the archive.
+        columns: texts (N,) by array.
+        count: N.
+        name_key: name of the array of image names; "" for the first with a usual name.
+
+    Raises:
+        ValueError: there is no such array, or its names are not unique.
+    """
     made = [f"{source.stem}-{row:06d}" for row in range(count)]
     key = name_key or first_known(list(columns), NAME_COLUMNS)
     if key not in columns:
         if name_key:
             raise ValueError(
-                f"{source}: has no array {name_key!r} with a name for each image; it has {sorted(columns)}."
+                f"{source}: no array {name_key!r} with one name per image; the arrays are {sorted(columns)}."
             )
-        return made, ["images are named by their place: the archive has no array of names"]
+        return made, ["images are named by their index: the archive has no array of names"]
     names = columns[key].tolist()
     if len(set(names)) == count and not is_missing(columns[key]).any():
         return names, []
     if name_key:
-        raise ValueError(f"{source}: the names in {name_key!r} are not one for each image, or some are missing.")
-    return made, [f"images are named by their place: the names in {key!r} are not different, or some are missing"]
+        raise ValueError(
+            f"{source}: {name_key!r} does not have one name per image, or some names are missing; complete it."
+        )
+    return made, [f"images are named by their index: the names in {key!r} are not unique, or some are missing"]
 
 
 def band_names(source: Path, count: int, given: Sequence[str]) -> tuple[str, ...]:
-    """The names of so many bands. Raises ValueError where others are given."""
+    """Return the names of the bands.
+
+    Args:
+        source: file or folder, for messages.
+        count: number of bands.
+        given: their names; empty to number them.
+
+    Raises:
+        ValueError: the number of names is wrong, or a name comes twice.
+
+    Example:
+        >>> band_names(Path("data"), 2, [])
+        ('band0', 'band1')
+    """
     names = tuple(given) or tuple(f"band{k}" for k in range(count))
     if len(names) != count:
-        raise ValueError(f"{source}: has {count} bands; --bands names {list(names)}.")
+        raise ValueError(
+            f"{source}: the images have {count} bands, but --bands names {list(names)}; give one name per band."
+        )
     if len(set(names)) != count:
-        raise ValueError(f"--bands names {list(names)}; give each band a name of its own.")
+        raise ValueError(f"--bands names {list(names)}; give each band a unique name.")
     return names

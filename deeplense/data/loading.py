@@ -10,14 +10,23 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from deeplense.data.dataset import Batch, Split
-from deeplense.data.order import uniforms
+from deeplense.data.order import Order
 from deeplense.data.processes import live_as_long_as, start_fork_server
-from deeplense.data.sampling import Order
 from deeplense.data.transforms import NUM_UNIFORMS
+from deeplense.random.draws import uniforms
 
 
 class StepBatches(Dataset[Batch]):
-    """A rank's part of the batch of each step; the item of number n is that of step n."""
+    """A rank's part of the batch of each step; item n is that of step n.
+
+    Args:
+        split: split with the samples.
+        order: the samples of each step.
+        rank: number of this process.
+        world_size: number of processes.
+        target: values to predict, of all samples of the split (N,); None for the labels.
+        num_uniforms: random numbers per sample.
+    """
 
     def __init__(
         self,
@@ -41,29 +50,61 @@ class StepBatches(Dataset[Batch]):
         return self.split.batch(indices, target=self.target, random=random)
 
     def announce(self, step: int) -> None:
-        """Let the disk read what will be asked for in the next window of the order."""
+        """Let the disk read the samples of the next window of the order."""
         last = step + self.order.steps_ahead
         for coming in range(max(step, self.announced), last):
             self.split.stored.announce(self.order.batch(coming)[0][self.part])
         self.announced = max(last, self.announced)
 
 
-def step_loader(batches: StepBatches, steps: range, *, num_threads: int = 0, num_workers: int = 0) -> Iterator[Batch]:
-    """The batches of these steps in order, read ahead by threads of this process, or by other processes (none: read
-    when they are asked for)."""
+def step_loader(
+    batches: StepBatches, steps: range, *, num_threads: int = 0, num_workers: int = 0, pinned: bool = False
+) -> Iterator[Batch]:
+    """Return the batches of these steps in order, read ahead by threads of this process or by worker processes.
+
+    Args:
+        batches: batches of a rank.
+        steps: numbers of the steps.
+        num_threads: threads that read ahead; 0 to read on demand.
+        num_workers: worker processes; 0 for none.
+        pinned: whether batches are put into pinned memory, for a GPU.
+    """
     if num_workers:
-        return iter(worker_loader(batches, steps, num_workers=num_workers))
-    return read_ahead(batches, steps, num_threads=num_threads) if num_threads else map(batches.__getitem__, steps)
+        loader = worker_loader(batches, steps, num_workers=num_workers)
+        return map(Batch.pinned, loader) if pinned else iter(loader)
+    if num_threads:
+        return read_ahead(batches, steps, num_threads=num_threads, pinned=pinned)
+    return map(partial(read, batches, pinned=pinned), steps)
 
 
-def read_ahead(batches: StepBatches, steps: range, *, num_threads: int) -> Generator[Batch, None, None]:
-    """The batches of these steps in order, each thread one ahead."""
+def read(batches: StepBatches, step: int, *, pinned: bool) -> Batch:
+    """Return the batch of a step.
+
+    Args:
+        batches: batches of a rank.
+        step: number of the step.
+        pinned: whether it is put into pinned memory.
+    """
+    return batches[step].pinned() if pinned else batches[step]
+
+
+def read_ahead(
+    batches: StepBatches, steps: range, *, num_threads: int, pinned: bool = False
+) -> Generator[Batch, None, None]:
+    """Yield the batches of these steps in order; each thread reads one ahead.
+
+    Args:
+        batches: batches of a rank.
+        steps: numbers of the steps.
+        num_threads: number of threads, at least 1.
+        pinned: whether batches are put into pinned memory.
+    """
     pool = ThreadPoolExecutor(num_threads, "reader")
     try:
-        waiting = deque(pool.submit(batches.__getitem__, step) for step in steps[:num_threads])
+        waiting = deque(pool.submit(read, batches, step, pinned=pinned) for step in steps[:num_threads])
         for step in steps[num_threads:]:
             batch = waiting.popleft().result()
-            waiting.append(pool.submit(batches.__getitem__, step))
+            waiting.append(pool.submit(read, batches, step, pinned=pinned))
             yield batch
         while waiting:
             yield waiting.popleft().result()
@@ -72,7 +113,13 @@ def read_ahead(batches: StepBatches, steps: range, *, num_threads: int) -> Gener
 
 
 def worker_loader(batches: StepBatches, steps: range, *, num_workers: int) -> DataLoader:
-    """The same by other processes, for data that are costly to decompress."""
+    """Return a loader of the batches by worker processes, for data that are slow to decompress.
+
+    Args:
+        batches: batches of a rank.
+        steps: numbers of the steps.
+        num_workers: number of worker processes.
+    """
     start_fork_server()
     return DataLoader(
         batches,

@@ -1,198 +1,275 @@
-"""Random choices as pure functions of a seed and some numbers, in integer arithmetic that no library version can
-change."""
+"""The samples of the batch of step n: a pure function of (seed, n).
 
-from dataclasses import dataclass
+The samples of all epochs form one endless stream, with an order of its own for each epoch; step n takes the next batch
+of it. So each sample comes exactly once per epoch, none is dropped or repeated, and to resume only n is needed. Groups
+(classes, data sets) that are sampled by weight have a stream each.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-ORDER, AUGMENTATION, STEP, WINDOW, DEAL, GROUPS = 1, 2, 3, 4, 5, 6
+from deeplense.random.draws import DEAL, GOLDEN, ORDER, WINDOW, key, mix, shuffled
+
+LANES = 8
+"""Parts of an epoch that are read side by side if blocks are kept together; 2, 4 or 8 ranks have parts of their own."""
+ROUND = 4096
+"""Number of positions among which weights are kept exactly."""
 
 
-def mix(values: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele et al. 2014): scrambles uint64 words, one to one."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+@dataclass(frozen=True)
+class Shuffle:
+    """How an epoch is shuffled.
+
+    Args:
+        block: neighbours in the store that are read together; 1 for a full shuffle.
+        window: number of blocks whose samples are shuffled together.
+
+    Example:
+        >>> Shuffle(block=16, window=8).window_samples, Shuffle().window_samples
+        (128, 0)
+    """
+
+    block: int = 1
+    window: int = 256
+
+    @property
+    def window_samples(self) -> int:
+        """Number of samples that are shuffled together; 0 for all."""
+        return self.block * self.window if self.block > 1 else 0
 
 
-def key(*words: int) -> np.ndarray:
-    """One uint64 from some words. Words are chained, not added: (seed 0, epoch 1) is unlike (seed 1, epoch 0)."""
-    state = np.zeros(1, dtype=np.uint64)
-    for word in words:
-        state = mix((state + GOLDEN) ^ np.uint64(word & 0xFFFFFFFFFFFFFFFF))
-    return state
+def epoch_order(num_samples: int, *words: int, shuffle: Shuffle) -> np.ndarray:
+    """Return the numbers of the samples of one epoch in random order, (num_samples,).
+
+    Args:
+        num_samples: number of samples.
+        *words: integers that decide the order, such as seed and epoch.
+        shuffle: full shuffle, or blocks within windows.
+
+    Example:
+        >>> sorted(epoch_order(6, 0, 1, shuffle=Shuffle()).tolist())
+        [0, 1, 2, 3, 4, 5]
+    """
+    if shuffle.block == 1:
+        return shuffled(num_samples, *words, ORDER)
+    blocks = shuffled(-(-num_samples // shuffle.block), *words, ORDER)
+    stream = (blocks[:, None] * shuffle.block + np.arange(shuffle.block)).ravel()
+    stream = stream[stream < num_samples]
+    place = np.arange(num_samples)
+    lane = place * LANES // num_samples
+    in_lane = place - -(-lane * num_samples // LANES)
+    window = in_lane // max(shuffle.window_samples // LANES, 1)
+    mixed = np.lexsort((mix(place.astype(np.uint64) * GOLDEN + key(*words, WINDOW)), window, lane))
+    return stream[mixed[np.lexsort((lane, in_lane))]]
 
 
-def shuffled(num_items: int, *words: int) -> np.ndarray:
-    """The numbers below `num_items` in an order drawn by some words."""
-    return np.argsort(mix(np.arange(num_items, dtype=np.uint64) * GOLDEN + key(*words)), kind="stable")
+@dataclass
+class Stream:
+    """All epochs of some samples, one after the other.
+
+    Args:
+        num_samples: number of samples.
+        seed: random seed.
+        shuffle: how each epoch is shuffled.
+        group: keeps the streams of one seed independent.
+        recent: cache of orders.
+    """
+
+    num_samples: int
+    seed: int
+    shuffle: Shuffle
+    group: int = 0
+    recent: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the samples at these positions of the stream, and their epochs."""
+        epochs, places = positions // self.num_samples, positions % self.num_samples
+        found = np.empty(len(positions), dtype=np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            found[here] = self.order(int(epoch))[places[here]]
+        return found, epochs
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the order of one epoch; that of its neighbour is kept, too, as a batch may cross the end."""
+        known = self.recent
+        if epoch not in known:
+            order = epoch_order(self.num_samples, self.seed, self.group, epoch, shuffle=self.shuffle)
+            small = np.uint32 if self.num_samples < 2**32 else np.uint64
+            known = {near: kept for near, kept in known.items() if abs(near - epoch) == 1} | {
+                epoch: order.astype(small)
+            }
+            self.recent = known
+        return known[epoch]
 
 
-def permutation(num_items: int, seed: int, number: int) -> np.ndarray:
-    """One of the orders that a seed draws."""
-    return shuffled(num_items, seed, ORDER, number)
+class Order:
+    """The batches of a training: samples of one or more groups, each an array of indices.
+
+    Without weights each sample of all groups comes exactly once per epoch. With weights, each 4096 samples contain the
+    groups in exactly these proportions, and within a group each sample comes once before any comes twice.
+
+    Args:
+        groups: indices of the samples of each group, (n,) each.
+        batch_size: samples per batch, of all ranks together.
+        seed: random seed.
+        weights: relative weight of each group, above 0; none for no weighting.
+        shuffle: how an epoch is shuffled; None for a full shuffle.
+
+    Raises:
+        ValueError: a group is empty, or its weight is too small.
+
+    Example:
+        >>> order = Order([np.arange(6)], batch_size=3, seed=0)
+        >>> first, second = order.batch(0)[0], order.batch(1)[0]
+        >>> sorted([*first.tolist(), *second.tolist()])
+        [0, 1, 2, 3, 4, 5]
+        >>> order.batch(2)[1].tolist()
+        [1, 1, 1]
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[np.ndarray],
+        *,
+        batch_size: int,
+        seed: int,
+        weights: Sequence[float] = (),
+        shuffle: Shuffle | None = None,
+    ) -> None:
+        self.batch_size, self.seed = batch_size, seed
+        self.groups = list(groups) if len(weights) else [np.sort(np.concatenate(groups))]
+        self.shares = shares(weights) if len(weights) else (ROUND,)
+        if not all(len(group) for group in self.groups):
+            raise ValueError("one of the groups to sample from has no samples; remove that group.")
+        self.shuffle = shuffle or Shuffle()
+        self.streams = [Stream(len(group), seed, self.shuffle, k) for k, group in enumerate(self.groups)]
+
+    @property
+    def steps_ahead(self) -> int:
+        """Number of steps until a batch is of the next window, which may be read from the disk meanwhile; 0 for a full
+        shuffle."""
+        return -(-self.shuffle.window_samples // self.batch_size)
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the samples of the batch of a step, and the epoch of each: the number of passes over
+        its group before."""
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        group, positions = deal_all(positions, self.shares, self.seed)
+        indices, epochs = np.empty_like(positions), np.empty_like(positions)
+        for number, stream in enumerate(self.streams):
+            here = group == number
+            places, epochs[here] = stream.at(positions[here])
+            indices[here] = self.groups[number][places]
+        return indices, epochs
 
 
-def uniforms(seed: int, epochs: np.ndarray, indices: np.ndarray, *, count: int) -> np.ndarray:
-    """Random numbers in [0, 1[ for the augmentation of samples, (n, count): a function of (seed, epoch, index)."""
-    base = mix(mix(epochs.astype(np.uint64) * GOLDEN + key(seed, AUGMENTATION)) + indices.astype(np.uint64) * GOLDEN)
-    words = mix(base[:, None] + np.arange(1, count + 1, dtype=np.uint64) * GOLDEN)
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+def shares(weights: Sequence[float]) -> tuple[int, ...]:
+    """Return how many of 4096 samples each group gets, by the largest remainders. Raises ValueError if that is none.
+
+    Example:
+        >>> shares([3.0, 1.0])
+        (3072, 1024)
+    """
+    exact = np.asarray(weights, dtype=float) / sum(weights) * ROUND
+    counts = np.floor(exact).astype(int)
+    counts[np.argsort(counts - exact, kind="stable")[: ROUND - counts.sum()]] += 1
+    if counts.min() < 1:
+        raise ValueError(
+            f"the weights {list(weights)} give a group less than 1/{ROUND} of the samples; remove it or raise "
+            "its weight."
+        )
+    return tuple(int(count) for count in counts)
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of a rank's library generators (dropout and the like) for one step."""
-    return int(key(seed, STEP, step, rank)[0] >> np.uint64(1))
+def deal_all(positions: np.ndarray, counts: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the group of each position, and its position within the stream of that group.
+
+    Args:
+        positions: positions in the stream of the training, (n,).
+        counts: samples of each group per `ROUND`.
+        seed: random seed.
+    """
+    if len(counts) == 1:
+        return np.zeros_like(positions), positions
+    group, within = np.empty_like(positions), np.empty_like(positions)
+    rounds = positions // ROUND
+    for number in np.unique(rounds):
+        here = rounds == number
+        groups, places = deal(counts, seed, int(number))
+        slots = positions[here] % ROUND
+        group[here] = groups[slots]
+        within[here] = number * np.asarray(counts)[groups[slots]] + places[slots]
+    return group, within
+
+
+@lru_cache(maxsize=4)
+def deal(counts: tuple[int, ...], seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the groups of one round in random order, (ROUND,), and the number of samples of the same group before
+    each.
+
+    Args:
+        counts: samples of each group per `ROUND`.
+        seed: random seed.
+        number: number of the round.
+    """
+    groups = np.repeat(np.arange(len(counts)), counts)[shuffled(ROUND, seed, DEAL, number)]
+    places = np.empty_like(groups)
+    for group, count in enumerate(counts):
+        places[groups == group] = np.arange(count)
+    return groups, places
+
+
+def variance_inflation(labels: np.ndarray, batch_size: int) -> float:
+    """Return the variance of the class fractions from batch to batch, relative to random sampling: 1 for a full
+    shuffle, up to `batch_size` if each batch has one class (Kish 1965, the design effect).
+
+    Args:
+        labels: labels of the samples in their order, (N,).
+        batch_size: samples per batch; an incomplete last batch is ignored.
+
+    Example:
+        >>> round(variance_inflation(np.repeat([0, 1], 8), 4), 1)
+        5.0
+    """
+    whole = len(labels) // batch_size * batch_size
+    ratios = []
+    for label in np.unique(labels):
+        member = (labels == label).astype(float)
+        expected = member.var() / batch_size * (1 - batch_size / len(labels)) * len(labels) / (len(labels) - 1)
+        ratios.append(((member[:whole].reshape(-1, batch_size).mean(axis=1) - member.mean()) ** 2).mean() / expected)
+    return float(np.mean(ratios))
 
 
 def rank_slice(num_items: int, rank: int, world_size: int) -> slice:
-    """The part of `num_items` that belongs to a rank: contiguous, of nearly equal size, none twice, none left out."""
+    """Return the part of some items that belongs to a rank: contiguous and of nearly equal size, each item in one part.
+
+    Args:
+        num_items: number of items.
+        rank: number of the part, 0 to world_size - 1.
+        world_size: number of parts.
+
+    Example:
+        >>> [rank_slice(5, rank, 2) for rank in range(2)]
+        [slice(0, 2, None), slice(2, 5, None)]
+    """
     return slice(rank * num_items // world_size, (rank + 1) * num_items // world_size)
 
 
 def num_steps(epochs: float, *, num_samples: int, batch_size: int) -> int:
-    """Steps that make this many epochs; the part of a last batch is left out, but at least one step is made."""
-    return max(int(epochs * num_samples) // batch_size, 1)
+    """Return the number of steps of this many epochs. An incomplete last batch is ignored, but there is at least one
+    step.
 
+    Args:
+        epochs: number of epochs, may be fractional.
+        num_samples: samples per epoch.
+        batch_size: samples per step, of all ranks together.
 
-def split_off(
-    labels: np.ndarray, fraction: float, *, seed: int, groups: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Indices in two parts, the second with this fraction of each class, drawn by `seed`; each sorted. The share is
-    rounded, but a class of two or more samples is missing in neither part; a single sample stays in the first. Samples
-    with the same number in `groups` (n,) are in one part; all else is then as near as that allows."""
-    second = np.zeros(len(labels), dtype=bool)
-    least, leave = int(fraction > 0), int(fraction < 1)
-    second[some_of_each(labels, fraction, seed=seed, groups=groups, least=least, leave=leave)] = True
-    return np.flatnonzero(~second), np.flatnonzero(second)
-
-
-def some_of_each(
-    labels: np.ndarray,
-    fraction: float,
-    *,
-    seed: int,
-    groups: np.ndarray | None = None,
-    least: int = 0,
-    leave: int = 0,
-) -> np.ndarray:
-    """Sorted indices of this fraction of each class, drawn by `seed`; those of a smaller fraction are among those of a
-    larger one. The share is rounded, then at least `least`, then all but `leave` at most.
-
-    Of samples with the same number in `groups` (n,) all are taken or none; the counts are then as near as that allows,
-    and smaller fractions are not among larger ones.
+    Example:
+        >>> num_steps(1.5, num_samples=100, batch_size=32)
+        4
     """
-    classes, numbers = np.unique(labels, return_inverse=True)
-    totals = np.bincount(numbers, minlength=len(classes))
-    wanted = np.array([min(max(round(fraction * n), least), n - leave) for n in totals.tolist()], dtype=np.int64)
-    alone = single(groups, len(labels))
-    chosen = np.zeros(len(labels), dtype=bool)
-    together = several(groups, alone, seed)
-    drawn = uniforms(seed, np.full(len(together), GROUPS), np.arange(len(together)), count=1)[:, 0] < fraction
-    choosing = Choosing(numbers, chosen, np.zeros_like(totals), wanted, totals - leave)
-    for k in np.flatnonzero(drawn):
-        choosing.take_if_nearer(together[k])
-    for k, label in enumerate(classes):
-        members = np.flatnonzero((numbers == k) & alone)
-        order = permutation(len(members), seed, int(label) + 1)
-        choosing.take(members[order[: max(wanted[k] - choosing.have[k], 0)]])
-    for k in np.flatnonzero(~drawn):
-        choosing.take_if_nearer(together[k])
-    for k in np.flatnonzero((choosing.have == 0) & (wanted > 0)):
-        of_class = [members for members in together if (numbers[members] == k).any()]
-        next((True for members in sorted(of_class, key=len) if choosing.take_if_left(members)), None)
-    return np.flatnonzero(chosen)
-
-
-@dataclass(frozen=True)
-class Choosing:
-    """Samples that are chosen, by mask (n,), with the number of the class of each (n,); and how many of each class
-    there are, are wanted, and may be at most (K,)."""
-
-    numbers: np.ndarray
-    chosen: np.ndarray
-    have: np.ndarray
-    wanted: np.ndarray
-    most: np.ndarray
-
-    def counts(self, members: np.ndarray) -> np.ndarray:
-        """How many of each class some samples are (K,)."""
-        return np.bincount(self.numbers[members], minlength=len(self.have))
-
-    def take(self, members: np.ndarray) -> None:
-        """Choose these samples."""
-        self.chosen[members] = True
-        self.have[:] += self.counts(members)
-
-    def take_if_nearer(self, members: np.ndarray) -> None:
-        """Choose these samples where that brings the counts nearer to what is wanted."""
-        before, after = (np.abs(self.wanted - have).sum() for have in (self.have, self.have + self.counts(members)))
-        if after < before:
-            self.take_if_left(members)
-
-    def take_if_left(self, members: np.ndarray) -> bool:
-        """Choose these samples where enough of each class are left; returns whether."""
-        left = bool((self.have + self.counts(members) <= self.most).all())
-        if left:
-            self.take(members)
-        return left
-
-
-def single(groups: np.ndarray | None, count: int) -> np.ndarray:
-    """Which of so many samples are in no group with others, (n,)."""
-    if groups is None:
-        return np.ones(count, dtype=bool)
-    _, numbers, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    return sizes[numbers] == 1
-
-
-def several(groups: np.ndarray | None, alone: np.ndarray, seed: int) -> list[np.ndarray]:
-    """The indices of the samples of each group that has several, in an order drawn by `seed`."""
-    if groups is None or alone.all():
-        return []
-    together = np.flatnonzero(~alone)
-    _, numbers, sizes = np.unique(groups[together], return_inverse=True, return_counts=True)
-    members = np.split(together[np.argsort(numbers, kind="stable")], np.cumsum(sizes)[:-1])
-    return [members[k] for k in shuffled(len(sizes), seed, GROUPS)]
-
-
-def first_of_each(labels: np.ndarray, count: int, *, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
-    """Sorted indices of `count` samples, with the shares of the classes as near as they can be, drawn by `seed`; those
-    of a smaller count are among those of a larger one. Of the groups (n,) of several samples at most one is not taken
-    whole."""
-    places = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        drawn = members[permutation(len(members), seed, int(label) + 1)]
-        places[drawn] = (np.arange(len(members)) + 0.5) / len(members)
-    if groups is not None:
-        _, members, numbers = np.unique(groups, return_index=True, return_inverse=True)
-        first = np.full(len(members), np.inf)
-        np.minimum.at(first, numbers, places)
-        return np.sort(np.lexsort((places, members[numbers], first[numbers]))[:count])
-    return np.sort(np.argsort(places, kind="stable")[:count])
-
-
-def fold_of(labels: np.ndarray, num_folds: int, *, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
-    """The fold of each sample, (n,), with each class spread evenly over the folds. Samples with the same number in
-    `groups` (n,) are in one fold; the classes are then as even as that allows."""
-    folds = np.empty(len(labels), dtype=np.int64)
-    classes, numbers = np.unique(labels, return_inverse=True)
-    alone = single(groups, len(labels))
-    held = np.zeros((num_folds, len(classes)), dtype=np.int64)
-    totals = np.bincount(numbers, minlength=len(classes))
-    for members in sorted(several(groups, alone, seed), key=len, reverse=True):
-        counts = np.bincount(numbers[members], minlength=len(classes))
-        fullest = (held * counts / totals).sum(axis=1)
-        fold = int(np.lexsort((held.sum(axis=1), fullest))[0])
-        folds[members], held[fold] = fold, held[fold] + counts
-    for k, label in enumerate(classes):
-        members = np.flatnonzero((labels == label) & alone)
-        if not held[:, k].any():
-            folds[members[permutation(len(members), seed, int(label) + 1)]] = np.arange(len(members)) % num_folds
-            continue
-        levels = held[:, k][:, None] + np.arange(len(members))
-        emptiest = np.argsort(levels.T.ravel(), kind="stable")[: len(members)] % num_folds
-        folds[members[permutation(len(members), seed, int(label) + 1)]] = emptiest
-    return folds
+    return max(int(epochs * num_samples) // batch_size, 1)

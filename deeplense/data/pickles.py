@@ -1,9 +1,9 @@
-"""Reading pickles without obeying them: an interpreter of the opcodes that numpy and plain containers are written with.
+"""Safe reading of pickles: an interpreter of the opcodes that numpy and plain containers are written with.
 
-Nothing is imported and nothing is called: the few names that numpy writes are inert tokens, and only the shapes in
-which numpy writes them mean something. All else is refused. A pickle is a tree here: what it refers to twice may be a
-string, a number or an array of numbers, but no container, so that none holds itself and none grows when it is walked
-through. Time and memory stay in proportion to the bytes of the pickle.
+Nothing is imported and nothing is called: the few names that numpy writes are inert tokens, and are accepted only in
+the forms in which numpy writes them. Everything else is refused. Here a pickle is a tree: a string, a number or an
+array of numbers may be referred to twice, but not a container, so that none contains itself and none grows when it is
+walked through. Time and memory stay proportional to the size of the pickle.
 """
 
 import math
@@ -19,17 +19,17 @@ import numpy as np
 MOST_BYTES = 2**30
 MOST_STEPS = 4_000_000
 DEEPEST = 32
-"""Levels of containers in containers."""
+"""Largest depth of nested containers."""
 GROWTH = 16
-"""How many times the bytes of a pickle may be referred to or encoded anew, above a mebibyte."""
+"""Largest ratio of the bytes that may be referred to or encoded again to the size of the pickle, above a mebibyte."""
 FREE_BYTES = 64
-"""What may be referred to at any time: names of columns, dtypes."""
+"""Values up to this size, such as names of columns and dtypes, may be referred to at any time."""
 WIDEST_INT = 2**64
 SIMPLE = re.compile(r"[biufc]\d{1,2}|[USa]\d{1,7}|O8?")
 
 
 class Known(Enum):
-    """What numpy names in its pickles. None of it is ever called."""
+    """Names that numpy writes in its pickles. None of them is ever called."""
 
     NDARRAY = auto()
     DTYPE = auto()
@@ -55,7 +55,7 @@ for core in ("numpy.core", "numpy._core"):
 
 @dataclass(eq=False)
 class Unbuilt:
-    """An array, or the dtype of a name, that gets its value by the state that follows."""
+    """An array, or the dtype of a name, that gets its value from the state that follows."""
 
     name: str | None = None
     value: Any = None
@@ -67,30 +67,45 @@ KEYS = (str, bytes, int)
 
 
 def loads(content: bytes) -> Any:
-    """The containers, numbers, strings and numpy arrays of a pickle; arrays may be read-only. Raises ValueError, or
-    what Python raises for torn numbers and texts, where it holds or is anything else."""
+    """Return the containers, numbers, strings and numpy arrays of a pickle; arrays may be read-only.
+
+    Raises ValueError, or what Python raises for damaged numbers and texts, if it holds or is anything else.
+
+    Example:
+        >>> import pickle
+        >>> loads(pickle.dumps({"names": ["a", "b"], "count": 2}))
+        {'names': ['a', 'b'], 'count': 2}
+    """
     check(len(content) <= MOST_BYTES, f"is a pickle of more than {MOST_BYTES} bytes")
     reading = Reading(GROWTH * len(content) + 2**20)
     for step, (opcode, argument, place) in enumerate(pickletools.genops(content)):
         check(step < MOST_STEPS, f"is a pickle of more than {MOST_STEPS} steps")
         if opcode.name == "STOP":
-            check(place == len(content) - 1, "has something after the end of its pickle")
+            check(place == len(content) - 1, "has extra bytes after its pickle")
             return reading.result()
-        check(opcode.name in ACTIONS, f"holds a pickle with the opcode {opcode.name}, which data has no need of")
+        check(opcode.name in ACTIONS, f"holds a pickle with the opcode {opcode.name}, which data does not need")
         ACTIONS[opcode.name](reading, argument)
     raise ValueError("its pickle has no end")
 
 
 def check(is_right: bool, problem: str) -> None:
-    """Raise ValueError with the problem unless all is right."""
+    """Raise an error unless a condition holds.
+
+    Args:
+        is_right: the condition.
+        problem: what is wrong, in words.
+
+    Raises:
+        ValueError: the condition does not hold.
+    """
     if not is_right:
         raise ValueError(problem)
 
 
 @dataclass
 class Reading:
-    """The stack of a pickle that is being read, the stacks below its marks, what is remembered by number, and how many
-    bytes may still be made out of what was read before."""
+    """The state of the interpreter: the stack, the stacks below its marks, the stored values by number, and the number
+    of bytes that may still be made from what was read before."""
 
     left: int
     stack: list[Any] = field(default_factory=list)
@@ -98,116 +113,124 @@ class Reading:
     memo: dict[int, Any] = field(default_factory=dict)
 
     def push(self, value: Any) -> None:
-        """Put something on the stack."""
+        """Push a value on the stack."""
         self.stack.append(value)
 
     def push_text(self, text: str) -> None:
-        """Put text on the stack. Raises ValueError where it cannot be written."""
+        """Push text on the stack. Raises ValueError if it cannot be encoded."""
         text.encode()
         self.stack.append(text)
 
     def push_int(self, value: int) -> None:
-        """Put a whole number on the stack."""
-        check(abs(value) <= WIDEST_INT, "holds a whole number of more than 64 bits")
+        """Push an integer on the stack."""
+        check(abs(value) <= WIDEST_INT, "holds an integer of more than 64 bits")
         self.stack.append(value)
 
     def pop(self) -> Any:
-        """Take the last from the stack."""
-        check(bool(self.stack), "its pickle takes more than there is")
+        """Pop the last value from the stack."""
+        check(bool(self.stack), "its pickle takes a value from an empty stack")
         return self.stack.pop()
 
     def top(self, kind: type) -> Any:
-        """The last of the stack, which is of a type."""
-        check(bool(self.stack) and type(self.stack[-1]) is kind, f"its pickle puts something in what is no {kind}")
+        """Return the last value of the stack, which has this type."""
+        check(
+            bool(self.stack) and type(self.stack[-1]) is kind,
+            f"its pickle adds an item to a value that is not a {kind}",
+        )
         return self.stack[-1]
 
     def mark(self) -> None:
-        """Begin a stack above this one."""
+        """Begin a new stack above this one."""
         check(len(self.below) < DEEPEST, "its pickle is nested too deeply")
         self.below.append(self.stack)
         self.stack = []
 
     def since_mark(self) -> list[Any]:
-        """All since the last mark."""
-        check(bool(self.below), "its pickle has an end without a beginning")
+        """Pop all values since the last mark."""
+        check(bool(self.below), "its pickle has a container without a start")
         found, self.stack = self.stack, self.below.pop()
         return found
 
     def last(self, count: int) -> list[Any]:
-        """So many from the end of the stack, in their order."""
+        """Pop a number of values, in their order."""
         return [self.pop() for _ in range(count)][::-1]
 
     def spend(self, count: int) -> None:
-        """Use up bytes of what may be made."""
+        """Count bytes against the limit."""
         self.left -= count
-        check(self.left >= 0, "its pickle grows far beyond its size when it is read")
+        check(self.left >= 0, "its pickle expands far beyond its size when it is read")
 
     def remember(self, number: int | None = None) -> None:
-        """Note the last of the stack under a number."""
-        check(bool(self.stack), "its pickle remembers what is not there")
+        """Store the last value of the stack under a number."""
+        check(bool(self.stack), "its pickle stores a value from an empty stack")
         self.memo[len(self.memo) if number is None else number] = self.stack[-1]
 
     def recall(self, number: int) -> None:
-        """Put on the stack what was noted."""
-        check(number in self.memo, "its pickle refers to what is not there")
+        """Push a stored value on the stack."""
+        check(number in self.memo, "its pickle refers to a value that does not exist")
         thing = self.memo[number]
         thing = thing.value if isinstance(thing, Unbuilt) else thing
-        check(thing is not None or self.memo[number] is None, "its pickle holds something that holds itself")
+        check(thing is not None or self.memo[number] is None, "its pickle holds an object that contains itself")
         self.spend(max(size_of(thing) - FREE_BYTES, 0))
         check(not is_container(thing), "its pickle has the same container in two places; save a copy in each")
         self.stack.append(thing)
 
     def name(self, module: Any, name: Any) -> None:
-        """Put the token of one of numpy's names on the stack."""
-        check(isinstance(module, str) and isinstance(name, str), "holds a pickle with a name that is no text")
+        """Push the token of one of numpy's names on the stack.
+
+        Args:
+            module: name of the module.
+            name: name in the module.
+        """
+        check(isinstance(module, str) and isinstance(name, str), "holds a pickle with a name that is not text")
         told, found = f"{module}.{name}"[:100], NAMES.get((module, name))
-        check(
-            found is not None, f"holds a pickle that wants to run {told!r}, which data has no need of; do not open it"
-        )
+        check(found is not None, f"holds a pickle that tries to run {told!r}, which data does not need; do not open it")
         self.stack.append(found)
 
     def reduce(self) -> None:
-        """What numpy means by one of its names and arguments."""
+        """Replace one of numpy's names and its arguments by what they stand for."""
         name, arguments = self.last(2)
-        check(type(arguments) is tuple and isinstance(name, Known), "holds a pickle that calls what data does not")
+        check(
+            type(arguments) is tuple and isinstance(name, Known), "holds a pickle with a call that data does not need"
+        )
         self.stack.append(made_of(name, arguments, self.spend))
 
     def build(self) -> None:
-        """An array or a dtype, whose state says what it is."""
+        """Set the state of an array or a dtype."""
         unbuilt, state = self.last(2)
         right = type(unbuilt) is Unbuilt and unbuilt.value is None and type(state) is tuple
-        check(right, "holds a pickle that gives a state to what has none")
+        check(right, "holds a pickle that sets the state of an object without a state")
         unbuilt.value = array_of(state) if unbuilt.name is None else dtype_of(unbuilt.name, state)
         self.stack.append(unbuilt.value)
 
     def result(self) -> Any:
-        """The one thing that is left, which is plain through and through."""
-        check(len(self.stack) == 1 and not self.below, "its pickle is torn")
+        """Return the only value that is left, which consists of plain values only."""
+        check(len(self.stack) == 1 and not self.below, "its pickle is incomplete")
         refuse_unplain(self.stack[0])
         return self.stack[0]
 
 
 def size_of(thing: Any) -> int:
-    """About how many bytes something takes where it is copied."""
+    """Return the approximate number of bytes of a copy of a value."""
     if isinstance(thing, np.ndarray):
         return thing.nbytes
     return len(thing) if isinstance(thing, (str, bytes, bytearray, tuple)) else 1
 
 
 def is_container(thing: Any) -> bool:
-    """Whether something holds other things; a short tuple of numbers, as a shape is, does not count."""
+    """Whether a value holds other values; a short tuple of numbers, such as a shape, does not count."""
     if isinstance(thing, tuple):
         return len(thing) > DEEPEST or any(isinstance(item, tuple) or is_container(item) for item in thing)
     return isinstance(thing, CONTAINERS) or (isinstance(thing, np.ndarray) and thing.dtype.hasobject)
 
 
 def refuse_unplain(thing: Any) -> None:
-    """Raise ValueError unless something is made of plain things, at most so many levels deep."""
+    """Raise ValueError unless a value consists of plain values, with limited nesting."""
     level = [thing]
     for _ in range(DEEPEST):
         for item in level:
             known = isinstance(item, (*CONTAINERS, *PLAIN, np.ndarray))
-            check(known, f"holds a {type(item).__name__} where numbers, strings or arrays are expected")
+            check(known, f"holds a {type(item).__name__} instead of numbers, strings or arrays")
         level = [inner for item in level for inner in insides(item)]
         if not level:
             return
@@ -215,7 +238,7 @@ def refuse_unplain(thing: Any) -> None:
 
 
 def insides(thing: Any) -> Iterator[Any]:
-    """What a container holds, a dictionary its keys and values; nothing for all else."""
+    """Yield the content of a container, of a dictionary its keys and values; nothing for other values."""
     if isinstance(thing, np.ndarray):
         yield from thing.flat if thing.dtype.hasobject else ()
     elif isinstance(thing, CONTAINERS):
@@ -224,7 +247,16 @@ def insides(thing: Any) -> Iterator[Any]:
 
 
 def made_of(name: Known, arguments: tuple[Any, ...], spend: Callable[[int], None]) -> Any:
-    """What one of numpy's names with its arguments stands for. Raises ValueError for any that numpy does not write."""
+    """Return what one of numpy's names with its arguments stands for.
+
+    Args:
+        name: the name.
+        arguments: its arguments.
+        spend: counts bytes against the limit.
+
+    Raises:
+        ValueError: numpy does not write these arguments.
+    """
     match name, arguments:
         case Known.RECONSTRUCT, (Known.NDARRAY, (0,), b"b" | "b"):
             return Unbuilt()
@@ -249,94 +281,140 @@ def made_of(name: Known, arguments: tuple[Any, ...], spend: Callable[[int], None
 
 
 def dtype_of(name: str, state: tuple[Any, ...]) -> np.dtype:
-    """A simple dtype of numpy, of which the state says the byte order."""
+    """Return a simple dtype of numpy.
+
+    Args:
+        name: name of the dtype.
+        state: its state, with the byte order.
+    """
     match state:
         case (int(), "<" | ">" | "|" | "=" as order, None, None, None, int() as size, int(), int(), *_):
             dtype = np.dtype(name).newbyteorder(order)
-            check(size in (-1, dtype.itemsize), "its pickle has a dtype of two sizes")
+            check(size in (-1, dtype.itemsize), "its pickle has a dtype with two different sizes")
             return dtype
     raise ValueError("its pickle has a dtype that is not of plain numbers, strings or objects")
 
 
 def array_of(state: tuple[Any, ...]) -> np.ndarray:
-    """An array out of its state."""
+    """Return an array from its state."""
     match state:
         case (int(), tuple() as shape, np.dtype() as dtype, bool() | int() as fortran, bytes() as data):
             return numbers(dtype, shape, data, "F" if fortran else "C")
         case (int(), tuple() as shape, np.dtype() as dtype, bool() | int() as fortran, list() as items):
-            check(dtype.hasobject and len(items) == count_of(shape), "its pickle does not hold as many objects as told")
+            check(
+                dtype.hasobject and len(items) == count_of(shape),
+                "its pickle has an array whose number of objects does not match its shape",
+            )
             array = np.empty(0, dtype=object)
             array.__setstate__((1, shape, np.dtype(object), bool(fortran), items))  # type: ignore[arg-type]
             return array
-    raise ValueError("its pickle has an array that is not as numpy writes it")
+    raise ValueError("its pickle has an array in a form that numpy does not write")
 
 
 def count_of(shape: tuple[Any, ...]) -> int:
-    """How many values an array of a shape has."""
+    """Return the number of values of an array of a shape."""
     right = all(type(size) is int and 0 <= size < 2**62 for size in shape) and len(shape) <= DEEPEST
-    check(right, "its pickle has an array of an impossible shape")
+    check(right, "its pickle has an array with an impossible shape")
     return math.prod(shape)
 
 
 def numbers(dtype: np.dtype, shape: tuple[Any, ...], data: bytes | bytearray, order: str) -> np.ndarray:
-    """An array of numbers or strings. Raises ValueError unless its bytes are as many as its shape says."""
+    """Return an array of numbers or strings.
+
+    Args:
+        dtype: its type.
+        shape: its shape.
+        data: its bytes.
+        order: `C` or `F`.
+
+    Raises:
+        ValueError: the number of bytes does not fit the shape.
+    """
     count = count_of(shape)
     right = not dtype.hasobject and dtype.itemsize > 0 and count * dtype.itemsize == len(data)
-    check(right, "its pickle does not hold as many values as the shape of an array says")
+    check(right, "its pickle has an array whose number of bytes does not match its shape")
     refuse_no_text(dtype, data)
     flat = np.frombuffer(data, dtype) if count else np.empty(0, dtype)
     return flat.reshape(shape, order="F" if order == "F" else "C")
 
 
 def scalar(dtype: np.dtype, data: bytes) -> Any:
-    """A number or string of numpy."""
-    check(not dtype.hasobject and len(data) == dtype.itemsize, "its pickle has a number of another size than its dtype")
+    """Return a number or string of numpy.
+
+    Args:
+        dtype: its type.
+        data: its bytes.
+    """
+    check(
+        not dtype.hasobject and len(data) == dtype.itemsize, "its pickle has a number whose size differs from its dtype"
+    )
     refuse_no_text(dtype, data)
     return np.frombuffer(data, dtype)[0] if data else dtype.type()
 
 
 def refuse_no_text(dtype: np.dtype, data: bytes | bytearray) -> None:
-    """Raise ValueError where what should be text is none."""
+    """Raise ValueError if text is not valid.
+
+    Args:
+        dtype: type of the values.
+        data: their bytes.
+    """
     if dtype.kind == "U" and data:
         units = np.frombuffer(data, np.dtype("u4").newbyteorder(dtype.byteorder))
         right = (units <= 0x10FFFF) & ((units < 0xD800) | (units > 0xDFFF))
-        check(bool(right.all()), "its pickle has text that is none")
+        check(bool(right.all()), "its pickle has invalid text")
 
 
 def put_items(target: dict[Any, Any], pairs: list[Any]) -> None:
-    """Put keys and values, one after the other, into a dictionary."""
+    """Put keys and values into a dictionary.
+
+    Args:
+        target: the dictionary.
+        pairs: keys and values in turn.
+    """
     check(len(pairs) % 2 == 0, "its pickle has a key without a value")
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-        check(key not in target if is_key(key) else False, "its pickle has a key that is there twice, or can be none")
+        check(key not in target if is_key(key) else False, "its pickle has a duplicate or invalid key")
         target[key] = value
 
 
 def is_key(thing: Any) -> bool:
-    """Whether something may be a key: text, or a whole number that is its own hash, so that no two keys clash."""
+    """Whether a value may be a key: text, or an integer that is its own hash, so that no two keys collide."""
     return isinstance(thing, KEYS) and (not isinstance(thing, int) or abs(thing) < 2**60)
 
 
 def add_all(target: set[Any], items: list[Any]) -> None:
-    """Put things into a set."""
-    check(all(map(is_key, items)), "its pickle has something in a set that can be in none")
+    """Add values to a set.
+
+    Args:
+        target: the set.
+        items: the values.
+    """
+    check(all(map(is_key, items)), "its pickle has an invalid item in a set")
     target.update(items)
 
 
 def dictionary(pairs: list[Any]) -> dict[Any, Any]:
-    """A dictionary of keys and values, one after the other."""
+    """Return a dictionary from keys and values in turn."""
     made: dict[Any, Any] = {}
     put_items(made, pairs)
     return made
 
 
 def frozen(items: list[Any]) -> frozenset[Any]:
-    """A set that does not change."""
-    check(all(map(is_key, items)), "its pickle has something in a set that can be in none")
+    """Return a frozen set."""
+    check(all(map(is_key, items)), "its pickle has an invalid item in a set")
     return frozenset(items)
 
 
 def into(kind: type, put: Callable[[Any, list[Any]], Any], *, count: int = 0) -> "Action":
-    """The opcode that puts all since the mark, or the last `count`, into the container before."""
+    """Return the opcode that puts values into the container before them on the stack.
+
+    Args:
+        kind: type of the container.
+        put: puts the values into it.
+        count: number of values; 0 for all since the mark.
+    """
 
     def act(reading: Reading, argument: Any) -> None:
         items = reading.last(count) if count else reading.since_mark()
@@ -346,12 +424,22 @@ def into(kind: type, put: Callable[[Any, list[Any]], Any], *, count: int = 0) ->
 
 
 def pushed(make: Callable[[list[Any]], Any], *, count: int | None = None) -> "Action":
-    """The opcode that makes something of all since the mark, or of the last `count`."""
+    """Return the opcode that replaces values of the stack by something made of them.
+
+    Args:
+        make: makes the new value.
+        count: number of values; None for all since the mark.
+    """
     return lambda reading, argument: reading.push(make(reading.since_mark() if count is None else reading.last(count)))
 
 
 def name_of(reading: Reading, argument: str) -> None:
-    """The opcode GLOBAL, with its module and name in one."""
+    """Execute the opcode GLOBAL, with module and name in one argument.
+
+    Args:
+        reading: the stack.
+        argument: module and name, separated by a space.
+    """
     module, _, name = argument.partition(" ")
     reading.name(module, name)
 

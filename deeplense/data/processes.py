@@ -10,8 +10,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def start_fork_server() -> None:
-    """Start the parent of the loader's processes with the signals held back that a scheduler sends to every process of
-    a job: it must live on until the main one has saved."""
+    """Start the parent of the loader's processes with those signals blocked that a scheduler sends to every process of
+    a job: it must survive until the main process has saved."""
     # First: starting it lets SIGTERM and SIGINT through again.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -22,16 +22,21 @@ def start_fork_server() -> None:
 
 
 def live_as_long_as(main_process: int, worker: int) -> None:
-    """In a process of the loader: leave signals to the main process, and end when that ends."""
+    """Initialise a worker process of the loader: leave signals to the main process, and end when that ends.
+
+    Args:
+        main_process: number of the main process.
+        worker: number of the worker; not used.
+    """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     end_with(main_process)
 
 
 def end_with(main_process: int) -> None:
-    """From now on, end this process when the other one ends, however it does (Linux).
+    """End this process when another one ends, in whatever way (Linux).
 
-    The fork server does not see to it: it waits for its children, and they for work.
+    The fork server does not do that: it waits for its children, and they for work.
     """
     if hasattr(os, "pidfd_open"):
         watcher = os.pidfd_open(main_process)

@@ -1,5 +1,5 @@
-"""Images of shards by their number, as they are stored: mapped into memory, read through HDF5 where they are
-compressed, or held on a device. n images, C bands, H W pixels."""
+"""Images of shards by their number, as stored: mapped into memory, read through HDF5 if they are compressed, or held on
+a device. Shapes: n images, C bands, H x W pixels."""
 
 import contextlib
 import ctypes
@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deeplense.constants import sent
+
 SECONDS_BETWEEN_LOOKS = 1.0
 READ_AHEAD_BYTES = 2**20
 ROWS_AT_A_TIME = 256
@@ -28,7 +30,14 @@ WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @dataclass(frozen=True)
 class ShardFile:
-    """Where the images of a shard lie; `offset` in bytes is None where they are compressed."""
+    """The place of the images of a shard.
+
+    Args:
+        path: file of the shard.
+        num_samples: number of its images.
+        num_bytes: its size in bytes.
+        offset: position of the images in bytes; None if they are compressed.
+    """
 
     path: Path
     num_samples: int
@@ -40,16 +49,26 @@ class Images(Protocol):
     """Images by their number, counted over all shards."""
 
     def read(self, rows: np.ndarray) -> Tensor:
-        """The images (n, C, H, W), in the order asked for."""
+        """Return the images (n, C, H, W) with these numbers, in this order."""
         ...
 
     def announce(self, rows: np.ndarray) -> None:
-        """These images will be asked for soon; the disk may begin."""
+        """Announce that these images will be read soon, so that the disk may begin."""
         ...
 
 
 def values(stored: Tensor, *, scale: float, zero: float) -> Tensor:
-    """What stored numbers stand for, in float32."""
+    """Return the values of stored numbers in float32: stored * scale + zero.
+
+    Args:
+        stored: stored numbers, any shape.
+        scale: factor.
+        zero: summand.
+
+    Example:
+        >>> values(torch.tensor([1, 2], dtype=torch.int16), scale=0.5, zero=1.0)
+        tensor([1.5000, 2.0000])
+    """
     floats = stored.float()
     return floats if (scale, zero) == (1.0, 0.0) else floats * scale + zero
 
@@ -57,21 +76,32 @@ def values(stored: Tensor, *, scale: float, zero: float) -> Tensor:
 def open_images(
     files: Sequence[ShardFile], *, dtype: str, shape: tuple[int, int, int]
 ) -> "MappedImages | CompressedImages":
-    """The images of shards; nothing is read before it is asked for."""
+    """Return the images of shards; nothing is read yet.
+
+    Args:
+        files: the shards.
+        dtype: stored type.
+        shape: (C, H, W).
+    """
     if any(file.offset is None for file in files):
         return CompressedImages(files, dtype=dtype, shape=shape)
     return MappedImages(files, dtype=dtype, shape=shape)
 
 
 class Buffers:
-    """Memory for what is read, used again once nobody holds what was given before. `pinned` memory is kept by torch."""
+    """Memory for images, reused once nobody holds the earlier content. `pinned` memory is kept by torch."""
 
     def __init__(self) -> None:
         self.pinned = False
         self.free: list[np.ndarray] = []
 
     def take(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor."""
+        """Return an uninitialised tensor.
+
+        Args:
+            shape: its shape.
+            dtype: its type.
+        """
         num_bytes = shape[0] * shape[1] * dtype.itemsize
         if self.pinned or num_bytes == 0:
             return torch.empty(shape, dtype=dtype, pin_memory=self.pinned)
@@ -82,7 +112,7 @@ class Buffers:
         return torch.from_numpy(loan).view(dtype).view(shape)
 
     def pop(self, num_bytes: int) -> np.ndarray:
-        """Free memory of this size, or new."""
+        """Return free memory of this size, or new memory."""
         with contextlib.suppress(IndexError):
             memory = self.free.pop()
             if memory.nbytes == num_bytes:
@@ -90,16 +120,21 @@ class Buffers:
         return np.empty(num_bytes, dtype=np.int8)
 
     def give_back(self, memory: np.ndarray) -> None:
-        """Keep memory for the next reading."""
+        """Keep memory for the next read."""
         if len(self.free) < MOST_BUFFERS:
             self.free.append(memory)
 
 
 class MappedImages:
-    """Images that lie in one piece in each shard, mapped into this process.
+    """Images that are stored contiguously in each shard, mapped into this process.
 
-    All mappings are seen as one table whose rows begin at every element, so that a batch out of many shards is gathered
-    in one call, with one copy.
+    All mappings are treated as one table whose rows begin at every element, so that a batch from many shards is
+    gathered in one call, with one copy.
+
+    Args:
+        files: the shards.
+        dtype: stored type.
+        shape: (C, H, W).
     """
 
     def __init__(self, files: Sequence[ShardFile], *, dtype: str, shape: tuple[int, int, int]) -> None:
@@ -119,8 +154,8 @@ class MappedImages:
         self.__init__(state["files"], dtype=state["dtype"], shape=state["shape"])
 
     def read(self, rows: np.ndarray) -> Tensor:
-        """The images (n, C, H, W), in the order asked for. Raises ValueError, naming the shard, where one was changed
-        meanwhile."""
+        """Return the images (n, C, H, W) with these numbers, in this order. Raises ValueError, naming the shard, if one
+        was changed meanwhile."""
         self.open()
         shard = np.searchsorted(self.starts, rows, side="right") - 1
         begin = self.first[shard] + (rows - self.starts[shard]) * self.row
@@ -129,7 +164,7 @@ class MappedImages:
         return found.view(getattr(torch, self.dtype)).view(-1, *self.shape)
 
     def announce(self, rows: np.ndarray) -> None:
-        """Let the disk begin to read the surroundings of these images."""
+        """Let the disk begin to read these images and their surroundings."""
         self.open()
         shard = np.searchsorted(self.starts, rows, side="right") - 1
         row_bytes = self.row * np.dtype(self.dtype).itemsize
@@ -145,7 +180,7 @@ class MappedImages:
                 del self.announced[next(iter(self.announced))]
 
     def open(self) -> None:
-        """Map all shards, at first; later look now and then whether they are still what was mapped."""
+        """Map all shards, the first time; later check now and then that they are unchanged."""
         with self.lock:
             now = time.monotonic()
             if not self.maps:
@@ -159,8 +194,13 @@ class MappedImages:
 
 
 def gather(table: Tensor, rows: Tensor, *, out: Tensor) -> None:
-    """Copy rows of a table, in this thread alone: a team of threads that waits for busy cores costs more than it
-    gains."""
+    """Copy rows of a table, in this thread only: a team of threads that waits for busy cores costs more than it gains.
+
+    Args:
+        table: (N, D).
+        rows: numbers of the rows, (n,).
+        out: result, (n, D).
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -170,22 +210,29 @@ def gather(table: Tensor, rows: Tensor, *, out: Tensor) -> None:
 
 
 def map_file(file: ShardFile) -> mmap.mmap:
-    """A whole shard in memory. Raises ValueError where it has not the size that the manifest says."""
+    """Map a whole shard into memory. Raises ValueError if its size differs from that in the manifest."""
     try:
         with file.path.open("rb") as stream:
             mapped = mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file.path} cannot be read ({error}); `deeplense verify` tells more.") from error
+        raise ValueError(f"{file.path} cannot be read ({error}); run `deeplense verify` for details.") from error
     if len(mapped) != file.num_bytes:
-        raise ValueError(f"{file.path} has another size than the manifest says; `deeplense verify` tells more.")
+        raise ValueError(f"the size of {file.path} differs from its manifest; run `deeplense verify` for details.")
     return mapped
 
 
 def one_table(
     maps: Sequence[mmap.mmap], files: Sequence[ShardFile], *, word: torch.dtype, row: int
 ) -> tuple[Tensor, np.ndarray]:
-    """The memory from the first to the last mapping as overlapping rows of words, and in which the images of each shard
-    begin. What lies between the mappings must not be touched."""
+    """Return the memory from the first to the last mapping as overlapping rows of words, and the row at which the
+    images of each shard begin. The memory between the mappings must not be touched.
+
+    Args:
+        maps: mapped shards.
+        files: the shards.
+        word: integer type with the size of a stored number.
+        row: numbers per image.
+    """
     begins = np.array(
         [
             np.frombuffer(mapped, dtype=np.uint8).ctypes.data + cast(int, file.offset)
@@ -200,7 +247,7 @@ def one_table(
 
 
 def identity(path: Path) -> tuple[int, int, int] | None:
-    """What tells a file from another of its name: inode, size, time of the last change; None where there is none."""
+    """Return inode, size and modification time of a file, which identify it; None if it does not exist."""
     try:
         found = path.stat()
     except OSError:
@@ -209,18 +256,32 @@ def identity(path: Path) -> tuple[int, int, int] | None:
 
 
 def refuse_if_changed(path: Path, before: tuple[int, int, int] | None) -> None:
-    """Raise ValueError where a shard is not what it was when it was opened."""
+    """Raise an error if a shard was changed after it was opened.
+
+    Args:
+        path: file of the shard.
+        before: its identity when it was opened.
+
+    Raises:
+        ValueError: the shard was changed or deleted.
+    """
     now = identity(path)
     if now != before:
         what = "was deleted" if now is None else "was changed"
         raise ValueError(
-            f"{path} {what} while it was read; put it back, or make it again: `deeplense verify` tells what is wrong."
+            f"{path} {what} while it was being read; restore it or make it again; `deeplense verify` reports "
+            "the problem."
         )
 
 
 class CompressedImages:
-    """Images in compressed pieces, read by HDF5 with the codecs of hdf5plugin. Handles are opened by each process for
-    itself."""
+    """Images in compressed chunks, read by HDF5 with the codecs of hdf5plugin. Each process opens the files by itself.
+
+    Args:
+        files: the shards.
+        dtype: stored type.
+        shape: (C, H, W).
+    """
 
     def __init__(self, files: Sequence[ShardFile], *, dtype: str, shape: tuple[int, int, int]) -> None:
         self.files, self.dtype, self.shape = tuple(files), dtype, shape
@@ -232,8 +293,8 @@ class CompressedImages:
         return self.__dict__ | {"handles": {}}
 
     def read(self, rows: np.ndarray) -> Tensor:
-        """The images (n, C, H, W), in the order asked for. Raises ValueError, naming the shard, where one is
-        damaged."""
+        """Return the images (n, C, H, W) with these numbers, in this order. Raises ValueError, naming the shard, if one
+        is damaged."""
         found = np.empty((len(rows), *self.shape), dtype=self.dtype)
         for place in np.argsort(rows, kind="stable"):
             number = int(np.searchsorted(self.starts, rows[place], side="right")) - 1
@@ -241,15 +302,15 @@ class CompressedImages:
                 self.dataset(number).read_direct(found, np.s_[int(rows[place] - self.starts[number])], np.s_[place])
             except (OSError, KeyError) as error:
                 raise ValueError(
-                    f"{self.files[number].path} cannot be read ({error}); `deeplense verify` tells more."
+                    f"{self.files[number].path} cannot be read ({error}); run `deeplense verify` for details."
                 ) from error
         return torch.from_numpy(found)
 
     def announce(self, rows: np.ndarray) -> None:
-        """Nothing: pieces are small, and HDF5 knows no reading ahead."""
+        """Do nothing: chunks are small, and HDF5 has no read-ahead."""
 
     def dataset(self, number: int) -> h5py.Dataset:
-        """The images of a shard."""
+        """Return the images of a shard."""
         if self.process != os.getpid():
             self.handles, self.process = {}, os.getpid()
         if number not in self.handles:
@@ -262,8 +323,12 @@ class CompressedImages:
 
 
 class JoinedImages:
-    """Images of several data sets that are stored in different ways, one after the other, as values in float32. Of each
-    data set, scale and zero are given."""
+    """Images of several data sets that are stored in different ways, one after the other, as float32 values.
+
+    Args:
+        parts: images of each data set.
+        scales: scale and zero of each data set.
+    """
 
     def __init__(
         self, parts: Sequence["MappedImages | CompressedImages"], scales: Sequence[tuple[float, float]]
@@ -272,7 +337,7 @@ class JoinedImages:
         self.starts = np.cumsum([0] + [part.starts[-1] for part in parts])
 
     def read(self, rows: np.ndarray) -> Tensor:
-        """The images (n, C, H, W), in the order asked for."""
+        """Return the images (n, C, H, W) with these numbers, in this order."""
         found = torch.empty((len(rows), *self.parts[0].shape))
         for part, (scale, zero), start, here in zip(
             self.parts, self.scales, self.starts[:-1], self.places(rows), strict=True
@@ -281,18 +346,25 @@ class JoinedImages:
         return found
 
     def announce(self, rows: np.ndarray) -> None:
-        """Let the disk begin to read the surroundings of these images."""
+        """Let the disk begin to read these images and their surroundings."""
         for part, start, here in zip(self.parts, self.starts[:-1], self.places(rows), strict=True):
             part.announce(rows[here] - start)
 
     def places(self, rows: np.ndarray) -> list[np.ndarray]:
-        """At which places the images of each data set stand."""
+        """Return the positions of the images of each data set in `rows`."""
         part = np.searchsorted(self.starts, rows, side="right") - 1
         return [np.flatnonzero(part == number) for number in range(len(self.parts))]
 
 
 class HeldImages:
-    """Images that are held on a device, and gathered there."""
+    """Images that are held on a device, and gathered there.
+
+    Args:
+        images: images to copy from.
+        rows: numbers of the images to hold, (n,).
+        num_images: number of all images.
+        device: device with enough free memory.
+    """
 
     def __init__(self, images: Images, rows: np.ndarray, *, num_images: int, device: torch.device) -> None:
         self.place = np.full(num_images, -1)
@@ -304,8 +376,8 @@ class HeldImages:
             self.held[start : start + len(some)] = images.read(some)
 
     def read(self, rows: np.ndarray) -> Tensor:
-        """The images (n, C, H, W), on the device. Raises IndexError for one that is not held."""
-        return self.held.index_select(0, torch.from_numpy(self.place[rows]).to(self.held.device))
+        """Return the images (n, C, H, W) on the device. Raises IndexError for an image that is not held."""
+        return self.held.index_select(0, sent(torch.from_numpy(self.place[rows]), self.held.device))
 
     def announce(self, rows: np.ndarray) -> None:
-        """Nothing: all is there."""
+        """Do nothing: all images are on the device."""

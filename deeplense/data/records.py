@@ -1,4 +1,4 @@
-"""What a foreign data set holds: a record for each image, and how to load one."""
+"""The content of a foreign data set: a record per image, and how to load it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +12,17 @@ UNLABELLED = -1
 
 @dataclass(frozen=True)
 class Record:
-    """One foreign sample: its file, name, the number of its class (-1 for none), its split ("" where the layout has
-    none), its row in the file, the numbers that a catalogue gives it, and the number of its group (-1 for none)."""
+    """One foreign sample.
+
+    Args:
+        path: its file.
+        name: its name.
+        label: number of its class; -1 for none.
+        split: its split; "" if the layout has none.
+        row: its row in the file.
+        numbers: its values from a catalogue.
+        group: number of its group; -1 for none.
+    """
 
     path: Path
     name: str
@@ -26,12 +35,22 @@ class Record:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a foreign data set holds.
+    """The content of a foreign data set.
 
-    `load` gives the image (C, H, W) of a record and those of its targets that are in its file. `columns` are texts (N,)
-    beside the records, from the file or from `catalog`; `unfit` are the shapes of arrays that cannot be such columns.
-    `numbers` are the targets, with units, of `Record.numbers`; `notes` is what a user should know of how the data were
-    understood. `named`: the names are of the images themselves, not made from their places.
+    Args:
+        source: file or folder of the data set.
+        records: a record per image (N).
+        load: returns the image (C, H, W) of a record and those of its targets that are in its file.
+        classes: names of the classes.
+        bands: names of the bands.
+        unit: unit of the pixels.
+        targets: units of the targets in the files, by name.
+        numbers: units of the targets in `Record.numbers`, by name.
+        columns: texts (N,) beside the records, from the file or from `catalog`.
+        unfit: shapes of arrays that cannot be such columns.
+        catalog: CSV file with the columns.
+        notes: how the data were interpreted, for the user.
+        named: whether the names are those of the images, not made from their places.
     """
 
     source: Path
@@ -49,18 +68,27 @@ class Layout:
     named: bool = True
 
     def told(self, place: int) -> str:
-        """One of the images, as a message calls it."""
+        """Return how messages name an image."""
         record = self.records[place]
         of_many = len(self.records) > 1 and record.path == self.source
         return f"image {record.row}" + (f" ({record.name})" if self.named else "") if of_many else record.name
 
 
 def few(names: Iterable[str], most: int = 3) -> str:
-    """The first names, and that there are more."""
+    """Return the first names, and the number of all if there are more.
+
+    Args:
+        names: names.
+        most: number of names that are listed.
+
+    Example:
+        >>> few(["a", "b", "c", "d"], most=2)
+        'a, b, ... (4 in all)'
+    """
     given = list(names)
     return ", ".join(given[:most]) + (f", ... ({len(given)} in all)" if len(given) > most else "")
 
 
 def number_kind(dtype: np.dtype) -> bool:
-    """Whether an array holds numbers that pixels can be: whole, real, or bits."""
+    """Whether an array has a numeric type that pixels can have: integer, real or bool."""
     return dtype.kind in "biuf"

@@ -1,9 +1,9 @@
-"""Which shards were found sound, so that no byte is read a second time for it: a small file for each split in the
-user's cache, bound to each shard's path, size, times, inode and expected checksum.
+"""Which shards were verified, so that no byte is read again for that: a small file per split in the user's cache, bound
+to path, size, times, inode and expected checksum of each shard.
 
-    $XDG_CACHE_HOME/deeplense/checked/<hash of the folder>.json        (~/.cache where it is not set)
+$XDG_CACHE_HOME/deeplense/checked/<hash of the folder>.json        (~/.cache if it is not set)
 
-The cache is never needed: where it cannot be read or written the shards are read again.
+The cache is optional: if it cannot be read or written, the shards are read again.
 """
 
 import contextlib
@@ -26,17 +26,17 @@ from deeplense.files import checksum, remove
 NUM_THREADS = 4
 MOST_SPLITS = 256
 SECONDS_TO_SETTLE = 2.0
-"""A file that was changed later than this before it was read may be changed again under the same time."""
+"""A file that was changed within this time before it was read may be changed again without a new time."""
 MOST_SECONDS_TO_WAIT, SECONDS_BETWEEN_LOOKS = 600.0, 0.1
 
 Line = dict[str, Any]
 
 
 def require_sound(manifest: Manifest) -> None:
-    """Compare each shard with its checksum in the manifest, unless it was found right before and has not changed since.
-    Of the processes of a machine one reads, and the others wait for what it found.
+    """Compare each shard with its checksum in the manifest, unless it was verified before and has not changed since.
+    One process of a machine reads, and the others wait for its result.
 
-    Raises ValueError, naming the shard, where one does not match.
+    Raises ValueError, naming the shard, if one does not match.
     """
     if not unknown(manifest):
         return
@@ -55,29 +55,41 @@ def require_sound(manifest: Manifest) -> None:
 
 
 def refuse_damaged(manifest: Manifest, line: Line) -> None:
-    """Raise ValueError, naming the shard, unless it matches its checksum."""
+    """Raise an error unless a shard matches its checksum.
+
+    Args:
+        manifest: manifest of the split.
+        line: entry of the shard.
+
+    Raises:
+        ValueError: it does not match, or cannot be read; the message names it.
+    """
     path = manifest.folder / line["file"]
     try:
         found = checksum(path)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error}); `deeplense verify` tells more.") from error
+        raise ValueError(f"{path} cannot be read ({error}); run `deeplense verify` for details.") from error
     if found != line["xxh3_128"]:
         dataset = manifest.folder.parent
         raise ValueError(
-            f"{path} does not match its checksum: it is damaged. `deeplense verify {dataset}` names all that is; copy "
-            f"the file again from where it came, or {REMAKE}."
+            f"{path} does not match its checksum, so it is damaged. `deeplense verify {dataset}` lists all damaged "
+            f"files; copy this file again from its origin, or {REMAKE}."
         )
 
 
 def unknown(manifest: Manifest) -> list[Line]:
-    """The shards that were not found right, or have changed since."""
+    """Return the shards that were not verified, or have changed since."""
     known = recalled(manifest)
     return [line for line in manifest.shards if known.get(line["file"]) != stamp(manifest, line)]
 
 
 def stamp(manifest: Manifest, line: Line) -> list[Any]:
-    """What tells a shard from any other, and from itself before a change: the expected checksum, and the file's size,
-    inode and times. A missing one is like no other."""
+    """Return the expected checksum of a shard, and the file's size, inode and times. A missing file equals no other.
+
+    Args:
+        manifest: manifest of the split.
+        line: entry of the shard.
+    """
     with contextlib.suppress(OSError):
         found = (manifest.folder / line["file"]).stat()
         return [line["xxh3_128"], found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
@@ -85,18 +97,18 @@ def stamp(manifest: Manifest, line: Line) -> list[Any]:
 
 
 def cache() -> Path:
-    """The folder of what is remembered. Raises RuntimeError where the user has no home."""
+    """Return the folder of the cache. Raises RuntimeError if the user has no home."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "deeplense" / "checked"
 
 
 def file_of(manifest: Manifest) -> Path:
-    """Where it is remembered what is known of a split."""
+    """Return the file of the cache for a split."""
     return cache() / f"{xxhash.xxh3_128_hexdigest(os.fsencode(os.path.realpath(manifest.folder)))}.json"
 
 
 def recalled(manifest: Manifest) -> dict[str, list[Any]]:
-    """The stamp of each shard of a split that was found right, as it was then."""
+    """Return the stamp of each verified shard of a split, from the time of its verification."""
     try:
         content = json.loads(file_of(manifest).read_text())
         return content["shards"] if content["folder"] == os.path.realpath(manifest.folder) else {}
@@ -105,7 +117,12 @@ def recalled(manifest: Manifest) -> dict[str, list[Any]]:
 
 
 def remember(manifest: Manifest, found: dict[str, list[Any]]) -> None:
-    """Note the stamps of shards that were found right; the splits that were not asked for the longest are forgotten."""
+    """Record the stamps of verified shards; splits that were not used for the longest time are removed.
+
+    Args:
+        manifest: manifest of the split.
+        found: stamps by file name.
+    """
     with contextlib.suppress(OSError, RuntimeError):
         path = file_of(manifest)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +139,7 @@ def remember(manifest: Manifest, found: dict[str, list[Any]]) -> None:
 
 
 def forget(folder: Path) -> None:
-    """Keep so many files only."""
+    """Keep the newest `MOST_SPLITS` files only."""
     files = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
     for path in files[:-MOST_SPLITS]:
         path.unlink(missing_ok=True)
@@ -130,8 +147,8 @@ def forget(folder: Path) -> None:
 
 @contextmanager
 def alone(is_done: Callable[[], bool]) -> Iterator[None]:
-    """Let one process of this machine in at a time; who waited need not work where all is done by then. Who waited too
-    long, or cannot be told of others, goes in."""
+    """Let one process of this machine in at a time; one that waited need not work if everything is done by then. A
+    process that waited too long, or cannot lock, goes in."""
     with contextlib.ExitStack() as leaving:
         with contextlib.suppress(OSError, RuntimeError):
             cache().mkdir(parents=True, exist_ok=True)
@@ -143,7 +160,15 @@ def alone(is_done: Callable[[], bool]) -> Iterator[None]:
 
 
 def wait_for(descriptor: int, is_done: Callable[[], bool]) -> None:
-    """Hold a lock, or wait until there is nothing to do, or for so long. Raises OSError where nothing can be locked."""
+    """Hold a lock, or wait until there is nothing to do, for a limited time.
+
+    Args:
+        descriptor: open lock file.
+        is_done: whether there is nothing to do.
+
+    Raises:
+        OSError: files cannot be locked.
+    """
     until = time.monotonic() + MOST_SECONDS_TO_WAIT
     while time.monotonic() < until:
         try:

@@ -1,4 +1,4 @@
-"""How much may be put into a folder; what lies in one in memory counts as memory of the job."""
+"""Free space of a folder; what lies in a folder in memory counts as memory of the job."""
 
 import os
 import sys
@@ -8,14 +8,22 @@ from pathlib import Path
 
 SELF, MEMORY = Path("/proc/self"), Path("/proc/meminfo")
 PART_USED = 0.9
-"""A tenth of what is free stays free, for the job itself and for others."""
+"""A tenth of the free space stays free, for the job itself and for others."""
 V2 = ("memory.max", "memory.current", "inactive_file")
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
 @dataclass(frozen=True)
 class Mount:
-    """A mounted file system: its device number, which of its folders is mounted and where, its kind and options."""
+    """A mounted file system.
+
+    Args:
+        device: its device number.
+        root: the folder of it that is mounted.
+        point: where it is mounted.
+        kind: its type.
+        options: its options.
+    """
 
     device: str
     root: Path
@@ -25,8 +33,8 @@ class Mount:
 
 
 def room(folder: Path) -> int:
-    """Bytes that may be put into a folder: what is free there and, where it lies in memory, what the machine and the
-    limits of the job's control groups leave; a tenth less."""
+    """Return the bytes that may be put into a folder: the free space and, if it lies in memory, the free memory of the
+    machine and within the limits of the job's control groups; minus a tenth."""
     status = os.statvfs(folder)
     # A file system in memory that has no limit of its own says that it has no blocks.
     limits = [status.f_bavail * status.f_frsize] if status.f_blocks or not in_memory(folder) else []
@@ -36,21 +44,21 @@ def room(folder: Path) -> int:
 
 
 def in_memory(folder: Path) -> bool:
-    """Whether what is put there takes memory."""
+    """Whether files in a folder take memory."""
     device = folder.stat().st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     return any(mount.device == number and mount.kind in ("tmpfs", "ramfs") for mount in mounts(SELF))
 
 
 def available_memory() -> int:
-    """Bytes of memory that the machine can still give away; without a limit where the system does not say (it is not
+    """Return the bytes of memory that the machine has available; no limit if the system does not say (other than
     Linux)."""
     found = [line.split()[1] for line in lines(MEMORY) if line.startswith("MemAvailable:")]
     return 1024 * int(found[0]) if found else sys.maxsize
 
 
 def mounts(process: Path) -> Iterator[Mount]:
-    """What a process sees mounted; nothing where the system does not tell (it is not Linux)."""
+    """Yield what a process sees mounted; nothing if the system does not say (other than Linux)."""
     for line in lines(process / "mountinfo"):
         before, _, after = line.partition(" - ")
         _, _, device, root, point, *_ = before.split()
@@ -59,9 +67,9 @@ def mounts(process: Path) -> Iterator[Mount]:
 
 
 def control_group_rooms(process: Path = SELF) -> Iterator[int]:
-    """Bytes that each memory limit on the control groups of a process leaves, those of its ancestors included.
+    """Yield the bytes that each memory limit of the control groups of a process leaves, with those of its ancestors.
 
-    What the kernel keeps of files that were read counts as free, since it gives that up first.
+    Cached file contents count as free, since the kernel drops them first.
     """
     for line in lines(process / "cgroup"):
         _, controllers, group = line.split(":", 2)
@@ -74,13 +82,24 @@ def control_group_rooms(process: Path = SELF) -> Iterator[int]:
 
 
 def below(mount: Mount, group: Path) -> Path:
-    """The folder of a control group; in a container, which may see only its own part of them, that part's."""
+    """Return the folder of a control group; in a container, which may see only its own part of them, that of this part.
+
+    Args:
+        mount: file system of control groups.
+        group: path of the group.
+    """
     inside = group.is_relative_to(mount.root) and ".." not in group.parts
     return mount.point / group.relative_to(mount.root) if inside else mount.point
 
 
 def rooms_up_to(top: Path, folder: Path, names: tuple[str, str, str]) -> Iterator[int]:
-    """What the limit of a control group and of each above it leaves, up to `top`."""
+    """Yield what the limits of a control group and of each above it leave, up to `top`, in bytes.
+
+    Args:
+        top: folder of the highest group.
+        folder: folder of the group.
+        names: names of the limit, the usage, and the reclaimable memory.
+    """
     limit_name, used_name, reclaimable = names
     for level in (folder, *folder.parents):
         limit = "".join(lines(level / limit_name))
@@ -93,7 +112,7 @@ def rooms_up_to(top: Path, folder: Path, names: tuple[str, str, str]) -> Iterato
 
 
 def lines(path: Path) -> list[str]:
-    """The lines of a file of the kernel; none where it is not there."""
+    """Return the lines of a file of the kernel; none if it does not exist."""
     try:
         return path.read_text().splitlines()
     except OSError:

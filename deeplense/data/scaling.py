@@ -1,4 +1,5 @@
-"""From the unit of a data set to that of a network, the same for all images, and back. C bands, H W pixels."""
+"""Scaling from the unit of a data set to that of a network, the same for all images, and back. Shapes: C bands, H x W
+pixels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,9 +8,10 @@ import torch
 from torch import Tensor
 
 from deeplense.choices import require_choice
+from deeplense.constants import constant
 
 Statistics = Mapping[str, list[float]]
-"""`mean` and `std` of the pixels of each band; `stretched_mean` and `stretched_std` of what `asinh` makes of them."""
+"""`mean` and `std` of the pixels of each band; `stretched_mean` and `stretched_std` of their `asinh` stretch."""
 
 FORMULAS = {
     "linear": "(x - mean) / std",
@@ -20,12 +22,25 @@ FORMULAS = {
 
 @dataclass(frozen=True)
 class Scaling:
-    """A stretch in the units of a data set; flux is kept, as each way can be undone.
+    """An invertible stretch in the units of a data set.
 
     `asinh` (Lupton et al. 2004, PASP 116, 133) is linear below a tenth of a standard deviation and logarithmic above,
-    so that a small change counts alike in a faint arc and beside a bright core. It leaves zero where it is: where the
-    mean is of the size of the spread, most of what a network sees is an offset that all images share. `standard_asinh`
-    takes it away, as `linear` does: the pixels of the data set have mean 0 and standard deviation 1.
+    so that a small change counts equally in a faint arc and beside a bright core. It maps zero to zero: if the mean is
+    as large as the spread, most of what a network sees is an offset common to all images. `standard_asinh` removes it,
+    as `linear` does: the pixels of the data set have mean 0 and standard deviation 1.
+
+    Args:
+        statistics: `mean` and `std`, (C,) each, and for `standard_asinh` `stretched_mean` and `stretched_std`.
+        stretch: `linear`, `asinh` or `standard_asinh`; see `FORMULAS`.
+
+    Raises:
+        ValueError: unknown stretch.
+
+    Example:
+        >>> scaling = Scaling({"mean": [1.0], "std": [2.0]}, "linear")
+        >>> scaled = scaling.scaled(torch.full((1, 1, 1), 5.0))
+        >>> scaled.item(), scaling.unscaled(scaled).item()
+        (2.0, 5.0)
     """
 
     statistics: Statistics
@@ -35,7 +50,7 @@ class Scaling:
         require_choice("stretch", self.stretch, FORMULAS)
 
     def scaled(self, images: Tensor) -> Tensor:
-        """Images (..., C, H, W) as the network gets them."""
+        """Return images (..., C, H, W) in the unit of the network."""
         if self.stretch == "linear":
             return (images - self.band("mean", images)) / self.spread("std", images)
         out = torch.asinh(10 * images / self.spread("std", images)) / 2
@@ -44,7 +59,7 @@ class Scaling:
         return (out - self.band("stretched_mean", images)) / self.spread("stretched_std", images)
 
     def unscaled(self, images: Tensor) -> Tensor:
-        """Images (..., C, H, W) as they are in the data set."""
+        """Return images (..., C, H, W) in the unit of the data set."""
         if self.stretch == "linear":
             return images * self.spread("std", images) + self.band("mean", images)
         if self.stretch == "standard_asinh":
@@ -52,10 +67,20 @@ class Scaling:
         return torch.sinh(2 * images) * self.spread("std", images) / 10
 
     def band(self, name: str, images: Tensor) -> Tensor:
-        """A number of each band, beside these images."""
-        return torch.tensor(self.statistics[name], dtype=images.dtype, device=images.device)[:, None, None]
+        """Return a statistic of each band, (C, 1, 1), in the type and on the device of some images.
+
+        Args:
+            name: `mean`, `std`, `stretched_mean` or `stretched_std`.
+            images: images (..., C, H, W).
+        """
+        return constant(tuple(self.statistics[name]), images.dtype, images.device)[:, None, None]
 
     def spread(self, name: str, images: Tensor) -> Tensor:
-        """A standard deviation; 1 where a band is the same everywhere."""
+        """Return a standard deviation of each band, (C, 1, 1); 1 for a constant band.
+
+        Args:
+            name: `std` or `stretched_std`.
+            images: images (..., C, H, W).
+        """
         found = self.band(name, images)
         return torch.where(found > 0, found, 1.0)

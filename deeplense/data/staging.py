@@ -1,10 +1,10 @@
-"""Copies of splits on this machine, in memory or on its own disk: made once, shared by all who read them, gone after.
+"""Copies of splits on this machine, in memory or on its disk: made once, shared by all readers, removed afterwards.
 
-    PLACE/deeplense-<user id>/<data set id>/manifest.json shard-*.h5
-    PLACE/deeplense-<user id>/<data set id>.lock      held alone to make or remove the copy, shared to read it
+PLACE/deeplense-<user id>/<data set id>/manifest.json shard-*.h5 PLACE/deeplense-<user id>/<data set id>.lock      held
+exclusively to make or remove the copy, shared to read it
 
-The kernel frees the locks of a process that ends, however it ends, so a copy that nobody holds is one that nobody
-reads: the next process to stage something here takes it over, or removes it.
+The kernel releases the locks of a process that ends, in whatever way, so a copy without a lock has no reader: the next
+process that stages something here takes it over, or removes it.
 """
 
 import fcntl
@@ -33,29 +33,29 @@ AfterBlock = Callable[[int], None]
 
 
 class Unfit(ValueError):
-    """A place that cannot hold the copy, as a user can cause and mend."""
+    """A place that cannot hold the copy, for a reason that the user can fix."""
 
 
 @contextmanager
 def staged(
     manifests: Sequence[Manifest], place: Path, *, after_block: AfterBlock = lambda num_bytes: None
 ) -> Iterator[list[Path]]:
-    """Sound copies of the splits of these manifests in a folder of this machine, as long as the context lasts.
+    """Yield verified copies of some splits in a folder of this machine, for the duration of the context.
 
-    A copy that stands is verified and used, what is broken in it copied again. Where another process makes the same
-    copy, this one waits for it. The last to leave removes it.
+    An existing copy is verified and used; broken parts are copied again. If another process makes the same copy, this
+    one waits for it. The last process to leave removes it.
 
     Args:
-        manifests: as read beside the shards.
-        place: where to, such as /dev/shm.
-        after_block: told the bytes of each block that was copied or verified, and 0 now and then while this waits; it
-            is called from several threads, and what it raises ends the staging.
+        manifests: manifests as read beside the shards.
+        place: folder such as /dev/shm.
+        after_block: called with the bytes of each block that was copied or verified, and with 0 now and then while
+            waiting, from several threads; an exception in it ends the staging.
 
     Raises:
-        Unfit: the place is no folder, has too little room, or its copy is another's or is broken and in use. Nothing
-            was copied.
-        ValueError: a shard does not match its manifest. Nothing of the copy is left.
-        OSError: the place filled up in the meantime. Nothing of the copy is left.
+        Unfit: the place is not a folder, has too little room, or its copy belongs to another user or is broken and in
+            use. Nothing was copied.
+        ValueError: a shard does not match its manifest. The copy is removed.
+        OSError: the place filled up meanwhile. The copy is removed.
     """
     root = own_folder(place)
     copies = [root / manifest.dataset_id for manifest in manifests]
@@ -69,26 +69,31 @@ def staged(
 
 @contextmanager
 def held(manifest: Manifest, place: Path) -> Iterator[Path]:
-    """The copy that another process has staged, which stays as long as the context lasts.
+    """Yield the copy that another process has staged; it stays for the duration of the context.
 
-    Raises Unfit where there is none.
+    Args:
+        manifest: manifest of the split.
+        place: folder of the copies.
+
+    Raises:
+        Unfit: there is no such copy.
     """
     copy = own_folder(place) / manifest.dataset_id
     descriptor = locked(copy, alone=False)
     if descriptor is None:
-        raise Unfit(f"{copy} is being made anew or removed by another process; start again.")
+        raise Unfit(f"{copy} is being rewritten or removed by another process; run the command again.")
     try:
         if not same_manifest(manifest, copy):
-            raise Unfit(f"{copy} is gone, or not seen by this process; start again, or give --stage none.")
+            raise Unfit(f"{copy} is gone or not visible to this process; run the command again, or give --stage none.")
         yield copy
     finally:
         leave(copy, descriptor)
 
 
 def own_folder(place: Path) -> Path:
-    """The folder of this user's copies, made if need be. Raises Unfit where it is not this user's alone."""
+    """Return the folder of this user's copies, created if needed. Raises Unfit if others have access to it."""
     if not place.is_dir():
-        raise Unfit(f"{place} is no folder of this machine; give another place for the copy, or --stage none.")
+        raise Unfit(f"{place} is not a folder on this machine; give another folder for the copy, or --stage none.")
     root = place / f"deeplense-{os.getuid()}"
     with suppress(FileExistsError):
         root.mkdir(mode=0o700)
@@ -99,28 +104,47 @@ def own_folder(place: Path) -> Path:
 
 
 def require_room(root: Path, num_bytes: int) -> None:
-    """Raise Unfit unless so many bytes may be put there."""
+    """Raise an error unless there is enough free space.
+
+    Args:
+        root: folder of the copies.
+        num_bytes: bytes that are needed.
+
+    Raises:
+        Unfit: there is less.
+    """
     if num_bytes > (free := room(root)):
         raise Unfit(
-            f"the copy needs {num_bytes / 1e9:.3f} GB more, and {root} has room for {free / 1e9:.3f} GB (a tenth of "
-            "what is free, or of what the job's memory limit leaves, is kept). Ask for more memory or disk, give "
-            "another place for the copy, or --stage none."
+            f"the copy needs {num_bytes / 1e9:.3f} GB more, but {root} has room for {free / 1e9:.3f} GB (a "
+            "tenth of the "
+            "free space, or of the job's remaining memory limit, is reserved). Request more memory or disk, give "
+            "another folder for the copy, or --stage none."
         )
 
 
 def missing_bytes(manifest: Manifest, copy: Path) -> int:
-    """Bytes of the shards that do not stand in a copy, going by sizes."""
+    """Return the bytes of the shards that a copy lacks, judged by sizes.
+
+    Args:
+        manifest: manifest of the split.
+        copy: folder of the copy.
+    """
     return sum(shard["bytes"] for shard in manifest.shards if size(copy / shard["file"]) != shard["bytes"])
 
 
 def size(path: Path) -> int | None:
-    """Bytes of a file; None where there is none."""
+    """Return the bytes of a file; None if it does not exist."""
     with suppress(FileNotFoundError):
         return path.stat().st_size
 
 
 def tidy(root: Path, *, keep: Sequence[Path]) -> None:
-    """Remove what nobody holds: copies other than those to keep, and of those what was half-written."""
+    """Remove copies that nobody holds, except those to keep, and unfinished files of the latter.
+
+    Args:
+        root: folder of the copies.
+        keep: copies that are needed now.
+    """
     for name in {path.name.removesuffix(LOCK) for path in root.iterdir()}:
         copy = root / name
         descriptor = locked(copy, alone=True)
@@ -134,7 +158,13 @@ def tidy(root: Path, *, keep: Sequence[Path]) -> None:
 
 
 def make_or_join(manifest: Manifest, copy: Path, after_block: AfterBlock) -> int:
-    """Make a copy whole, or wait for the process that does; returns the descriptor that holds it."""
+    """Complete a copy, or wait for the process that does; returns the descriptor that holds it.
+
+    Args:
+        manifest: manifest of the split.
+        copy: folder of the copy.
+        after_block: see `staged`.
+    """
     while True:
         if (descriptor := locked(copy, alone=True)) is not None:
             try:
@@ -156,13 +186,24 @@ def make_or_join(manifest: Manifest, copy: Path, after_block: AfterBlock) -> int
 
 
 def is_sound(manifest: Manifest, copy: Path, descriptor: int, after_block: AfterBlock) -> bool:
-    """Whether a copy that others hold is whole; lets go of one that is not. Raises Unfit where it is damaged."""
+    """Whether a copy that others hold is complete; one that is not is released.
+
+    Args:
+        manifest: manifest of the split.
+        copy: folder of the copy.
+        descriptor: descriptor that holds it.
+        after_block: see `staged`.
+
+    Raises:
+        Unfit: the copy is damaged.
+    """
     sound = False
     try:
         if same_manifest(manifest, copy):
             if wrong := broken(manifest, copy, after_block):
                 raise Unfit(
-                    f"{copy / wrong[0]['file']} is damaged, and other processes use this copy; wait until they have "
+                    f"{copy / wrong[0]['file']} is damaged, and other processes are using this copy; wait until "
+                    "they have "
                     "ended, or give --stage none."
                 )
             sound = True
@@ -173,7 +214,12 @@ def is_sound(manifest: Manifest, copy: Path, descriptor: int, after_block: After
 
 
 def leave(copy: Path, descriptor: int) -> None:
-    """Let go of a copy; the last to do so removes it."""
+    """Release a copy; the last process to do so removes it.
+
+    Args:
+        copy: folder of the copy.
+        descriptor: descriptor that holds it.
+    """
     try:
         with suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -185,12 +231,17 @@ def leave(copy: Path, descriptor: int) -> None:
 
 
 def lock_of(copy: Path) -> Path:
-    """The file by which a copy is held."""
+    """Return the lock file of a copy."""
     return copy.with_name(copy.name + LOCK)
 
 
 def locked(copy: Path, *, alone: bool) -> int | None:
-    """A descriptor that holds a copy, alone or with others; None where others do not let it."""
+    """Return a descriptor that holds a copy, or None if other processes prevent that.
+
+    Args:
+        copy: folder of the copy.
+        alone: True for an exclusive lock, False for a shared one.
+    """
     while True:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         descriptor = os.open(lock_of(copy), flags, 0o600)
@@ -205,14 +256,25 @@ def locked(copy: Path, *, alone: bool) -> int | None:
 
 
 def is_lock_of(copy: Path, descriptor: int) -> bool:
-    """Whether a descriptor is of the lock file that stands there now; who removes a copy removes its lock file, too."""
+    """Whether a descriptor belongs to the present lock file; removing a copy removes its lock file, too.
+
+    Args:
+        copy: folder of the copy.
+        descriptor: an open descriptor.
+    """
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), lock_of(copy).stat())
     return False
 
 
 def complete(manifest: Manifest, copy: Path, after_block: AfterBlock) -> None:
-    """Make a copy whole: what is right in it stays, and the manifest comes last. The caller holds it alone."""
+    """Complete a copy: its good parts stay, and the manifest is written last. The caller holds an exclusive lock.
+
+    Args:
+        manifest: manifest of the split.
+        copy: folder of the copy.
+        after_block: see `staged`.
+    """
     copy.mkdir(exist_ok=True)
     expected = {MANIFEST, *(shard["file"] for shard in manifest.shards)}
     for path in copy.iterdir():
@@ -229,38 +291,72 @@ def complete(manifest: Manifest, copy: Path, after_block: AfterBlock) -> None:
 
 
 def same_manifest(manifest: Manifest, copy: Path) -> bool:
-    """Whether the copy has the manifest of the split, and so was whole once."""
+    """Whether the copy has the manifest of the split, and so was complete once.
+
+    Args:
+        manifest: manifest of the split.
+        copy: folder of the copy.
+    """
     with suppress(FileNotFoundError):
         return (copy / MANIFEST).read_bytes() == (manifest.folder / MANIFEST).read_bytes()
     return False
 
 
 def broken(manifest: Manifest, copy: Path, after_block: AfterBlock) -> list[dict[str, Any]]:
-    """The shards that are missing in a copy or do not match the manifest."""
+    """Return the shards that are missing in a copy or do not match the manifest.
+
+    Args:
+        manifest: manifest of the split.
+        copy: folder of the copy.
+        after_block: see `staged`.
+    """
     right = in_threads(partial(matches, copy=copy, after_block=after_block), manifest.shards)
     return [shard for shard, is_right in zip(manifest.shards, right, strict=True) if not is_right]
 
 
 def matches(shard: dict[str, Any], *, copy: Path, after_block: AfterBlock) -> bool:
-    """Whether a shard of a copy has the size and the checksum that the manifest says."""
+    """Whether size and checksum of a shard of a copy agree with the manifest.
+
+    Args:
+        shard: its entry in the manifest.
+        copy: folder of the copy.
+        after_block: see `staged`.
+    """
     path = copy / shard["file"]
     return size(path) == shard["bytes"] and pour(path, None, after_block=after_block) == shard["xxh3_128"]
 
 
 def copy_shard(shard: dict[str, Any], *, folder: Path, copy: Path, after_block: AfterBlock) -> None:
-    """Copy one shard. Raises ValueError, naming it, where it does not match the manifest."""
+    """Copy one shard.
+
+    Args:
+        shard: its entry in the manifest.
+        folder: folder of the split.
+        copy: folder of the copy.
+        after_block: see `staged`.
+
+    Raises:
+        ValueError: the shard does not match the manifest; the message names it.
+    """
     source, target_path = (inside(place, shard["file"], record=folder / MANIFEST) for place in (folder, copy))
     with replacing(target_path) as temporary:
         with temporary.open("wb") as target:
             found = pour(source, target, after_block=after_block) if source.exists() else None
         if found != shard["xxh3_128"]:
             raise ValueError(
-                f"{source} is missing or does not match its checksum in the manifest; `deeplense verify` tells more."
+                f"{source} is missing or does not match its checksum in the manifest; run `deeplense verify` "
+                "for details."
             )
 
 
 def pour(source: Path, target: BinaryIO | None, *, after_block: AfterBlock) -> str:
-    """Read a file to its end, writing it to `target` if there is one; returns its xxh3-128 hash in hexadecimal."""
+    """Read a file to its end; returns its xxh3-128 hash in hexadecimal.
+
+    Args:
+        source: file to read.
+        target: file to write the bytes to; None for none.
+        after_block: called with the bytes of each block.
+    """
     digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(BLOCK_BYTES))
     with source.open("rb", buffering=0) as stream:
         while count := stream.readinto(buffer):
@@ -272,6 +368,11 @@ def pour(source: Path, target: BinaryIO | None, *, after_block: AfterBlock) -> s
 
 
 def in_threads(work: Callable[[dict[str, Any]], Any], shards: Sequence[dict[str, Any]]) -> list[Any]:
-    """The result of some work on each shard; after an error no other shard is begun."""
+    """Return the result of some work on each shard; after an error no other shard is started.
+
+    Args:
+        work: function of a shard.
+        shards: entries in the manifest.
+    """
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         return list(pool.map(work, shards))

@@ -1,4 +1,4 @@
-"""What augmentation does to a batch of images on its device. B batch, C bands, H W pixels, R random numbers."""
+"""Augmentation of a batch of images on its device. Shapes: B batch, C bands, H x W pixels, R random numbers."""
 
 import math
 
@@ -6,18 +6,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from deeplense.constants import kept
+
 NUM_UNIFORMS = 3
 
 
 def augment(images: Tensor, uniforms: Tensor, *, flips: bool, random_zoom: float, random_rotation: float) -> Tensor:
-    """Augment each image by its own random numbers (B, R) in [0, 1[.
+    """Augment each image by its own random numbers.
 
     Args:
-        images: (B, C, H, W).
-        uniforms: the choice of flip and quarter turn, the zoom, the angle.
-        flips: flips and quarter turns, each of the eight ways alike.
-        random_zoom: factors are drawn between 1 / random_zoom and random_zoom, evenly in their logarithm; 1 for none.
-        random_rotation: angles are drawn between -random_rotation and random_rotation degrees; 0 for none.
+        images: (B, C, H, W); square if `flips`.
+        uniforms: (B, R) in [0, 1[, R = `NUM_UNIFORMS`: the choice of flip and quarter turn, the zoom, the angle.
+        flips: whether to flip and turn by quarters, each of the eight ways with the same probability.
+        random_zoom: zoom factors between 1 / random_zoom and random_zoom, uniform in their logarithm; 1 for none.
+        random_rotation: angles between -random_rotation and random_rotation degrees, uniform; 0 for none.
+
+    Returns:
+        Images (B, C, H, W).
+
+    Example:
+        >>> images = torch.arange(4.0).view(1, 1, 2, 2)
+        >>> turned = augment(images, torch.tensor([[0.13, 0.5, 0.5]]), flips=True, random_zoom=1, random_rotation=0)
+        >>> turned.tolist()
+        [[[[1.0, 3.0], [0.0, 2.0]]]]
     """
     if flips:
         images = flip_and_turn(images, (uniforms[:, 0] * 8).long())
@@ -29,19 +40,41 @@ def augment(images: Tensor, uniforms: Tensor, *, flips: bool, random_zoom: float
 
 
 def flip_and_turn(images: Tensor, ways: Tensor) -> Tensor:
-    """Each square image in one of the eight ways of the dihedral group; way w turns by w % 4 quarters, and flips
-    where w >= 4."""
-    out = torch.empty_like(images)
-    for way in range(8):
-        chosen = ways == way
-        turned = torch.rot90(images[chosen], way % 4, dims=(-2, -1))
-        out[chosen] = turned.flip(-1) if way >= 4 else turned
-    return out
+    """Return each square image in one of the eight orientations of the dihedral group.
+
+    Args:
+        images: (B, C, H, H).
+        ways: number of the orientation, (B,) in 0 to 7: w % 4 quarter turns, then a left-right flip if w >= 4.
+    """
+    places = eight_ways(images.shape[-1], images.device)[ways, None].expand(-1, images.shape[1], -1)
+    return images.flatten(-2).gather(-1, places).view_as(images)
+
+
+@kept
+def eight_ways(size: int, device: torch.device) -> Tensor:
+    """Return which pixel is at each place of an image in each orientation, (8, size * size).
+
+    Args:
+        size: pixels per side.
+        device: device of the result.
+    """
+    places = torch.arange(size**2, device=device).view(size, size)
+    turned = [torch.rot90(places, quarters) for quarters in range(4)]
+    return torch.stack([*turned, *(each.flip(-1) for each in turned)]).flatten(1)
 
 
 def zoom_and_rotate(images: Tensor, zoom: Tensor, angle: Tensor) -> Tensor:
-    """Enlarge by `zoom` (B,) and turn by `angle` (B,) radian about the centre; bilinear, the outside is a
-    reflection."""
+    """Enlarge and rotate images about their centre; bilinear, with reflection beyond the borders.
+
+    Args:
+        images: (B, C, H, W).
+        zoom: factors, (B,), above 0.
+        angle: angles in radian, (B,).
+
+    Example:
+        >>> zoom_and_rotate(torch.ones(1, 1, 4, 4), torch.tensor([1.1]), torch.tensor([0.3])).shape
+        torch.Size([1, 1, 4, 4])
+    """
     cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
     zero = torch.zeros_like(cos)
     matrices = torch.stack([torch.stack([cos, -sin, zero], dim=-1), torch.stack([sin, cos, zero], dim=-1)], dim=-2)

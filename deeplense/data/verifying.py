@@ -1,6 +1,6 @@
-"""Verifying a data set: every byte is read, and what is damaged, wrong, there twice or in two splits is named.
+"""Verification of a data set: all bytes are read, and damaged, wrong, repeated or leaked samples are reported.
 
-Of each sample four numbers stay in memory, 32 bytes; its name is read again where it is to be told.
+Four numbers per sample stay in memory, 32 bytes; its name is read again if it is reported.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,8 +32,17 @@ MOST_TOLD = 10
 
 @dataclass(frozen=True)
 class Contents:
-    """What is kept of a shard: for each sample a hash of its image, a hash of its id, its place in the source, and its
-    label, (n,) each; the names of the classes, and what it says of itself."""
+    """What is kept of a shard.
+
+    Args:
+        path: file of the shard.
+        images: hash of each image, (n,).
+        ids: hash of each name, (n,).
+        sources: place of each sample in its source, (n,).
+        labels: (n,).
+        classes: names of the classes.
+        sound: its header and labels.
+    """
 
     path: Path
     images: np.ndarray
@@ -45,9 +54,8 @@ class Contents:
 
 
 def verify(dataset: Path) -> list[str]:
-    """Read every byte of a data set and say what is wrong, a line each: shards that are damaged, missing, or of
-    something else; counts that do not fit; samples that are there twice; images in two splits; equal images with
-    different labels."""
+    """Read every byte of a data set and return what is wrong, a line per problem: shards that are damaged, missing, or
+    of another data set; wrong counts; repeated samples; images in two splits; equal images with different labels."""
     problems: list[str] = []
     earlier: list[tuple[Path, list[Contents]]] = []
     for folder in find_splits(dataset):
@@ -60,17 +68,18 @@ def verify(dataset: Path) -> list[str]:
 
 
 def find_splits(dataset: Path) -> list[Path]:
-    """The split folders of a data set, finished or not. Raises ValueError where there is none."""
+    """Return the split folders of a data set, finished or not. Raises ValueError if there is none."""
     if not dataset.is_dir():
-        raise ValueError(f"{dataset} is no folder; give the folder of a data set.")
+        raise ValueError(f"{dataset} is not a folder; give the folder of a data set.")
     splits = sorted({path.parent for pattern in (MANIFEST, "shard-*.h5") for path in dataset.rglob(pattern)})
     if not splits:
-        raise ValueError(f"{dataset} holds no shards; make some with `deeplense simulate` or `deeplense pack`.")
+        raise ValueError(f"{dataset} contains no shards; make them with `deeplense simulate` or `deeplense pack`.")
     return splits
 
 
 def verify_split(folder: Path) -> tuple[list[str], list[Contents]]:
-    """Read a whole split. Returns what is wrong (a line each, naming the shard), and what its sound shards hold."""
+    """Read a whole split. Returns what is wrong (a line per problem, naming the shard), and the contents of its good
+    shards."""
     try:
         manifest = Manifest.read(folder)
         image_filters(manifest.schema)
@@ -78,7 +87,7 @@ def verify_split(folder: Path) -> tuple[list[str], list[Contents]]:
         return [str(error)], []
     listed = {line["file"] for line in manifest.shards}
     stray = [path for path in sorted(folder.glob("shard-*.h5")) if path.name not in listed]
-    problems, shards = [f"{path}: is not in the manifest; remove it" for path in stray], []
+    problems, shards = [f"{path}: not in the manifest; remove it" for path in stray], []
     for line in manifest.shards:
         path = folder / line["file"]
         try:
@@ -92,22 +101,38 @@ def verify_split(folder: Path) -> tuple[list[str], list[Contents]]:
 
 
 def verified(path: Path, line: Mapping[str, Any], schema: Schema) -> Contents:
-    """What a shard holds, all of it read. Raises ValueError, naming it, where it is not the one of its line in the
-    manifest, or damaged."""
+    """Return the contents of a shard, which is read completely.
+
+    Args:
+        path: file of the shard.
+        line: its entry in the manifest.
+        schema: content of the split.
+
+    Raises:
+        ValueError: the shard is missing, damaged, or another one; the message names it.
+    """
     if not path.exists():
         raise ValueError(
-            f"{path}: is missing; remove the manifest, and make the split again: only what is missing is made"
+            f"{path}: missing; remove the manifest, and make the split again: only missing shards are made"
         )
     if (found := path.stat().st_size) != line["bytes"]:
-        raise ValueError(f"{path}: has {found} bytes where the manifest says {line['bytes']}; {REMAKE}")
+        raise ValueError(f"{path}: {found} bytes, but the manifest has {line['bytes']}; {REMAKE}")
     if checksum(path) != line["xxh3_128"]:
         raise ValueError(f"{path}: does not match its checksum: it is damaged; {REMAKE}")
     return read_contents(path, schema, check_shard(path, line, schema))
 
 
 def read_contents(path: Path, schema: Schema, sound: Sound) -> Contents:
-    """Read a shard, some images at a time. Raises ValueError, naming it, where it says of its images what they are
-    not."""
+    """Read a shard, some images at a time.
+
+    Args:
+        path: file of the shard.
+        schema: content of the split.
+        sound: its header and labels.
+
+    Raises:
+        ValueError: its images do not agree with its header; the message names it.
+    """
     columns, images, total = read_columns(path, schema), [], Total(schema)
     with opened(path) as file:
         stored = cast("h5py.Dataset", file["image"])
@@ -118,7 +143,7 @@ def read_contents(path: Path, schema: Schema, sound: Sound) -> Contents:
     if not all(np.isfinite(total.moments[1])):
         raise ValueError(f"{path}: has pixels that are not finite; {REMAKE}")
     if differ(total.moments, sound.header.moments):
-        raise ValueError(f"{path}: says other sums of its pixels than they have; {REMAKE}")
+        raise ValueError(f"{path}: the pixel sums in its header differ from those of its images; {REMAKE}")
     return Contents(
         path,
         images=np.concatenate(images),
@@ -138,18 +163,23 @@ class Total:
         self.moments: Moments = (0, np.zeros(schema.shape[0]), np.zeros(schema.shape[0]))
 
     def add(self, block: np.ndarray) -> None:
-        """Count these images (n, C, H, W), as stored, too."""
+        """Add these images (n, C, H, W), as stored."""
         pairs = zip(self.moments, moments_of(block, scale=self.schema.scale, zero=self.schema.zero), strict=True)
         self.moments = tuple(one + other for one, other in pairs)  # type: ignore[assignment]
 
 
 def hashes(items: Iterable[bytes | memoryview]) -> np.ndarray:
-    """A 64-bit hash of each, (n,)."""
+    """Return a 64-bit hash of each item, (n,)."""
     return np.fromiter((xxhash.xxh3_64_intdigest(item) for item in items), dtype=np.uint64)
 
 
 def repeats(folder: Path, shards: Sequence[Contents]) -> Iterator[str]:
-    """Samples of a split with the same id, or from the same place in the source, a line each."""
+    """Yield a line for samples of a split with the same name, or the same place in the source.
+
+    Args:
+        folder: folder of the split.
+        shards: contents of its shards.
+    """
     for what, parts in (("id", [part.ids for part in shards]), ("source_index", [part.sources for part in shards])):
         pairs = equal_pairs(np.concatenate(parts)) if parts else []
         lines = (f"{folder}: {name(shards, a)} and {name(shards, b)} have the same {what}" for a, b in pairs)
@@ -157,13 +187,25 @@ def repeats(folder: Path, shards: Sequence[Contents]) -> Iterator[str]:
 
 
 def equal_pairs(values: np.ndarray) -> np.ndarray:
-    """Places of values that are equal, two by two, (k, 2)."""
+    """Return the positions of equal values, in pairs, (k, 2).
+
+    Example:
+        >>> equal_pairs(np.array([5, 7, 5])).tolist()
+        [[0, 2]]
+    """
     order = np.argsort(values, kind="stable")
     return np.stack([order[:-1], order[1:]], axis=1)[values[order[:-1]] == values[order[1:]]]
 
 
 def leaks(folder: Path, shards: Sequence[Contents], other: Path, theirs: Sequence[Contents]) -> Iterator[str]:
-    """Images that are in both of two splits, a line each."""
+    """Yield a line for each image that is in two splits.
+
+    Args:
+        folder: folder of the first split.
+        shards: contents of its shards.
+        other: folder of the second split.
+        theirs: contents of its shards.
+    """
     if not shards or not theirs:
         return
     ours, others = (np.concatenate([part.images for part in parts]) for parts in (shards, theirs))
@@ -175,7 +217,7 @@ def leaks(folder: Path, shards: Sequence[Contents], other: Path, theirs: Sequenc
 
 
 def contradictions(shards: Sequence[Contents]) -> Iterator[str]:
-    """Equal images with different labels, a line each; splits may number their classes differently."""
+    """Yield a line for equal images with different labels; splits may number their classes differently."""
     if not shards:
         return
     classes = sorted({name for part in shards for name in part.classes})
@@ -184,7 +226,7 @@ def contradictions(shards: Sequence[Contents]) -> Iterator[str]:
     images = np.concatenate([part.images for part in shards])[labelled]
     pairs = labelled[equal_pairs(images)]
     pairs = pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]]
-    told = "{} ({}) is the same image as {} ({}), with another label; correct one or leave both out"
+    told = "{} ({}) is the same image as {} ({}) with a different label; correct one or remove both"
     lines = (
         told.format(*(part for k in pair for part in (place(shards, k), classes[labels[k]]))) for pair in pairs.tolist()
     )
@@ -192,20 +234,35 @@ def contradictions(shards: Sequence[Contents]) -> Iterator[str]:
 
 
 def numbers_of(part: Contents, classes: Sequence[str]) -> np.ndarray:
-    """The labels of a shard as numbers among all classes, (n,); -1 where there is none."""
+    """Return the labels of a shard as numbers among all classes, (n,); -1 for none.
+
+    Args:
+        part: contents of the shard.
+        classes: names of all classes.
+    """
     known = np.array([classes.index(name) for name in part.classes] + [-1])
     return known[np.where((part.labels >= 0) & (part.labels < len(part.classes)), part.labels, -1)]
 
 
 def place(shards: Sequence[Contents], number: int) -> str:
-    """The split and the id of a sample by its number among those of some shards."""
+    """Return split and name of a sample.
+
+    Args:
+        shards: contents of some shards.
+        number: number of the sample among those of these shards.
+    """
     starts = np.cumsum([0] + [len(part.ids) for part in shards])
     shard = int(np.searchsorted(starts, number, side="right")) - 1
     return f"{shards[shard].path.parent}: {name(shards, number)}"
 
 
 def name(shards: Sequence[Contents], number: int) -> str:
-    """The id of a sample by its number among those of some shards, read from its shard."""
+    """Return the name of a sample, read from its shard.
+
+    Args:
+        shards: contents of some shards.
+        number: number of the sample among those of these shards.
+    """
     starts = np.cumsum([0] + [len(part.ids) for part in shards])
     shard = int(np.searchsorted(starts, number, side="right")) - 1
     with opened(shards[shard].path) as file:
@@ -213,7 +270,16 @@ def name(shards: Sequence[Contents], number: int) -> str:
 
 
 def shortened(lines: Iterable[str], count: int) -> Iterator[str]:
-    """The first lines of `count`, and how many more there are."""
+    """Yield the first lines, and how many more there are.
+
+    Args:
+        lines: the lines.
+        count: their number.
+
+    Example:
+        >>> list(shortened(["a", "b"], 2))
+        ['a', 'b']
+    """
     yield from islice(lines, MOST_TOLD)
     if count > MOST_TOLD:
-        yield f"... and {count - MOST_TOLD} more such"
+        yield f"... and {count - MOST_TOLD} more of this kind"

@@ -1,4 +1,4 @@
-"""Writing a shard: what does not fit the schema, or would lose what it shows, is refused by the name of its sample."""
+"""Writing a shard: samples that do not fit the schema, or would lose their content, are refused by name."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -13,12 +13,22 @@ ALIGNMENT = 2**20
 MOST_LOST, MOST_BLURRED = 1e-3, 0.05
 """Of what an image shows above its background, and of the spread of half of its pixels."""
 FLAT = 2.0**-43
-"""What is left by calculations in float64, of the largest pixel: an image of no more shows nothing."""
+"""Rounding errors of calculations in float64, relative to the largest pixel: an image with no larger deviations is
+constant."""
 LONGEST_ID = 4096
 
 
 def write_shard(path: Path, schema: Schema, samples: Samples) -> None:
-    """Write one shard, whole or not at all. Raises ValueError, naming the sample, where samples break the schema."""
+    """Write one shard, completely or not at all.
+
+    Args:
+        path: file of the shard.
+        schema: content of the split.
+        samples: its samples.
+
+    Raises:
+        ValueError: a sample does not fit the schema; the message names it.
+    """
     check_ids(samples)
     check_whole(samples, "source_index", samples.source_index)
     stored = stored_images(schema, samples)
@@ -57,28 +67,45 @@ def write_shard(path: Path, schema: Schema, samples: Samples) -> None:
 
 
 def stored_images(schema: Schema, samples: Samples) -> np.ndarray:
-    """Images in the type of the split. Raises ValueError, naming the first sample, where it cannot hold them."""
+    """Return images in the type of the split.
+
+    Args:
+        schema: content of the split.
+        samples: the samples.
+
+    Raises:
+        ValueError: the type cannot hold an image; the message names the first.
+    """
     given = samples.images
     if given.shape != (len(samples.ids), *schema.shape):
-        raise ValueError(f"images have the shape {given.shape[1:]} where {schema.shape} is expected.")
+        raise ValueError(f"images have the shape {given.shape[1:]}; the schema has {schema.shape}.")
     if given.dtype.kind not in "biuf":
-        raise ValueError(f"images are of the type {given.dtype} where numbers are expected.")
+        raise ValueError(f"images have the type {given.dtype}; convert them to numbers.")
     with np.errstate(over="ignore", invalid="ignore"):
         stored = given.astype(schema.dtype, copy=False)
-    told = "has pixels that are not finite (NaN or infinite). Mend or leave out the image, or give --fill_nan VALUE"
-    refuse(samples, ~np.isfinite(given), f"{told} to put a value in their place.")
+    told = "has pixels that are not finite (NaN or infinite). Correct or exclude the image, or give --fill_nan VALUE"
+    refuse(samples, ~np.isfinite(given), f"{told} to replace them by a value.")
     if stored.dtype.kind == "f":
         beyond, limits = ~np.isfinite(stored), f"up to {np.finfo(stored.dtype).max:.6g}"
     else:
-        beyond, limits = stored != given, f"whole, {np.iinfo(stored.dtype).min} to {np.iinfo(stored.dtype).max}"
+        beyond, limits = stored != given, f"integers from {np.iinfo(stored.dtype).min} to {np.iinfo(stored.dtype).max}"
     refuse(samples, beyond, f"has values that {schema.dtype} cannot hold ({limits}); give another --dtype.")
     refuse_lost(schema, samples, stored)
     return stored
 
 
 def refuse_lost(schema: Schema, samples: Samples, stored: np.ndarray) -> None:
-    """Raise ValueError, naming the first sample, where what is read in float32 is not what was given, by more than its
-    own contrast allows."""
+    """Raise an error if reading an image in float32 gives something else than was written, by more than its own
+    contrast allows.
+
+    Args:
+        schema: content of the split.
+        samples: the samples.
+        stored: their stored images, (n, C, H, W).
+
+    Raises:
+        ValueError: an image loses its content; the message names the first.
+    """
     whole = np.dtype(schema.dtype).kind in "iu"
     scale, zero = (schema.scale, schema.zero) if whole else (1.0, 0.0)
     if (scale, zero) == (1, 0) and np.can_cast(samples.images.dtype, np.float32) and stored.dtype != np.float16:
@@ -88,17 +115,30 @@ def refuse_lost(schema: Schema, samples: Samples, stored: np.ndarray) -> None:
         exact = given.astype(np.float64) * scale + zero
         read = kept.astype(np.float32) * np.float32(scale) + np.float32(zero)
         if is_lost(read, exact, noise=FLAT if given.dtype.kind == "f" else 0.0):
-            span = f"its values, {exact.min():.9g} to {exact.max():.9g}, are too large or too small for it"
+            span = f"its values, {exact.min():.9g} to {exact.max():.9g}, are too large or too small for this type"
             raise ValueError(
-                f"{name}: loses what it shows as {'float32' if whole else schema.dtype}: {span}; {remedy}subtract the "
-                "background, or give the images in another unit."
+                f"{name}: the image loses its contrast as {'float32' if whole else schema.dtype}: {span}; "
+                f"{remedy}subtract "
+                "the background, or give the images in another unit."
             )
 
 
 def is_lost(read: np.ndarray, exact: np.ndarray, *, noise: float) -> bool:
-    """Whether rounding changed an image by more than a thousandth of what stands out of its background, or half of its
-    pixels by a twentieth of how far they are from their median. An image of one value, but for `noise` of its largest
-    pixel, shows nothing that could be lost."""
+    """Whether rounding changed an image by more than a thousandth of its largest deviation from the background, or half
+    of its pixels by more than a twentieth of their deviation from the median.
+
+    A constant image, up to `noise`, has no content to lose.
+
+    Args:
+        read: image as read, (C, H, W).
+        exact: image as written, (C, H, W).
+        noise: deviations that count as zero, relative to the largest pixel.
+
+    Example:
+        >>> exact = np.array([1e8, 1e8 + 1.0])
+        >>> is_lost(exact.astype(np.float32), exact, noise=0.0), is_lost(exact, exact, noise=0.0)
+        (True, False)
+    """
     error, far = np.abs(read - exact), np.abs(exact - np.median(exact))
     nothing = noise * np.abs(exact).max()
     if far.max() <= nothing:
@@ -109,46 +149,69 @@ def is_lost(read: np.ndarray, exact: np.ndarray, *, noise: float) -> bool:
 
 
 def refuse(samples: Samples, bad: np.ndarray, message: str) -> None:
-    """Raise ValueError with the name of the first sample with anything bad (n, ...), if there is one."""
+    """Raise ValueError with the name of the first bad sample, if there is one.
+
+    Args:
+        samples: the samples.
+        bad: what is bad, (n, ...) bool.
+        message: what is wrong.
+    """
     if bad.any():
         first = int(bad.reshape(len(bad), -1).any(axis=1).argmax())
         raise ValueError(f"{samples.ids[first]}: {message}")
 
 
 def check_labels(schema: Schema, samples: Samples) -> None:
-    """Raise ValueError, naming the first bad sample, unless all labels are classes of the split."""
+    """Raise ValueError, naming the first bad sample, unless all labels are classes of the split.
+
+    Args:
+        schema: content of the split.
+        samples: the samples.
+    """
     check_whole(samples, "label", samples.labels)
     unlabelled = 0 if schema.classes else -1
     wrong = (samples.labels < unlabelled) | (samples.labels >= max(len(schema.classes), 0))
     if wrong.any():
         k = int(wrong.argmax())
-        raise ValueError(f"{samples.ids[k]}: label {samples.labels[k]} is none of the classes {list(schema.classes)}.")
-
-
-def check_whole(samples: Samples, what: str, values: np.ndarray) -> None:
-    """Raise ValueError unless there is one whole number for each sample."""
-    if values.shape != (len(samples.ids),):
-        raise ValueError(f"{what}: has the shape {values.shape} where one for each of {len(samples.ids)} is expected.")
-    if values.dtype.kind not in "iu":
         raise ValueError(
-            f"{samples.ids[0]}: {what} {values[0]} is of the type {values.dtype} where whole numbers are expected."
+            f"{samples.ids[k]}: label {samples.labels[k]} is not a number of the classes {list(schema.classes)}."
         )
 
 
+def check_whole(samples: Samples, what: str, values: np.ndarray) -> None:
+    """Raise ValueError unless there is an integer per sample.
+
+    Args:
+        samples: the samples.
+        what: name of the values, for messages.
+        values: the values, (n,).
+    """
+    if values.shape != (len(samples.ids),):
+        raise ValueError(f"{what}: the shape is {values.shape}; give one value for each of {len(samples.ids)} samples.")
+    if values.dtype.kind not in "iu":
+        raise ValueError(f"{samples.ids[0]}: {what} {values[0]} has the type {values.dtype}; give integers.")
+
+
 def check_ids(samples: Samples) -> None:
-    """Raise ValueError, naming the first, unless every sample has a name that can be printed."""
+    """Raise ValueError, naming the first, unless every sample has a printable name."""
     for name in samples.ids:
         right = isinstance(name, str) and name.isprintable() and 0 < len(name.encode(errors="replace")) <= LONGEST_ID
         if not right:
-            raise ValueError(f"{str(name)[:100]!r} is no name of a sample: text that can be printed is expected.")
+            raise ValueError(f"{str(name)[:100]!r} is not a valid sample name; give printable text.")
 
 
 def check_targets(schema: Schema, samples: Samples) -> None:
-    """Raise ValueError, naming the first bad sample, unless there is a real number, or NaN for unknown, for each."""
+    """Raise ValueError, naming the first bad sample, unless each target has a real number, or NaN for unknown, per
+    sample.
+
+    Args:
+        schema: content of the split.
+        samples: the samples.
+    """
     for name in schema.targets:
         values = np.asarray(samples.targets[name]) if name in samples.targets else None
         if values is None or values.shape != (len(samples.ids),):
-            raise ValueError(f"target {name}: one for each of {len(samples.ids)} samples is expected.")
+            raise ValueError(f"target {name}: give one value for each of {len(samples.ids)} samples.")
         if values.dtype.kind not in "biuf":
-            raise ValueError(f"{samples.ids[0]}: target {name} is of the type {values.dtype}, no real number.")
-        refuse(samples, np.isinf(values), f"has an infinite {name}; give a number, or NaN where it is unknown.")
+            raise ValueError(f"{samples.ids[0]}: target {name} has the type {values.dtype}; give real numbers.")
+        refuse(samples, np.isinf(values), f"has an infinite {name}; give a finite number, or NaN if it is unknown.")

@@ -1,4 +1,4 @@
-"""A U-Net that takes noisy images at any size. B batch, C channels, H W pixels, E numbers of the embedding."""
+"""A U-Net for noisy images of any size. Shapes: B batch, C channels, H x W pixels, E embedding."""
 
 import math
 import re
@@ -16,16 +16,16 @@ from deeplense.choices import Choices
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """How a U-Net is built."""
+    """The architecture of a U-Net."""
 
     channels: tuple[int, ...] = (64, 128, 256, 512)
-    """of each level, each of half the pixels a side of the one before"""
+    """channels of each level; each level has half the pixels per side of the one before"""
     num_blocks: int = 2
-    """residual blocks of a level on the way down; there is one more on the way up"""
+    """residual blocks per level on the way down; there is one more on the way up"""
     num_groups: int = 32
-    """of channels that are normalised together"""
+    """groups of the group normalisation"""
     head_dim: int = 64
-    """channels of a head of the attention in the middle"""
+    """channels per head of the attention in the middle"""
     film: bool = True
     """scale and shift by the embedding (Dhariwal & Nichol 2021, arXiv:2105.05233, section 3: better than the sum that
     the earlier model had)"""
@@ -33,20 +33,25 @@ class Shape:
 
 
 EARLIER = Shape(film=False)
-"""The shape of the earlier model, as far as it is known: 56.57 million numbers for one channel."""
+"""The architecture of the earlier model, as far as it is known: 56.57 million parameters for one channel."""
 LARGE = Shape()
 SMALL = Shape(channels=(16, 32, 64, 64), num_blocks=1, num_groups=8)
-"""About a million numbers: for a CPU."""
+"""About a million parameters: for a CPU."""
 SHAPES = Choices("model_name", {"unet": LARGE, "unet_earlier": EARLIER, "unet_small": SMALL})
 
 
 class UNet(nn.Module):
-    """The network of DDPM (Ho et al. 2020, arXiv:2006.11239, appendix B), with attention once, in the middle. The last
-    layer of each branch begins at zero.
+    """The network of DDPM (Ho et al. 2020, arXiv:2006.11239, appendix B), with one attention layer, in the middle. The
+    last layer of each branch is initialised to zero.
 
     Args:
         in_chans: C.
         shape: levels and blocks.
+
+    Example:
+        >>> network = UNet(1, shape=SMALL)
+        >>> network(torch.zeros(2, 1, 20, 20), torch.tensor([0, 500])).shape
+        torch.Size([2, 1, 20, 20])
     """
 
     def __init__(self, in_chans: int, *, shape: Shape = LARGE) -> None:
@@ -67,10 +72,15 @@ class UNet(nn.Module):
         nn.init.zeros_(self.last.weight)
 
     def forward(self, images: Tensor, times: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """Of images (B, C, H, W) at times (B,), and an embedding of conditions (B, E), to the target (B, C, H, W).
+        """Predict the target (B, C, H, W) of noisy images.
 
-        Images whose sides are no multiple of `multiple` are mirrored at their borders, and the result is cut: nothing
+        Images whose sides are not multiples of `multiple` are padded by reflection, and the result is cropped: nothing
         is resampled, so white noise stays white.
+
+        Args:
+            images: (B, C, H, W).
+            times: (B,) in [0, T - 1].
+            embedding: embedding of the conditions, (B, E); None for none.
         """
         emb = self.embed(waves(times, self.stem.out_channels).to(images.dtype))
         if embedding is not None:
@@ -88,7 +98,13 @@ class UNet(nn.Module):
 
 
 def waves(times: Tensor, num_channels: int) -> Tensor:
-    """Cosines and sines of times (B,), (B, num_channels), of periods from 2 pi to 2 pi 10,000 (Vaswani et al. 2017)."""
+    """Return cosines and sines of times, (B, num_channels), with periods from 2 pi to 2 pi 10,000 (Vaswani et al.
+    2017).
+
+    Args:
+        times: (B,).
+        num_channels: even number of columns.
+    """
     half = num_channels // 2
     rates = torch.exp(-math.log(10000) / half * torch.arange(half, device=times.device, dtype=torch.float32))
     phases = times.float()[:, None] * rates
@@ -96,7 +112,17 @@ def waves(times: Tensor, num_channels: int) -> Tensor:
 
 
 def pad_to(images: Tensor, multiple: int) -> tuple[Tensor, tuple[EllipsisType, slice, slice]]:
-    """Images (B, C, H, W) with mirrored borders, and where in them they are themselves."""
+    """Return images padded by reflection, and the index that crops them again.
+
+    Args:
+        images: (B, C, H, W).
+        multiple: both padded sides are multiples of it.
+
+    Example:
+        >>> padded, window = pad_to(torch.zeros(1, 1, 20, 20), 8)
+        >>> padded.shape, padded[window].shape
+        (torch.Size([1, 1, 24, 24]), torch.Size([1, 1, 20, 20]))
+    """
     height, width = images.shape[-2:]
     top, left = -height % multiple // 2, -width % multiple // 2
     bottom, right = -height % multiple - top, -width % multiple - left
@@ -106,7 +132,7 @@ def pad_to(images: Tensor, multiple: int) -> tuple[Tensor, tuple[EllipsisType, s
 
 
 class Residual(nn.Module):
-    """Two convolutions beside a way past them, with the embedding between them."""
+    """A residual block: two convolutions with the embedding between them, and a shortcut."""
 
     def __init__(self, in_channels: int, channels: int, embedding_dim: int, shape: Shape) -> None:
         super().__init__()
@@ -121,7 +147,12 @@ class Residual(nn.Module):
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, hidden: Tensor, emb: Tensor) -> Tensor:
-        """Of (B, C, H, W) and an embedding (B, E)."""
+        """Return (B, C', H, W).
+
+        Args:
+            hidden: (B, C, H, W).
+            emb: embedding of time and conditions, (B, E).
+        """
         inner = self.conv1(functional.silu(self.norm1(hidden)))
         emb = self.embed(functional.silu(emb))[:, :, None, None]
         if self.film:
@@ -133,7 +164,7 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """Each pixel looks at all."""
+    """Self-attention between all pixels."""
 
     def __init__(self, channels: int, shape: Shape) -> None:
         super().__init__()
@@ -145,7 +176,12 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, hidden: Tensor, emb: Tensor) -> Tensor:
-        """Of (B, C, H, W); the embedding is not looked at."""
+        """Return (B, C, H, W).
+
+        Args:
+            hidden: (B, C, H, W).
+            emb: not used.
+        """
         tokens = self.norm(hidden).flatten(2).transpose(1, 2)
         query, key, value = (
             layer(tokens).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
@@ -156,14 +192,20 @@ class Attention(nn.Module):
 
 
 class Down(nn.Module):
-    """A level on the way down: what each of its layers makes is left for the way up."""
+    """A level on the way down; the output of each of its layers is kept for the way up."""
 
     def __init__(self, blocks: Sequence[Residual], resize: nn.Conv2d | None) -> None:
         super().__init__()
         self.blocks, self.resize = nn.ModuleList(blocks), resize
 
     def forward(self, hidden: Tensor, emb: Tensor, left: list[Tensor]) -> Tensor:
-        """To (B, C', H / 2, W / 2)."""
+        """Return (B, C', H / 2, W / 2), or (B, C', H, W) at the deepest level.
+
+        Args:
+            hidden: (B, C, H, W).
+            emb: embedding of time and conditions, (B, E).
+            left: outputs kept for the way up; extended in place.
+        """
         for block in self.blocks:
             hidden = block(hidden, emb)
             left.append(hidden)
@@ -174,14 +216,20 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """A level on the way up: each of its blocks takes what was left, the last first."""
+    """A level on the way up; each of its blocks takes one of the kept outputs, the last first."""
 
     def __init__(self, blocks: Sequence[Residual], resize: nn.Conv2d | None) -> None:
         super().__init__()
         self.blocks, self.resize = nn.ModuleList(blocks), resize
 
     def forward(self, hidden: Tensor, emb: Tensor, left: list[Tensor]) -> Tensor:
-        """To (B, C', 2 H, 2 W)."""
+        """Return (B, C', 2 H, 2 W), or (B, C', H, W) at the top level.
+
+        Args:
+            hidden: (B, C, H, W).
+            emb: embedding of time and conditions, (B, E).
+            left: outputs kept on the way down; consumed from the end.
+        """
         for block in self.blocks:
             hidden = block(torch.cat([hidden, left.pop()], dim=1), emb)
         if self.resize is not None:
@@ -190,7 +238,12 @@ class Up(nn.Module):
 
 
 def way_down(shape: Shape, embedding_dim: int) -> tuple[nn.ModuleList, list[int]]:
-    """The levels, and the channels of all that they leave."""
+    """Return the levels on the way down, and the channels of all outputs that they keep.
+
+    Args:
+        shape: architecture.
+        embedding_dim: E.
+    """
     levels, left = nn.ModuleList(), [shape.channels[0]]
     for depth, channels in enumerate(shape.channels):
         inputs = [left[-1], *[channels] * (shape.num_blocks - 1)]
@@ -202,7 +255,13 @@ def way_down(shape: Shape, embedding_dim: int) -> tuple[nn.ModuleList, list[int]
 
 
 def way_up(shape: Shape, embedding_dim: int, left: list[int]) -> nn.ModuleList:
-    """The levels that take what was left of these channels."""
+    """Return the levels on the way up.
+
+    Args:
+        shape: architecture.
+        embedding_dim: E.
+        left: channels of the kept outputs; consumed.
+    """
     levels, current = nn.ModuleList(), shape.channels[-1]
     for depth, channels in reversed(list(enumerate(shape.channels))):
         blocks = []
@@ -234,24 +293,32 @@ THEIR_NAMES = {
     r"\.value\.": ".to_v.",
     r"\.out\.": ".to_out.0.",
 }
-"""What parts of our names are called in diffusers, in the order in which they are replaced."""
+"""Patterns of our parameter names and their counterparts in diffusers, in the order in which they are replaced."""
 
 
 def their_name(name: str) -> str:
-    """What a weight is called in the UNet2DModel of diffusers."""
+    """Return the name of a parameter in the UNet2DModel of diffusers."""
     for ours, theirs in THEIR_NAMES.items():
         name = re.sub(ours, theirs, name)
     return name
 
 
 def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a UNet under the names of the UNet2DModel of diffusers (0.42), made with `diffusers_options`. Its
-    images must be of a size that is a multiple of `multiple`, and it knows of no conditions."""
+    """Return the state of a UNet under the names of the UNet2DModel of diffusers (0.42), built with
+    `diffusers_options`.
+
+    Its images must have sides that are multiples of `multiple`, and it is unconditional.
+    """
     return {their_name(name): tensor for name, tensor in state.items()}
 
 
 def diffusers_options(shape: Shape, in_chans: int) -> dict[str, Any]:
-    """What makes a UNet2DModel of diffusers that is the same network."""
+    """Return the arguments that build the same network as a UNet2DModel of diffusers.
+
+    Args:
+        shape: architecture.
+        in_chans: C.
+    """
     levels = len(shape.channels)
     return {
         "in_channels": in_chans,

@@ -1,6 +1,6 @@
-"""Where a network attends: its softmaxed attention weights, laid on the image's grid, and their rollout.
+"""Attention maps of a network: its softmax attention weights mapped onto the image grid, and attention rollout.
 
-Shapes: B images, C bands, S pixels a side, Q queries, K keys, h x w tokens on a grid, T tokens with class tokens.
+Shapes: B images, C bands, S pixels per side, Q queries, K keys, h x w tokens on a grid, T tokens with class tokens.
 """
 
 import math
@@ -30,8 +30,8 @@ ROW_TOLERANCE = 0.05
 
 @dataclass(frozen=True)
 class Layer:
-    """The weights (B, Q, K) of one layer of global attention, the mean over its heads; the keys after the first
-    `num_prefix` lie on a square grid, row by row."""
+    """Weights (B, Q, K) of one global attention layer, averaged over its heads; the keys after the first `num_prefix`
+    lie on a square grid in row-major order."""
 
     name: str
     weights: Tensor
@@ -40,7 +40,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class LayerMap:
-    """How much each place of the grid is attended to in one layer, (B, h, w)."""
+    """Attention to each position of the grid in one layer, (B, h, w)."""
 
     name: str
     values: Tensor
@@ -48,8 +48,8 @@ class LayerMap:
 
 @dataclass
 class Call:
-    """One module at work: the shapes of the tensors it was given, the call it is part of, and its attention weights
-    (..., Q, K) once it has computed some."""
+    """One forward call of a module: the shapes of its input tensors, the enclosing call, and its attention weights
+    (..., Q, K) once they are computed."""
 
     name: str
     module: nn.Module
@@ -59,7 +59,7 @@ class Call:
 
     @property
     def tokens(self) -> set[int]:
-        """How many tokens it may have been given: (B, N, D), (B, D, h, w) or (B, h, w, D)."""
+        """Possible numbers of input tokens, for inputs (B, N, D), (B, D, h, w) or (B, h, w, D)."""
         maps = [shape for shape in self.shapes if len(shape) == 4]
         first = {shape[2] * shape[3] for shape in maps if shape[2] == shape[3]}
         last = {shape[1] * shape[2] for shape in maps if shape[1] == shape[2]}
@@ -67,8 +67,8 @@ class Call:
 
 
 class Recorder(TorchFunctionMode):
-    """Keeps the attention weights of a network that runs within it, in the order of its layers: what goes through
-    modules called `attn_drop`, else the last softmax over tokens within the module that has the projections."""
+    """Context manager that records the attention weights of a network, in the order of its layers: the output of
+    modules called `attn_drop`, or else the last softmax over tokens within the module that has the projections."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -98,12 +98,12 @@ class Recorder(TorchFunctionMode):
         return result
 
     def begin(self, name: str, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """A module starts."""
+        """Record that the forward call of a module starts."""
         shapes = [value.shape for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         self.running.append(Call(name, module, shapes, self.running[-1] if self.running else None))
 
     def end(self, module: nn.Module, args: Sequence[Any], output: Any) -> None:
-        """A module is done."""
+        """Record that the forward call of a module has ended."""
         call = self.running.pop()
         if call.name.endswith("attn_drop") and isinstance(output, Tensor):
             self.note(output, surely=True)
@@ -111,8 +111,8 @@ class Recorder(TorchFunctionMode):
             self.done.append(call)
 
     def note(self, weights: Tensor, *, surely: bool) -> None:
-        """Keep weights for the innermost module at work that has parameters, if they are attention: rows of sum 1, and
-        where it is not sure, as many as the tokens that the module was given."""
+        """Record weights for the innermost running module that has parameters, if they are attention weights: rows sum
+        to 1 and, unless `surely`, their number matches the input tokens of the module."""
         holders = [call for call in self.running if next(call.module.parameters(), None) is not None]
         weights = weights.detach().float()
         if not holders or weights.ndim < 3 or not are_shares(weights):
@@ -122,13 +122,13 @@ class Recorder(TorchFunctionMode):
 
 
 def are_shares(weights: Tensor) -> bool:
-    """Whether all rows are positive and of sum 1, to the rounding of half precision."""
+    """Whether all rows are non-negative and sum to 1, within the rounding of half precision."""
     return bool((weights >= 0).all() and ((weights.sum(dim=-1) - 1).abs() < ROW_TOLERANCE).all())
 
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while, and each module's own mode again afterwards."""
+    """Switch a network to evaluation mode, and restore the mode of each module afterwards."""
     before = {module: module.training for module in network.modules()}
     network.eval()
     try:
@@ -140,7 +140,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unfused(network: nn.Module) -> Iterator[None]:
-    """Attention step by step for a while, so that its weights exist; `fused_attn` as it was afterwards."""
+    """Disable fused attention so that attention weights are computed, and restore `fused_attn` afterwards."""
     attention = [vars(module) for module in network.modules() if hasattr(module, "fused_attn")]
     before = [{name: value for name, value in own.items() if name == "fused_attn"} for own in attention]
     try:
@@ -154,50 +154,50 @@ def unfused(network: nn.Module) -> Iterator[None]:
 
 
 def like_weights(network: nn.Module, images: Tensor) -> Tensor:
-    """The images in the precision and on the device of the network's weights."""
+    """Convert images to the precision and device of the network's weights."""
     weight = next(network.parameters(), None)
     return images if weight is None else images.to(weight)
 
 
 @torch.no_grad()
 def record(network: nn.Module, images: Tensor) -> list[Call]:
-    """The modules of a network that attend, in order, each with its weights for these images (B, C, S, S)."""
+    """Return the attention calls of a network, in order, each with its weights for these images (B, C, S, S)."""
     with evaluating(network), unfused(network), Recorder(network) as recorder:
         network(like_weights(network, images))
     return recorder.done
 
 
 def on_image(calls: Sequence[Call]) -> list[Call]:
-    """The calls whose keys may lie on the image: not the tokens that a module is given beside a map, as the learnt
-    ones of Mobile-Former."""
+    """Return the calls whose keys may lie on the image. Extra tokens next to a feature map, such as the learnable ones
+    of Mobile-Former, are excluded."""
     with_map = [call.shapes for call in calls if mixes_map(call)]
     beside = {shape[1:] for shapes in with_map for shape in shapes if len(shape) == 3}
     return [call for call in calls if not any(is_of(call, tokens) for tokens in beside)]
 
 
 def mixes_map(call: Call) -> bool:
-    """Whether the queries or keys of a call are the places of a square map (B, D, S, S) that it was given."""
+    """Whether the queries or keys of a call are the positions of a square input map (B, D, S, S)."""
     assert call.weights is not None
     maps = [shape for shape in call.shapes if len(shape) == 4 and shape[2] == shape[3]]
     return any(shape[2] * shape[3] in call.weights.shape[-2:] for shape in maps)
 
 
 def is_of(call: Call, tokens: Sequence[int]) -> bool:
-    """Whether the keys of a call are tokens (N, D) that it was given."""
+    """Whether the keys of a call are input tokens of shape (N, D)."""
     assert call.weights is not None
     return call.weights.shape[-1] == tokens[0] and any(shape[1:] == tokens for shape in call.shapes)
 
 
 def attention_maps(network: nn.Module, images: Tensor) -> list[LayerMap]:
-    """One map for each layer of attention whose keys are known to lie on a grid of more than one place.
+    """Return one map for each attention layer whose keys are known to lie on a grid of more than one position.
 
-    A map is the row of the class token where the network reads one, else the mean over queries; the mean over heads
-    either way. Attention within windows is put together from its windows (Swin, Swin V2, Twins, and modules that say
-    their `stripe`). Left out are layers over channels, and those in windows of other layouts.
+    A map is the row of the class token if the network uses one, else the mean over queries; it is always averaged over
+    heads. Window attention is assembled from its windows (Swin, Swin V2, Twins, and modules with a `stripe`). Channel
+    attention and windows with other layouts are omitted.
 
     Args:
-        network: any module; it is left as it was.
-        images: (B, C, S, S) as the network takes them.
+        network: any module; its state is restored.
+        images: input images (B, C, S, S) of the network.
     """
     maps = []
     for call in on_image(record(network, images)):
@@ -208,7 +208,7 @@ def attention_maps(network: nn.Module, images: Tensor) -> list[LayerMap]:
 
 
 def map_of(call: Call, num_images: int, network: nn.Module) -> Tensor | None:
-    """The map (B, h, w) of one layer, None where its layout is not known."""
+    """Return the map (B, h, w) of one layer; None if its layout is unknown."""
     layer = global_layer(call, num_images, network)
     if layer is None:
         return windowed_map(call)
@@ -216,8 +216,8 @@ def map_of(call: Call, num_images: int, network: nn.Module) -> Tensor | None:
 
 
 def global_layer(call: Call, num_images: int, network: nn.Module) -> Layer | None:
-    """A layer in which each image attends to its own tokens, all of them or those of a coarser grid; None for
-    others."""
+    """Return the layer of a call in which each image attends to all of its own tokens, or to those of a coarser grid;
+    None for other calls."""
     assert call.weights is not None
     num_queries, num_keys = call.weights.shape[-2:]
     num_prefix = prefix_of(num_keys, network)
@@ -231,7 +231,7 @@ def global_layer(call: Call, num_images: int, network: nn.Module) -> Layer | Non
 
 
 def is_of_whole_images(call: Call, num_images: int) -> bool:
-    """Whether a module was given whole images, and weighs their tokens: (B, heads, Q, K) or (B * heads, Q, K)."""
+    """Whether a module attends over the tokens of whole images, with weights (B, heads, Q, K) or (B * heads, Q, K)."""
     assert call.weights is not None
     leading = call.weights.shape[:-2]
     per_image = leading[0] == num_images if len(leading) == 2 else len(leading) == 1 and leading[0] % num_images == 0
@@ -242,15 +242,15 @@ def is_of_whole_images(call: Call, num_images: int) -> bool:
 
 
 def is_coarser(module: nn.Module) -> bool:
-    """Whether a module takes its keys from a coarser grid: it holds a strided convolution or a pooling in 2D."""
+    """Whether a module takes its keys from a coarser grid, that is, contains a strided convolution or 2D pooling."""
     parts = list(module.modules())
     strided = any(isinstance(part, nn.Conv2d) and max(part.stride) > 1 for part in parts)
     return strided or any(isinstance(part, POOLING) for part in parts)
 
 
 def prefix_of(num_tokens: int, network: nn.Module) -> int | None:
-    """How many tokens stand before those of the grid, if the others fill a square: as many as the network says, else
-    0 to 2. Hiera keeps its tokens in another order than row by row."""
+    """Return the number of tokens before those of the grid, if the others fill a square: as declared by the network,
+    else 0 to 2. None for Hiera, whose tokens are not in row-major order."""
     if any(isinstance(module, Hiera) for module in network.modules()):
         return None
     told = [getattr(module, "num_prefix_tokens", None) for module in network.modules()]
@@ -261,8 +261,8 @@ def prefix_of(num_tokens: int, network: nn.Module) -> int | None:
 
 
 def read_row(weights: Tensor, num_prefix: int, network: nn.Module) -> Tensor:
-    """Weights (B, Q, K) as the network reads them, (B, K): of the class token, else the mean over the queries on the
-    grid."""
+    """Reduce weights (B, Q, K) to (B, K) as the network uses them: the row of the class token, else the mean over the
+    queries on the grid."""
     num_queries, num_keys = weights.shape[1:]
     has_class_token = num_prefix > 0 and num_queries in (1, num_keys)
     averages = any(getattr(module, "global_pool", None) == "avg" for module in network.modules())
@@ -272,13 +272,14 @@ def read_row(weights: Tensor, num_prefix: int, network: nn.Module) -> Tensor:
 
 
 def on_grid(row: Tensor, num_prefix: int) -> Tensor:
-    """The weights (B, K) of keys on a square grid as (B, h, w)."""
+    """Reshape the weights (B, K) of keys on a square grid to (B, h, w)."""
     side = math.isqrt(row.shape[1] - num_prefix)
     return row[:, num_prefix:].unflatten(1, (side, side))
 
 
 def windowed_map(call: Call) -> Tensor | None:
-    """The map of a layer of windows whose layout is known, the mean over the queries of each window; else None."""
+    """Return the map of a window attention layer with a known layout, averaged over the queries of each window; else
+    None."""
     assert call.weights is not None
     received = call.weights.mean(dim=(-3, -2))
     block = call.parent
@@ -297,27 +298,27 @@ def windowed_map(call: Call) -> Tensor | None:
 
 
 def pair(size: Any) -> tuple[int, int]:
-    """Height and width as timm keeps them."""
+    """Return height and width from a size as stored by timm."""
     height, width = size
     return int(height), int(width)
 
 
 def from_windows(windows: Tensor, window: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Windows (B * number, places of a window), row by row, as maps (B, *size); what was padded at the end is cut."""
+    """Assemble windows (B * number, positions of a window), in row-major order, to maps (B, *size) without padding."""
     rows, columns = (-(-side // step) for side, step in zip(size, window, strict=True))
     tiles = windows.reshape(-1, rows, columns, *window).transpose(2, 3)
     return tiles.reshape(len(tiles), rows * window[0], columns * window[1])[:, : size[0], : size[1]]
 
 
 def attention_rollout(network: nn.Module, images: Tensor) -> Tensor | None:
-    """Attention through all layers, (B, h, w): the product of (A + 1) / 2 over the layers (Abnar & Zuidema 2020,
-    arXiv:2005.00928). None unless all layers share one set of tokens, and mix nothing else.
+    """Attention rollout, (B, h, w): the product of (A + 1) / 2 over all layers (Abnar & Zuidema 2020,
+    arXiv:2005.00928). None unless all layers share one set of tokens and mix no others.
 
-    A class token may join at a later layer, as in CaiT and ConViT; before that it attends to itself.
+    A class token may be added at a later layer, as in CaiT and ConViT; before that, it attends to itself.
 
     Args:
-        network: any module; it is left as it was.
-        images: (B, C, S, S) as the network takes them.
+        network: any module; its state is restored.
+        images: input images (B, C, S, S) of the network.
     """
     calls = record(network, images)
     layers = [layer for call in calls if (layer := global_layer(call, len(images), network)) and mixes_itself(call)]
@@ -334,13 +335,13 @@ def attention_rollout(network: nn.Module, images: Tensor) -> Tensor | None:
 
 
 def mixes_itself(call: Call) -> bool:
-    """Whether a module mixes the tokens that its weights come from: it was given no others."""
+    """Whether a module mixes only the tokens that its weights come from, that is, has no other input tokens."""
     return sum(len(shape) == 3 and shape[:2] == call.shapes[0][:2] for shape in call.shapes) < 2
 
 
 def widen(weights: Tensor, num_tokens: int, num_prefix: int) -> Tensor | None:
-    """Weights (B, Q, K) among all tokens, (B, T, T): tokens that take no part attend to themselves. None where the
-    tokens are others."""
+    """Expand weights (B, Q, K) to all tokens, (B, T, T); tokens that do not take part attend to themselves. None if the
+    tokens do not match."""
     kind = tuple(weights.shape[1:])
     first = {(num_tokens, num_tokens): 0, (1, num_tokens): 0, (num_tokens - num_prefix,) * 2: num_prefix}
     if kind not in first:
@@ -351,7 +352,7 @@ def widen(weights: Tensor, num_tokens: int, num_prefix: int) -> Tensor | None:
 
 
 def roll_out(layers: Sequence[Tensor]) -> Tensor:
-    """The product of (A + 1) / 2 over layers (B, T, T), the last at the left."""
+    """Return the product of (A + 1) / 2 over layers (B, T, T), with the last layer on the left."""
     total = torch.eye(layers[0].shape[-1], device=layers[0].device)
     for weights in layers:
         total = (weights + torch.eye(weights.shape[-1], device=weights.device)) / 2 @ total

@@ -1,14 +1,14 @@
-"""How far confidence is from accuracy, with an interval that holds the truth. N samples, B bins, R draws.
+"""Expected calibration error with a bias correction and a confidence interval. N samples, B bins, R simulations.
 
-The error of binned confidences is a sum of absolute differences: it is never 0, even of a classifier that is perfectly
-calibrated, and resamples of the samples only add to it. So its distribution is simulated: for each error that might be
-true, labels are drawn of a classifier that has it, and the errors that are not at odds with the one seen make the
-interval (test inversion by hybrid resampling: Chuang and Lai 2000, Statistica Sinica 10, 1; for an error of 0 these
-are the labels of Broecker and Smith 2007, Weather and Forecasting 22, 651). As no error is below 0, the two tails
-share the 5 % as Feldman and Cousins do (1998, Physical Review D 57, 3873, section IV B). The number itself is the
-error whose draws are below the one seen as often as above.
+The binned calibration error is a sum of absolute differences, so it is above 0 even for a perfectly calibrated
+classifier, and bootstrap resampling increases it further. Therefore its distribution is simulated: for each possible
+true error, labels are sampled from a classifier with that error, and the interval contains the true errors that are
+compatible with the observed one (test inversion by hybrid resampling: Chuang and Lai 2000, Statistica Sinica 10, 1; for
+an error of 0 these are the labels of Broecker and Smith 2007, Weather and Forecasting 22, 651). Because the error
+cannot be below 0, the 5 % are divided between the two tails as in Feldman and Cousins (1998, Physical Review D 57,
+3873, section IV B). The estimate is the true error for which the observed error is the median of the simulations.
 
-`python -m tests.evaluation.interval_coverage` measures how often the truth is in the interval.
+`python -m tests.evaluation.interval_coverage` measures the coverage of the interval.
 """
 
 from collections.abc import Callable
@@ -28,24 +28,24 @@ PRECISION, SAME = 1e-4, 1e-12
 
 
 def expected_calibration_error(confidence: Array, correct: Array, weights: Array) -> Array:
-    """Mean distance between confidence and accuracy over 15 equal bins of confidence (Guo et al. 2017, equation 5),
-    as others publish it: too large by chance, the more so the fewer samples there are."""
+    """Mean absolute difference between confidence and accuracy over 15 equal bins of confidence (Guo et al. 2017,
+    equation 5), the usual estimate; it is biased upwards, more so for few samples."""
     member = np.eye(NUM_BINS)[bins_of(confidence)]
     return np.abs(weights @ (member * (correct - confidence)[:, None])).sum(axis=1) / weights.sum(axis=1)
 
 
 def bins_of(confidence: Array) -> NDArray[np.integer]:
-    """The number of the bin of each confidence."""
+    """Return the bin index of each confidence."""
     return np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
 
 
 def calibration_error(confidence: Array, correct: Array, *, seed: int = 0) -> tuple[float, float, float]:
-    """The same error without what chance adds to it, and the ends of its 95 % interval.
+    """Return the bias-corrected expected calibration error and the ends of its 95 % interval.
 
     Args:
-        confidence: the probability of the predicted class (N,), within [0, 1].
-        correct: 1 where the prediction is right, else 0 (N,).
-        seed: of the draws.
+        confidence: probability of the predicted class (N,), within [0, 1].
+        correct: 1 if the prediction is correct, else 0 (N,).
+        seed: random seed of the simulations.
     """
     samples = Binned.of(confidence, correct, seed=seed)
     least = -float(np.abs(samples.gap).max())
@@ -56,39 +56,39 @@ def calibration_error(confidence: Array, correct: Array, *, seed: int = 0) -> tu
 
 
 def falls_to_zero(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function that falls from `low` to `high` passes 0, or the end that is nearest."""
+    """Return the zero of a function that decreases from `low` to `high`, or the nearest end if there is none."""
     if function(low) <= 0:
         return low
     return high if function(high) >= 0 else bisect(function, low, high)
 
 
 def bisect(function: Callable[[float], float], low: float, high: float, *, precision: float = PRECISION) -> float:
-    """A zero between ends where a function has different signs."""
+    """Return a zero between two ends at which a function has different signs."""
     return cast(float, optimize.bisect(function, low, high, xtol=precision))
 
 
 class Position(NamedTuple):
-    """Where the error that was seen lies among draws of which another is true: the share of draws below it (half of
-    those that are equal), and the chance with which such an error may be missed from above."""
+    """Position of the observed error in the simulations of a given true error: the fraction of simulations below it
+    (plus half of those equal to it), and the probability allowed for the upper tail."""
 
     above: float
     missed_above: float
 
     @property
     def excess(self) -> float:
-        """Positive where the error seen is too large for the true one."""
+        """Positive if the observed error is too large for the true one."""
         return self.missed_above - (1 - self.above)
 
     @property
     def shortfall(self) -> float:
-        """Negative where the error seen is too small for the true one."""
+        """Negative if the observed error is too small for the true one."""
         return self.above - (MISSED - self.missed_above)
 
 
 @dataclass(frozen=True)
 class Binned:
-    """Samples in the bins that have any (B,): the mean confidence, how far the accuracy is above it, the share of the
-    samples, the error seen, and how many samples each draw has (R, B)."""
+    """Samples in non-empty bins (B,): mean confidence, accuracy minus confidence, fraction of the samples, the observed
+    error, and the number of samples per bin in each simulation (R, B)."""
 
     confidence: Array
     gap: Array
@@ -99,7 +99,7 @@ class Binned:
 
     @classmethod
     def of(cls, confidence: Array, correct: Array, *, seed: int) -> "Binned":
-        """Samples by their confidence (N,)."""
+        """Sort samples into bins of confidence (N,)."""
         bins = bins_of(confidence)
         counts = np.bincount(bins, minlength=NUM_BINS)
         used = counts > 0
@@ -109,29 +109,29 @@ class Binned:
         return cls(said, right - said, share, float(share @ np.abs(right - said)), drawn, seed)
 
     def changed(self, change: float) -> Array:
-        """The gaps (B,), all wider or narrower by as much, as far as an accuracy can be."""
+        """The gaps (B,), all widened by `change` (or narrowed if negative), with accuracies kept within [0, 1]."""
         upwards = np.where(self.gap == 0, self.confidence < 0.5, self.gap > 0)
         return np.clip(
             np.where(upwards, 1, -1) * np.maximum(np.abs(self.gap) + change, 0), -self.confidence, 1 - self.confidence
         )
 
     def error(self, change: float) -> float:
-        """The error of a classifier with such gaps."""
+        """The calibration error of a classifier with the changed gaps."""
         return float(self.share @ np.abs(self.changed(change)))
 
     def draws(self, change: float) -> Array:
-        """The errors seen of such a classifier (R,), the same random numbers each time."""
+        """Simulate the observed errors of such a classifier (R,), with the same random numbers in each call."""
         accuracy = np.clip(self.confidence + self.changed(change), 0, 1)
         correct = np.random.default_rng((self.seed, 1)).binomial(self.drawn, accuracy)
         return np.abs(correct - self.drawn * self.confidence).sum(axis=1) / self.drawn[0].sum()
 
     @cached_property
     def chance(self) -> float:
-        """What a perfectly calibrated classifier's error is in the median."""
+        """The median observed error of a perfectly calibrated classifier."""
         return float(np.median(self.draws(-1.0)))
 
     def position(self, change: float) -> Position:
-        """Where the error that was seen lies among those of such a classifier."""
+        """The position of the observed error in the simulations of such a classifier."""
         errors = self.draws(change)
         below, equal = (errors < self.seen - SAME).mean(), (np.abs(errors - self.seen) <= SAME).mean()
         distance = max(float(np.median(errors)) - self.chance, 0.0) / max(float(errors.std()), SAME)
@@ -139,8 +139,9 @@ class Binned:
 
 
 def missed_from_above(distance: float) -> float:
-    """How much of the 5 % that an interval may miss are numbers too large, where the true one is that many standard
-    deviations from the least possible: 5 % at 0, half of it from 1.96 on (Feldman and Cousins 1998, equation 4.3)."""
+    """Return the part of the 5 % that is allocated to the upper tail if the true value is `distance` standard
+    deviations above the smallest possible one: 5 % at 0, half of it from 1.96 (Feldman and Cousins 1998, equation
+    4.3)."""
     if distance >= special.ndtri(1 - MISSED / 2):
         return MISSED / 2
     if distance < SAME:

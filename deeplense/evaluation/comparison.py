@@ -1,10 +1,10 @@
-"""Numbers of several trainings of one model put together, and models compared. S trainings (seeds), R resamples of the
+"""Combine the metrics of several trainings of one model, and compare models. S trainings (seeds), R resamples of the
 images.
 
-A training's number depends on its seed and on the images that it was tested on. The interval of the mean over the
-seeds covers both: Student's interval over the seeds and the bootstrap's over the images, put together by the method of
-variance estimates recovery (Zou and Donner 2008, Statistics in Medicine 27, equation 5). The bootstrap draws the same
-images for all trainings, so that differences are of the same images.
+The metric of a training depends on its seed and on the test images. The interval of the mean over the seeds covers
+both: Student's interval over the seeds and the bootstrap interval over the images are combined by the method of
+variance estimates recovery (Zou and Donner 2008, Statistics in Medicine 27, equation 5). The bootstrap uses the same
+resamples of images for all trainings, so that differences are paired.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,14 +33,14 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "log_loss": (0.0, np.inf),
     "brier": (0.0, 2.0),
 }
-"""Between what a metric must be, where that is not 0 and 1."""
+"""The bounds of metrics that are not limited to 0 and 1."""
 OVERALL = ("auc_macro", "accuracy", "log_loss", "brier")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The metrics of one training on `num_images`: each number, what it is on each resample of the images (R,), and for
-    those that may be perfect, on how many independent trials they rest."""
+    """The metrics of one training on `num_images` images: each value, its values on the resamples of the images (R,),
+    and, for metrics that can be perfect, the number of independent trials."""
 
     values: Mapping[str, float]
     draws: Mapping[str, Array]
@@ -56,8 +56,8 @@ def score_classes(
     classes: Sequence[str],
     num_samples: int,
 ) -> Scores:
-    """AUC of each class, their mean, accuracy, log loss and Brier score of one training, on samples with these numbers
-    of a split of `num_samples`: each resample is of the whole split, whichever of its samples were predicted."""
+    """Compute AUC per class, mean AUC, accuracy, log loss and Brier score of one training, on the samples with these
+    indices of a split of `num_samples`. Resamples are always of the whole split, whichever samples were predicted."""
 
     def metrics(weights: Array) -> Metrics:
         found = classification_metrics(probabilities, labels, weights)
@@ -72,7 +72,7 @@ def score_classes(
 def score_numbers(
     predicted: Array, truth: Array, indices: NDArray[np.integer], *, chance: float, num_samples: int
 ) -> Scores:
-    """Mean absolute error of one training, that of always saying `chance`, and how much less the first is."""
+    """Compute the mean absolute error of one training, that of the constant guess `chance`, and the gain over it."""
 
     def metrics(weights: Array) -> Metrics:
         found = regression_metrics(predicted, truth, chance, weights)
@@ -84,7 +84,7 @@ def score_numbers(
 def score(
     metrics: Callable[[Array], Metrics], indices: NDArray[np.integer], num_samples: int, trials: Mapping[str, int]
 ) -> Scores:
-    """Metrics of some samples of a split, and what they are on each resample of the split."""
+    """Compute metrics on some samples of a split, and on each resample of the split."""
     values = {name: float(row[0]) for name, row in metrics(np.ones((1, len(indices)))).items()}
     return Scores(
         values, bootstrap_draws(lambda weights: metrics(weights[:, indices]), num_samples), trials, len(indices)
@@ -92,8 +92,8 @@ def score(
 
 
 def over_seeds(scores: Sequence[Scores], name: str) -> Estimate:
-    """The mean of a metric over trainings with different seeds, with its 95 % interval; that of one training covers the
-    images alone."""
+    """Return the mean of a metric over trainings with different seeds, with its 95 % interval; with a single training,
+    the interval covers only the images."""
     values, draws = np.array([each.values[name] for each in scores]), [each.draws[name] for each in scores]
     value = float(values.mean())
     images = widen_if_perfect(Estimate(value, *percentiles(np.mean(draws, axis=0))), scores[0].trials.get(name))
@@ -101,8 +101,8 @@ def over_seeds(scores: Sequence[Scores], name: str) -> Estimate:
 
 
 def difference(ours: Mapping[int, Scores], other: Mapping[int, Scores], name: str) -> Estimate | None:
-    """How much more a metric of one model is than another's, with its 95 % interval: on the same images, by the seeds
-    that both have; None where there are none."""
+    """Return the difference of a metric between two models, ours minus other, with its 95 % interval, on the same
+    images and over the common seeds; None if there are no common seeds."""
     seeds = sorted(set(ours) & set(other))
     if not seeds:
         return None
@@ -114,14 +114,14 @@ def difference(ours: Mapping[int, Scores], other: Mapping[int, Scores], name: st
 
 
 def seeds_half_width(values: Array) -> float:
-    """Half the length of Student's 95 % interval of a mean (S,); 0 for one value, whose spread is not known."""
+    """Half width of Student's 95 % interval of the mean of values (S,); 0 for one value, whose spread is unknown."""
     if len(values) < 2:
         return 0.0
     return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
 def put_together(images: Estimate, half_width: float, *, bounds: tuple[float, float]) -> Estimate:
-    """An interval widened on both sides by another, independent source of error, within what is possible."""
+    """Widen an interval on both sides by a second, independent source of error, within the bounds of the metric."""
     below, above = max(images.value - images.low, 0.0), max(images.high - images.value, 0.0)
     low, high = images.value - float(np.hypot(below, half_width)), images.value + float(np.hypot(above, half_width))
     return Estimate(images.value, max(low, bounds[0]), min(high, bounds[1]))

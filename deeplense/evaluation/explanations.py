@@ -1,5 +1,5 @@
-"""What in an image a network's answer rests on: maps on the image's pixels. B images, C bands, S pixels a side, D
-features, h x w places of a feature map."""
+"""Explanation maps: which pixels of an image the output of a network depends on. B images, C bands, S pixels per side,
+D features, h x w positions of a feature map."""
 
 import math
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ from deeplense.evaluation.attention import (
 )
 
 Kind = Literal["rollout", "grad_cam", "layer"]
-LEAST_SIDE = 4  # Coarser maps are taken only where there are no others: they say little of where.
+LEAST_SIDE = 4  # Coarser maps locate little, so they are used only if there are no others.
 
 
 @dataclass(frozen=True)
 class Map:
-    """How much each pixel counts, (B, S, S) float32 on the CPU. `side` is the places a side that it was computed at."""
+    """Importance of each pixel, (B, S, S) float32 on the CPU. `side` is the side of the grid it was computed on."""
 
     name: str
     kind: Kind
@@ -40,7 +40,7 @@ class Map:
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """What a module gave, on a grid of so many places a side; `is_chain` for modules that are others in a row."""
+    """Output of a module on a grid with `side` positions per side; `is_chain` is set for sequences of modules."""
 
     name: str
     output: Tensor
@@ -49,16 +49,16 @@ class FeatureMap:
 
 
 def explain(network: nn.Module, images: Tensor, *, class_index: Tensor) -> list[Map]:
-    """Maps of what the outputs rest on: attention rollout where all layers share one set of tokens, Grad-CAM, and the
-    attention of each layer that can be laid on the image; resampled bilinearly to its pixels.
+    """Compute explanation maps: attention rollout if all layers share one set of tokens, Grad-CAM, and the attention of
+    each layer that can be mapped onto the image; all resampled bilinearly to its pixels.
 
-    The network is left as it was, without gradients. Where it pads or resizes its input (`input_size`), maps are of
-    the pixels that were given.
+    The state of the network is restored, without gradients. If it pads or resizes its input (`input_size`), maps refer
+    to the pixels of the given images.
 
     Args:
-        network: from images to outputs (B, K).
-        images: (B, C, S, S) as the network takes them.
-        class_index: the output that Grad-CAM explains in each image, (B,).
+        network: maps images to outputs (B, K).
+        images: input images (B, C, S, S) of the network.
+        class_index: index of the output that Grad-CAM explains for each image, (B,).
     """
     found: list[tuple[str, Kind, Tensor | None]] = [
         ("attention rollout", "rollout", attention_rollout(network, images)),
@@ -73,8 +73,7 @@ def explain(network: nn.Module, images: Tensor, *, class_index: Tensor) -> list[
 
 
 def on_pixels(values: Tensor, network: nn.Module, size: int) -> Tensor:
-    """Maps (B, h, w) on the pixels of the images, (B, S, S): resampled, and without the border that the network put
-    around."""
+    """Resample maps (B, h, w) to the pixels of the images, (B, S, S), without the padding added by the network."""
     input_size = getattr(network, "input_size", None)
     padded = input_size.size if input_size is not None and input_size.way == "pad" else size
     resampled = functional.interpolate(values[:, None].float(), size=(padded, padded), mode="bilinear")[:, 0]
@@ -84,14 +83,14 @@ def on_pixels(values: Tensor, network: nn.Module, size: int) -> Tensor:
 
 def grad_cam(network: nn.Module, images: Tensor, *, class_index: Tensor) -> Tensor | None:
     """Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391), (B, h, w): the last feature map that the output depends on,
-    its features weighed by their mean gradient, and what is negative cut off. None where there is no such map.
+    with features weighted by their mean gradient and negative values set to 0. None if there is no such map.
 
-    A map of 4 places a side or more is taken before coarser ones; tokens on a square grid are a map.
+    Maps with at least 4 positions per side are preferred to coarser ones; tokens on a square grid count as a map.
 
     Args:
-        network: from images to outputs (B, K); it is left as it was, without gradients.
-        images: (B, C, S, S).
-        class_index: which output, (B,).
+        network: maps images to outputs (B, K); its state is restored, without gradients.
+        images: input images (B, C, S, S).
+        class_index: index of the output to explain, (B,).
     """
     with evaluating(network), unfused(network), torch.enable_grad():
         given = like_weights(network, images).detach().clone().requires_grad_()
@@ -109,8 +108,8 @@ def grad_cam(network: nn.Module, images: Tensor, *, class_index: Tensor) -> Tens
 
 
 def feature_maps(network: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The outputs of a network, and those of its modules that are on a grid, the preferred first. What is computed
-    within attention has other layouts, and is left out."""
+    """Return the outputs of a network and the outputs of its modules that lie on a grid, the preferred ones first.
+    Tensors inside attention modules have other layouts and are omitted."""
     found: list[FeatureMap] = []
 
     def keep(name: str, module: nn.Module, output: object) -> None:
@@ -132,8 +131,8 @@ def feature_maps(network: nn.Module, images: Tensor) -> tuple[Tensor, list[Tenso
 
 
 def by_preference(maps: Sequence[FeatureMap]) -> list[Tensor]:
-    """The last first: fine maps; those on the way to a coarser map within one module, which may be one branch of
-    several; coarse maps."""
+    """Sort maps by preference, the last first within each group: fine maps; intermediate maps of a module with a
+    coarser output, which may be one of several branches; coarse maps."""
 
     def rank(given: FeatureMap) -> int:
         inner = any(
@@ -145,13 +144,14 @@ def by_preference(maps: Sequence[FeatureMap]) -> list[Tensor]:
 
 
 def side(output: Tensor, network: nn.Module, num_images: int) -> int:
-    """Places a side of a feature map; 0 for what is none."""
+    """Return the number of positions per side of a feature map; 0 if the tensor is not a feature map."""
     maps = spatial(output.detach(), network, num_images)
     return 0 if maps is None else maps.shape[-1]
 
 
 def spatial(output: Tensor, network: nn.Module, num_images: int) -> Tensor | None:
-    """A feature map (B, D, h, w), (B, h, w, D) or (B, T, D) as (B, D, h, w); None for what is none."""
+    """Convert a feature map (B, D, h, w), (B, h, w, D) or (B, T, D) to (B, D, h, w); None if it is not a feature
+    map."""
     shape: Sequence[int] = output.shape
     if shape[0] != num_images:
         return None

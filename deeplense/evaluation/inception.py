@@ -1,8 +1,8 @@
-"""Features of the Inception network that FID is defined on, from a file of its weights. n images, S x S pixels.
+"""Features of the Inception network that defines FID, from a file of its weights. n images, S x S pixels.
 
-There is one network (Szegedy et al. 2016, arXiv:1512.00567, trained in 2015) in two published files, which give the
-same features. The weights of torchvision under the same name are another network. Nothing is fetched, and nothing takes
-the place of a missing file.
+There is one such network (Szegedy et al. 2016, arXiv:1512.00567, trained in 2015) in two published files, which give
+the same features. The torchvision weights of the same name are a different network. Nothing is downloaded, and there is
+no fallback for a missing file.
 """
 
 import hashlib
@@ -25,41 +25,41 @@ SOURCES = {
     STATE: "pt_inception-2015-12-05-6726825d.pth of pytorch-fid, or the same of torch-fidelity",
 }
 INPUT_PIXELS, NUM_FEATURES = 299, 2048
-RULE = "bicubic with antialiasing to 299 x 299, not rounded to 8 bits, one band shown as three"
+RULE = "bicubic with antialiasing to 299 x 299, not rounded to 8 bits, single bands repeated three times"
 
 
 def why_not(weights: Path | None) -> str:
-    """Why FID is not computed with this file, in words; nothing where it is."""
+    """Say why FID is not computed with this file; empty if it is."""
     if weights is None:
-        return "fid: not computed, no weights given."
+        return "FID: not computed, because no weights were given (--fid_weights FILE)."
     if not weights.is_file():
-        return f"fid: not computed, no weights at {weights}. It takes {' or '.join(SOURCES.values())}."
+        return f"FID: not computed, because {weights} does not exist. Give {' or '.join(SOURCES.values())}."
     if (found := sha256(weights)) not in SOURCES:
         known = "; ".join(f"{digest[:12]}... ({source})" for digest, source in SOURCES.items())
-        return f"fid: not computed, {weights} has sha256 {found[:12]}..., and FID is defined on none but {known}."
+        return f"FID: not computed, because {weights} has the wrong sha256 {found[:12]}...; FID needs {known}."
     return ""
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 hash of a file, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def load_inception(weights: Path) -> Callable[[Tensor], Tensor]:
-    """The network: images (n, 3, 299, 299) from 0 to 255 to features (n, 2048). Raises ValueError, saying what is
-    missing, where the file is not one of those that are known."""
+    """Load the network as a function from images (n, 3, 299, 299), values 0 to 255, to features (n, 2048). Raises
+    ValueError if the file is missing or is not one of the known files."""
     if reason := why_not(weights):
         raise ValueError(reason)
     content = weights.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    # A script is run, and only the one that is known.
+    # A TorchScript file executes code, so only the known one is loaded.
     if digest == SCRIPT:
         network = torch.jit.load(io.BytesIO(content), map_location="cpu").eval().layers
     elif digest in SOURCES:
         network = inception(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
     else:
-        raise ValueError(f"{weights} was changed while it was read; give one that stays.")
+        raise ValueError(f"{weights} was changed while it was read; run the command again.")
 
     def features(images: Tensor) -> Tensor:
         return network((images - 128) / 128).flatten(1)
@@ -68,8 +68,8 @@ def load_inception(weights: Path) -> Callable[[Tensor], Tensor]:
 
 
 def inception(state: dict[str, Tensor]) -> nn.Module:
-    """The network of 2015 with these weights: torchvision's, but that its averages over 3 x 3 pixels leave out what is
-    beyond the border, and the last block takes the maximum."""
+    """Build the network of 2015 with these weights. It differs from torchvision's in that average pooling over 3 x 3
+    pixels excludes the padding, and the last block uses max pooling."""
     network = inception_v3(num_classes=1008, aux_logits=False, transform_input=False, init_weights=False)
     network.load_state_dict(state)
     average = partial(functional.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False)
@@ -81,7 +81,7 @@ def inception(state: dict[str, Tensor]) -> nn.Module:
 
 
 def pool_by(block: nn.Module, pool: Callable[[Tensor], Tensor]) -> None:
-    """Let the branch of a block that pools, the last of its output, pool in another way."""
+    """Replace the pooling of the pooling branch of a block, which gives the last channels of its output."""
     branch = block.get_submodule("branch_pool")
 
     def replaced(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
@@ -100,10 +100,10 @@ def inception_features(
     high: float,
     batch_size: int = 32,
 ) -> NDArray[np.floating]:
-    """Features (n, 2048) of images (n, C, S, S), C = 1 or 3, whose values from `low` to `high` are shown as 0 to 255:
-    one range for all images, from the training split. Raises ValueError for other numbers of bands."""
+    """Compute features (n, 2048) of images (n, C, S, S), C = 1 or 3. Values from `low` to `high` are mapped to 0 to
+    255, with one range for all images, from the training split. Raises ValueError for other numbers of bands."""
     if images.shape[1] not in (1, 3):
-        raise ValueError(f"images of {images.shape[1]} bands cannot be shown to Inception; choose 1 or 3 of them.")
+        raise ValueError(f"Inception cannot take images with {images.shape[1]} bands; use 1 or 3 bands.")
     parts = []
     for start in range(0, len(images), batch_size):
         shown = (images[start : start + batch_size].astype(np.float32) - low) * (255 / (high - low))

@@ -1,10 +1,10 @@
-"""Whether a generator gives back its training images. n images asked about, N training images, V = 8 orientations, D
-numbers of each image.
+"""Detect whether a generator reproduces its training images. n query images, N training images, V = 8 orientations, D
+numbers per image.
 
-For each generated image the distance of the nearest training image is taken, over its eight flips and quarter turns,
-in units of the mean distance of the fifty nearest: a copy has one training image far nearer than all others (as in
-Carlini et al. 2023, arXiv:2301.13188), whereas an image that is faint, smooth or common has all of them
-near. What is normal is seen on held-out images, which cannot have been copied.
+For each generated image, the distance to the nearest training image is computed over its eight flips and quarter turns,
+relative to the mean distance to the fifty nearest. A copy is much closer to one training image than to all others (as
+in Carlini et al. 2023, arXiv:2301.13188), whereas a faint, smooth or common image is close to many. Held-out images,
+which cannot have been copied, define the normal value.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,8 @@ SAME = 1e-6
 
 
 class Nearest(NamedTuple):
-    """Distance of each image (n,) to the nearest training image over the mean of the fifty nearest, and its number."""
+    """Distance of each image (n,) to the nearest training image, relative to the mean of the fifty nearest, and the
+    index of that training image."""
 
     relative: NDArray[np.floating]
     indices: NDArray[np.integer]
@@ -34,9 +35,9 @@ class Nearest(NamedTuple):
 
 @dataclass(frozen=True)
 class Memorisation:
-    """How near generated images are to training images, as ratios to held-out ones: of the medians, and of the lowest
-    hundredth of the relative distances. 1 is as it should be, 0 is a copy. Of each generated image (n,): `relative`,
-    how far the nearest training image is, and `nearest`, which one that is."""
+    """How close generated images are to training images, as ratios to held-out images: of the medians and of the 1st
+    percentiles of the relative distances. 1 is ideal, 0 is a copy. Per generated image (n,): `relative` is the relative
+    distance to the nearest training image, `nearest` is the index of that image."""
 
     space: str
     median: Estimate
@@ -50,31 +51,31 @@ class Memorisation:
 
     @property
     def passed(self) -> bool:
-        """Whether neither ratio shows copies: the median is above the gate, and the lowest hundredth is not certain to
-        be below it."""
+        """Whether neither ratio indicates copies: the ratio of medians is above the gate, and the interval of the 1st
+        percentile is not entirely below it."""
         return self.median.value > self.gate and self.lowest.high > self.gate
 
     def __str__(self) -> str:
         facts = (
-            f"{self.space}: {self.num_generated} generated images are {self.median} times as far from the nearest of "
-            f"{self.num_train} training images as {self.num_held_out} held-out ones are (medians), and "
-            f"{self.lowest} times in the lowest hundredth."
+            f"{self.space}: distance to the nearest of {self.num_train} training images, as a ratio of "
+            f"{self.num_generated} generated to {self.num_held_out} held-out images: median {self.median}, "
+            f"1st percentile {self.lowest}."
         )
         if self.passed:
             return f"{facts} No sign of copies (gate {self.gate:g})."
-        which = "Most images are" if self.median.value <= self.gate else "Some images are"
-        return f"{facts} Refused (gate {self.gate:g}): {which} nearer to training images than new lenses would be."
+        which = "most images are" if self.median.value <= self.gate else "some images are"
+        return f"{facts} Copies (gate {self.gate:g}): {which} closer to training images than new images would be."
 
 
 def orientations(images: Array) -> list[Array]:
-    """The eight flips and quarter turns of images (n, C, S, S), the images themselves first."""
+    """Return the eight flips and quarter turns of images (n, C, S, S), starting with the images themselves."""
     turned = [np.rot90(images, quarter, axes=(2, 3)) for quarter in range(4)]
     return [np.ascontiguousarray(image) for image in (*turned, *(image[..., ::-1] for image in turned))]
 
 
 def pooled_pixels(images: Array) -> Array:
-    """Means over 2 x 2 pixels of images (n, C, S, S), (n, D), less their mean and of length 1: a copy is near whatever
-    its brightness and background. The distance of two is sqrt(2 - 2 times their correlation)."""
+    """Average images (n, C, S, S) over 2 x 2 pixels, subtract the mean and scale to length 1, (n, D), so that a copy is
+    close regardless of brightness and background. The distance of two images is sqrt(2 - 2 * their correlation)."""
     size = images.shape[-1] // 2 * 2
     blocks = images[..., :size, :size].astype(np.float64).reshape(*images.shape[:2], size // 2, 2, size // 2, 2)
     flat = blocks.mean(axis=(3, 5)).reshape(len(images), -1)
@@ -93,34 +94,34 @@ def memorisation(
     gate: float = GATE,
     seed: int = 0,
 ) -> Memorisation:
-    """Compare generated with held-out images, (n, C, S, S) each, by how near they come to training images.
+    """Compare generated with held-out images, (n, C, S, S) each, by their distance to the training images.
 
     Args:
-        generated: what the generator made.
-        held_out: real images that it was not trained on.
+        generated: generated images.
+        held_out: real images that the generator was not trained on.
         train: all images that it was trained on.
-        describe: maps images to numbers (n, D) whose distance is taken: pixels, or the features of a network.
-        space: what these numbers are, for the words.
-        gate: the ratio below which the generator is refused.
-        seed: of the bootstrap over generated and held-out images.
+        describe: maps images to vectors (n, D) for the distances: pixels, or the features of a network.
+        space: name of these vectors, for the texts.
+        gate: ratio below which the generated images are reported as copies.
+        seed: random seed of the bootstrap over generated and held-out images.
 
-    Raises ValueError where held-out images are among the training images, or these are fewer than two.
+    Raises ValueError if held-out images are among the training images, or there are fewer than two of these.
     """
     if len(train) < 2:
-        raise ValueError(f"{len(train)} training images are too few to say what near is; give all of them.")
+        raise ValueError(f"{len(train)} training images are too few to search for copies; give all training images.")
     known = describe(train)
     ours, expected = (nearest_of(images, known, describe) for images in (generated, held_out))
     if same := int((expected.relative < SAME).sum()):
         raise ValueError(
-            f"{same} of {len(held_out)} held-out images are training images, perhaps turned or flipped; they say "
-            "nothing about copies. Hold out other images."
+            f"{same} of {len(held_out)} held-out images are training images, perhaps rotated or flipped, so they are "
+            "no reference for copies. Hold out other images."
         )
     median, lowest = (ratio_of_quantiles(ours.relative, expected.relative, level, seed=seed) for level in (0.5, LOWEST))
     return Memorisation(space, median, lowest, gate, len(generated), len(held_out), len(train), *ours)
 
 
 def nearest_of(images: Array, known: Array, describe: Callable[[Array], Array]) -> Nearest:
-    """What is nearest to each of the images (n, C, S, S) among the known (N, D), in any of eight orientations."""
+    """Find the nearest of the known vectors (N, D) to each image (n, C, S, S), over its eight orientations."""
     center = known.mean(axis=0, dtype=np.float64)
     known = known - center
     parts = [
@@ -131,7 +132,7 @@ def nearest_of(images: Array, known: Array, describe: Callable[[Array], Array]) 
 
 
 def nearest(turned: list[Array], known: Array) -> Nearest:
-    """What is nearest to each image, given its orientations (n, D) each, among the known (N, D)."""
+    """Find the nearest of the known vectors (N, D) to each image, given its orientations (n, D) each."""
     squares = (known**2).sum(axis=1)
     best = np.full((len(turned[0]), len(known)), np.inf)
     for rows in turned:
@@ -144,7 +145,7 @@ def nearest(turned: list[Array], known: Array) -> Nearest:
 
 
 def ratio_of_quantiles(first: Array, second: Array, level: float, *, seed: int) -> Estimate:
-    """A quantile of one set of numbers over that of another, with the 95 % interval of a bootstrap over both."""
+    """Return the ratio of a quantile of two samples, with the 95 % interval of a bootstrap over both."""
     generator = np.random.default_rng((seed, len(first), len(second)))
 
     def resampled(values: Array) -> Array:

@@ -1,12 +1,12 @@
-"""Metrics with their uncertainty. N samples, K classes, R resamples.
+"""Metrics with confidence intervals. N samples, K classes, R resamples.
 
-Every metric takes weights (R, N), the number of times that each sample counts, and gives (R,): a row of ones is the
-estimate, multinomial rows
-are the bootstrap. Agreement with scikit-learn is tested.
+Every metric takes weights (R, N), the number of times that each sample is counted, and returns (R,): a row of ones
+gives the estimate, multinomial rows give bootstrap resamples. Agreement with scikit-learn is tested.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,14 +32,14 @@ class Estimate:
 
 
 def softmax(logits: Array) -> Array:
-    """Probabilities (N, K) of logits (N, K), in float64."""
+    """Return the probabilities (N, K) of logits (N, K), in float64."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 def auc(scores: Array, positive: NDArray[np.bool_], weights: Array) -> Array:
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting half. NaN without
-    one of either."""
+    """Area under the ROC curve: the probability that a positive scores above a negative, ties counting half. NaN if
+    there are no positives or no negatives."""
     order = np.argsort(scores, kind="stable")
     sorted_scores = scores[order]
     starts = np.flatnonzero(np.r_[True, sorted_scores[1:] != sorted_scores[:-1]])
@@ -57,50 +57,116 @@ def weighted_mean(values: Array, weights: Array) -> Array:
 
 
 def log_loss(of_truth: Array, weights: Array) -> Array:
-    """Mean of minus the natural logarithm of the true class's probability (N,), which is kept off 0 and 1 by the
-    smallest step of a float, as scikit-learn does."""
+    """Mean of minus the natural logarithm of the probability of the true class (N,), which is clipped to [eps, 1 - eps]
+    as in scikit-learn."""
     step = np.finfo(of_truth.dtype).eps
     return weighted_mean(-np.log(np.clip(of_truth, step, 1 - step)), weights)
 
 
 def brier_score(probabilities: Array, positive: NDArray[np.bool_], weights: Array) -> Array:
-    """Mean squared distance of the probabilities (N, K) from the truth (N, K), summed over classes (Brier 1950,
-    equation 2; from 0 to 2); of two classes one is counted (from 0 to 1), as is usual."""
+    """Mean squared difference between the probabilities (N, K) and the truth (N, K), summed over classes (Brier 1950,
+    equation 2; from 0 to 2). For two classes, only one is counted (from 0 to 1), as is usual."""
     distances = ((probabilities - positive) ** 2).sum(axis=1)
     return weighted_mean(distances / 2 if probabilities.shape[1] == 2 else distances, weights)
 
 
+@dataclass(frozen=True)
+class Classified:
+    """Probabilities (N, K) of samples, their labels (N,), and resamples of them: weights (R, N)."""
+
+    probabilities: Array
+    labels: NDArray[np.integer]
+    weights: Array
+
+    @cached_property
+    def positive(self) -> NDArray[np.bool_]:
+        """Whether each sample is of each class, (N, K)."""
+        return self.labels[:, None] == np.arange(self.probabilities.shape[1])
+
+    @cached_property
+    def correct(self) -> Array:
+        """1 for each sample whose most probable class is the true one, else 0, (N,)."""
+        return (self.probabilities.argmax(axis=1) == self.labels).astype(float)
+
+    @cached_property
+    def auc_by_class(self) -> list[Array]:
+        """AUC of each class against the rest, (R,) each."""
+        scores, positive = self.probabilities.T, self.positive.T
+        return [auc(*pair, self.weights) for pair in zip(scores, positive, strict=True)]
+
+
+def auc_of_all(found: Classified) -> Array:
+    """Micro-averaged AUC, over all pairs of sample and class."""
+    weights = np.repeat(found.weights, found.probabilities.shape[1], axis=1)
+    return auc(found.probabilities.ravel(), found.positive.ravel(), weights)
+
+
+CLASSIFICATION: Mapping[str, Callable[[Classified], Array]] = {
+    "auc_macro": lambda found: np.mean(found.auc_by_class, axis=0),
+    "auc_micro": auc_of_all,
+    "accuracy": lambda found: weighted_mean(found.correct, found.weights),
+    "log_loss": lambda found: log_loss(found.probabilities[np.arange(len(found.labels)), found.labels], found.weights),
+    "brier": lambda found: brier_score(found.probabilities, found.positive, found.weights),
+    "ece": lambda found: expected_calibration_error(found.probabilities.max(axis=1), found.correct, found.weights),
+}
+"""The metrics of a classification by name, (R,) each. A new one is a function and a line here."""
+
+
 def classification_metrics(probabilities: Array, labels: NDArray[np.integer], weights: Array) -> Metrics:
-    """AUC of each class against the rest, their mean, the AUC over all decisions together, accuracy, and how far the
-    probabilities can be believed: log loss, Brier score, and the calibration error as others publish it."""
-    num_classes = probabilities.shape[1]
-    positive = labels[:, None] == np.arange(num_classes)
-    by_class = [auc(probabilities[:, k], positive[:, k], weights) for k in range(num_classes)]
-    correct = (probabilities.argmax(axis=1) == labels).astype(float)
-    return {
-        **{f"auc_{k}": value for k, value in enumerate(by_class)},
-        "auc_macro": np.mean(by_class, axis=0),
-        "auc_micro": auc(probabilities.ravel(), positive.ravel(), np.repeat(weights, num_classes, axis=1)),
-        "accuracy": weighted_mean(correct, weights),
-        "log_loss": log_loss(probabilities[np.arange(len(labels)), labels], weights),
-        "brier": brier_score(probabilities, positive, weights),
-        "ece": expected_calibration_error(probabilities.max(axis=1), correct, weights),
-    }
+    """AUC of each class against the rest, and all metrics of `CLASSIFICATION`, (R,) each.
+
+    Args:
+        probabilities: (N, K), each row with the sum 1.
+        labels: (N,), from 0 to K - 1.
+        weights: (R, N), number of times that each sample occurs in each resample; ones (1, N) for the samples
+            themselves.
+    """
+    found = Classified(probabilities, labels, weights)
+    by_class = {f"auc_{k}": value for k, value in enumerate(found.auc_by_class)}
+    return by_class | {name: metric(found) for name, metric in CLASSIFICATION.items()}
+
+
+@dataclass(frozen=True)
+class Regressed:
+    """Predictions (N,) of samples, the truth (N,), the best constant guess, and resamples: weights (R, N)."""
+
+    predicted: Array
+    truth: Array
+    chance: float
+    weights: Array
+
+    @cached_property
+    def error(self) -> Array:
+        """Predicted minus true, (N,)."""
+        return self.predicted - self.truth
+
+
+REGRESSION: Mapping[str, Callable[[Regressed], Array]] = {
+    "mae": lambda found: weighted_mean(np.abs(found.error), found.weights),
+    "rmse": lambda found: np.sqrt(weighted_mean(found.error**2, found.weights)),
+    "bias": lambda found: weighted_mean(found.error, found.weights),
+    "mae_chance": lambda found: weighted_mean(np.abs(found.chance - found.truth), found.weights),
+}
+"""The metrics of a regression by name, (R,) each: mean absolute and root mean square error, bias, and the mean absolute
+error of the constant guess. A new one is a function and a line here."""
 
 
 def regression_metrics(predicted: Array, truth: Array, chance: float, weights: Array) -> Metrics:
-    """Mean absolute and root mean square error, bias, and the mean absolute error of always saying `chance`."""
-    error = predicted - truth
-    return {
-        "mae": weighted_mean(np.abs(error), weights),
-        "rmse": np.sqrt(weighted_mean(error**2, weights)),
-        "bias": weighted_mean(error, weights),
-        "mae_chance": weighted_mean(np.abs(chance - truth), weights),
-    }
+    """All metrics of `REGRESSION`, (R,) each.
+
+    Args:
+        predicted: (N,).
+        truth: (N,), in the same unit.
+        chance: the constant that a model without images would predict.
+        weights: (R, N), number of times that each sample occurs in each resample.
+    """
+    found = Regressed(predicted, truth, chance, weights)
+    return {name: metric(found) for name, metric in REGRESSION.items()}
 
 
 def bootstrap_weights(num_samples: int, num_resamples: int, *, seed: int, block: int = 0) -> Array:
-    """How often each sample is drawn in each resample, (R, N); `block` tells parts of one bootstrap apart."""
+    """Number of times that each sample occurs in each bootstrap resample, (R, N); `block` distinguishes the parts of
+    one bootstrap."""
     generator = np.random.default_rng((seed, block, num_samples))
     return generator.multinomial(num_samples, np.full(num_samples, 1 / num_samples), size=num_resamples).astype(float)
 
@@ -108,8 +174,8 @@ def bootstrap_weights(num_samples: int, num_resamples: int, *, seed: int, block:
 def with_intervals(
     metrics: Callable[[Array], Metrics], num_samples: int, *, num_resamples: int = 1000, seed: int = 0
 ) -> dict[str, Estimate]:
-    """Each metric with the 95 % percentile interval of the bootstrap over samples (Efron and Tibshirani 1993, section
-    13.3)."""
+    """Compute each metric with its 95 % percentile interval from the bootstrap over samples (Efron and Tibshirani 1993,
+    section 13.3)."""
     values = {name: float(row[0]) for name, row in metrics(np.ones((1, num_samples))).items()}
     draws = bootstrap_draws(metrics, num_samples, num_resamples=num_resamples, seed=seed)
     return {name: Estimate(value, *percentiles(draws[name])) for name, value in values.items()}
@@ -118,7 +184,7 @@ def with_intervals(
 def bootstrap_draws(
     metrics: Callable[[Array], Metrics], num_samples: int, *, num_resamples: int = 1000, seed: int = 0
 ) -> Metrics:
-    """Each metric on each resample of the samples (R,)."""
+    """Compute each metric on each bootstrap resample, (R,)."""
     parts = []
     for start in range(0, num_resamples, ROWS_AT_A_TIME):
         rows = min(ROWS_AT_A_TIME, num_resamples - start)
@@ -127,7 +193,7 @@ def bootstrap_draws(
 
 
 def percentiles(draws: Array) -> tuple[float, float]:
-    """The 2.5 and 97.5 % points of those draws where the metric is defined."""
+    """Return the 2.5 and 97.5 % quantiles of the resamples for which the metric is defined."""
     defined = draws[np.isfinite(draws)]
     if not len(defined):
         return float("nan"), float("nan")
@@ -138,12 +204,12 @@ def percentiles(draws: Array) -> tuple[float, float]:
 def classification_report(
     probabilities: Array, labels: NDArray[np.integer], classes: tuple[str, ...], *, seed: int = 0
 ) -> dict[str, Any]:
-    """All metrics of a classifier with intervals, under names of classes, the confusion matrix (rows: truth), and the
-    calibration error as others publish it, which is too large by chance."""
+    """Return all metrics of a classifier with intervals, by class name, the confusion matrix (rows: true class), and
+    the usual expected calibration error, which is biased upwards for finite samples."""
 
     if not np.isfinite(probabilities).all():
         raise ValueError(
-            f"{(~np.isfinite(probabilities)).any(axis=1).sum()} outputs of the model are no finite numbers."
+            f"{(~np.isfinite(probabilities)).any(axis=1).sum()} outputs of the model are not finite; check the run."
         )
 
     def metrics(weights: Array) -> Metrics:
@@ -164,18 +230,17 @@ def classification_report(
 
 
 def perfect_trials(labels: NDArray[np.integer], num_classes: int) -> Mapping[str, int]:
-    """How many independent trials each metric rests on at least: disjoint pairs of a positive and a negative, or
-    samples."""
+    """Return the minimum number of independent trials behind each metric: disjoint pairs of a positive and a negative,
+    or samples."""
     counts = np.bincount(labels, minlength=num_classes)
     pairs = {f"auc_{k}": int(min(count, len(labels) - count)) for k, count in enumerate(counts)}
     return pairs | {"auc_macro": min(pairs.values()), "auc_micro": len(labels), "accuracy": len(labels)}
 
 
 def widen_if_perfect(estimate: Estimate, num_trials: int | None) -> Estimate:
-    """Where a score is exactly 1 every resample is perfect too, and the bootstrap would claim certainty.
+    """Replace the lower end of the interval if a score is exactly 1, because then all bootstrap resamples are 1 too.
 
-    The lower end is then that of Clopper and Pearson (1934) for as many successes in as many trials: 0.025 ** (1 /
-    trials).
+    The lower end is then that of Clopper and Pearson (1934) for only successes: 0.025 ** (1 / trials).
     """
     if num_trials and estimate.value == 1.0:
         return Estimate(1.0, 0.025 ** (1 / num_trials), 1.0)
@@ -185,12 +250,12 @@ def widen_if_perfect(estimate: Estimate, num_trials: int | None) -> Estimate:
 def confusion_matrix(
     labels: NDArray[np.integer], predicted: NDArray[np.integer], num_classes: int
 ) -> NDArray[np.integer]:
-    """Counts (K, K), truth by row."""
+    """Return the confusion matrix (K, K) of counts; rows are true classes."""
     return np.bincount(labels * num_classes + predicted, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def regression_report(predicted: Array, truth: Array, *, chance: float, seed: int = 0) -> dict[str, Any]:
-    """All metrics of a regression with intervals."""
+    """Return all metrics of a regression with intervals."""
 
     def metrics(weights: Array) -> Metrics:
         return regression_metrics(predicted, truth, chance, weights)

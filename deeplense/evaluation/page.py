@@ -1,4 +1,4 @@
-"""A page of tables and figures that needs no other file."""
+"""A self-contained HTML page of tables and figures."""
 
 import base64
 import io
@@ -16,8 +16,8 @@ from deeplense.files import replacing
 
 @dataclass(frozen=True)
 class Section:
-    """A table under a heading, and perhaps a figure above it. Of the text of a cell, what stands after the first line
-    break is set small."""
+    """A heading, an optional figure and a table. In a cell, the text after the first line break is set in small
+    type."""
 
     title: str
     lead: str
@@ -30,11 +30,11 @@ def write_page(path: Path, *, title: str, lead: str, sections: Sequence[Section]
     """Write one HTML file.
 
     Args:
-        path: where to.
-        title: what it is about, in a line.
-        lead: what it holds, in a line.
-        sections: its tables and figures.
-        notes: texts at its end, by their headings.
+        path: file to write.
+        title: title of the page, one line.
+        lead: summary of the content, one line.
+        sections: tables and figures.
+        notes: texts at the end of the page, by heading.
     """
     template = resources.files("deeplense.evaluation").joinpath("page.html").read_text()
     embedded = [(section, embed(section.plot) if section.plot else "") for section in sections]
@@ -48,7 +48,7 @@ def write_page(path: Path, *, title: str, lead: str, sections: Sequence[Section]
 
 
 def embed(plot: Plot) -> str:
-    """A figure as PNG, in base64."""
+    """Return a figure as base64-encoded PNG."""
     file = io.BytesIO()
     figure(file, plot.draw, size=plot.size)
     return base64.b64encode(file.getvalue()).decode()

@@ -1,8 +1,8 @@
-"""What physics sees of images, and whether generated images have as much of it as real ones. n images, C bands,
-S x S pixels, d numbers of each image, K classes.
+"""Tests of whether generated images have the same physical properties as real ones (power spectrum, pixel values,
+fluxes, Einstein radii). n images, C bands, S x S pixels, d numbers per image, K classes.
 
-The images are in their own unit of flux, as they are in the data set: nothing here normalises them. The lens is in the
-middle and its own light is absent or subtracted.
+Images are in the flux unit of their data set and are not normalised here. The lens is at the centre, and its own light
+is absent or subtracted.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ BRIGHT, SMOOTHING_PIXELS, PENALTY = 0.5, 1.0, 0.1
 
 @dataclass(frozen=True)
 class Panel:
-    """The tests of generated images against real ones, and the level that their corrected p-values are held to."""
+    """Results of the tests of generated against real images; a test fails if its corrected p-value is below `level`."""
 
     verdicts: list[Verdict]
     num_generated: int
@@ -34,15 +34,15 @@ class Panel:
 
     @property
     def failed(self) -> list[str]:
-        """Names of the tests that say the images are not of one distribution."""
+        """Names of the tests that reject equal distributions."""
         return [verdict.name for verdict in self.verdicts if verdict.corrected < self.level]
 
     def __str__(self) -> str:
         against = f"{self.num_generated} generated images against {self.num_real} held-out ones"
         if not self.failed:
-            return f"{against}: none of {len(self.verdicts)} tests tells them apart at {self.level:g}."
+            return f"{against}: no difference in any of {len(self.verdicts)} tests at level {self.level:g}."
         lines = [str(verdict) for verdict in self.verdicts if verdict.corrected < self.level]
-        return "\n".join([f"{against}: {len(lines)} of {len(self.verdicts)} tests tell them apart.", *lines])
+        return "\n".join([f"{against}: {len(lines)} of {len(self.verdicts)} tests find a difference.", *lines])
 
 
 def compare_images(
@@ -57,19 +57,19 @@ def compare_images(
 ) -> Panel:
     """Test generated images (n, C, S, S) against held-out real ones (m, C, S, S).
 
-    With thousands of images the smallest fault is significant: read the effect, and beside it the panel of as many
-    training images against the same held-out ones, in which nothing may fail.
+    With thousands of images, even tiny differences are significant: judge by the effect size, and run the same tests on
+    as many training images as a control, which should pass them all.
 
     Args:
-        generated: as they would be used, at the size of the real ones.
+        generated: generated images, at the size of the real ones.
         real: images that the generator was not trained on.
         pixel_scale_arcsec: side of a pixel.
-        probabilities: what a frozen classifier says of both, (n, K) and (m, K).
-        level: chance that one of all tests fails although both are of one distribution.
-        seed: of the permutations.
-        num_permutations: the smallest p-value is one over this.
+        probabilities: class probabilities of a frozen classifier for both sets, (n, K) and (m, K).
+        level: family-wise significance level of all tests.
+        seed: random seed of the permutations.
+        num_permutations: number of permutations; the smallest possible p-value is about one over this.
 
-    Raises ValueError where the images differ in shape, are too few, or hold values that are no finite numbers.
+    Raises ValueError if the images differ in shape, are too few, or contain non-finite values.
     """
     check_images(generated, real)
     profiles = {
@@ -96,7 +96,7 @@ def compare_images(
 
 
 def compare_numbers(generated: Images, real: Images, pixel_scale_arcsec: float) -> list[Verdict]:
-    """The tests of what is one number of each image and band."""
+    """Test the quantities that are one number per image and band."""
 
     def radius(images: Images) -> Images:
         return pixel_scale_arcsec * einstein_radius_pixels(images)[:, None]
@@ -109,46 +109,46 @@ def compare_numbers(generated: Images, real: Images, pixel_scale_arcsec: float) 
 
 
 def histograms(first: Images, second: Images) -> tuple[Images, Images, list[str]]:
-    """Histograms of both with the same edges, and their bins in words."""
+    """Return histograms of both sets with common edges, and descriptions of the bins."""
     edges = histogram_edges(first, second)
-    bins = [f"share of pixels {text}, band {c}" for c in range(first.shape[1]) for text in between(edges)]
+    bins = [f"fraction of pixels {text}, band {c}" for c in range(first.shape[1]) for text in between(edges)]
     return pixel_histogram(first, edges), pixel_histogram(second, edges), bins
 
 
 def check_images(generated: Images, real: Images) -> None:
-    """Raise ValueError unless both are square images of one shape, two or more of each, and all finite."""
+    """Raise ValueError unless both sets are square images of the same shape, at least two of each, all finite."""
     if generated.ndim != 4 or generated.shape[1:] != real.shape[1:] or real.shape[2] != real.shape[3]:
         raise ValueError(
-            f"generated images are {generated.shape[1:]}, real ones {real.shape[1:]}; both must be (C, S, S), of one "
-            "size. Generate at the size of the data set, for resizing changes the noise."
+            f"generated images are {generated.shape[1:]}, real ones {real.shape[1:]}; both must be (C, S, S) with the "
+            "same size. Generate at the size of the data set, because resizing changes the noise."
         )
     for name, images in (("generated", generated), ("real", real)):
         if len(images) < 2:
             raise ValueError(f"{len(images)} {name} images are too few for a test; give at least 2, better 300.")
         if bad := sum(int((~np.isfinite(part)).any(axis=(1, 2, 3)).sum()) for part in parts(images)):
-            raise ValueError(f"{bad} of {len(images)} {name} images hold values that are no finite numbers.")
+            raise ValueError(f"{bad} of {len(images)} {name} images contain non-finite values; remove them.")
 
 
 def parts(images: Images) -> Iterator[Images]:
-    """The images in float64, some hundred at a time."""
+    """Yield the images in float64, in batches of 256."""
     for start in range(0, len(images), AT_A_TIME):
         yield images[start : start + AT_A_TIME].astype(np.float64)
 
 
 def wavenumbers(images: Images) -> range:
-    """Radial wavenumbers up to that of Nyquist, in cycles per image."""
+    """Return the radial wavenumbers up to the Nyquist wavenumber, in cycles per image."""
     return range(1, images.shape[-1] // 2 + 1)
 
 
 def waves(images: Images) -> list[str]:
-    """The numbers of a power spectrum in words, band by band."""
-    text = "log10 of the share of power at {} cycles per image, band {}"
+    """Describe the numbers of a power spectrum, band by band."""
+    text = "log10 of the fraction of power at {} cycles per image, band {}"
     return [text.format(k, c) for c in range(images.shape[1]) for k in wavenumbers(images)]
 
 
 def radial_power_spectrum(images: Images) -> Images:
-    """Log10 of the share that each radial wavenumber has of an image's power, (n, C, S // 2): independent of the
-    image's brightness and background, with 1 cycle per image first."""
+    """Log10 of the fraction of an image's power at each radial wavenumber, (n, C, S // 2), starting at 1 cycle per
+    image; independent of the image's brightness and background."""
     size = images.shape[-1]
     along = np.fft.fftfreq(size, 1 / size)
     radius = np.rint(np.hypot(along[:, None], along[None, :])).astype(int).ravel()
@@ -163,19 +163,19 @@ def radial_power_spectrum(images: Images) -> Images:
 
 
 def histogram_edges(first: Images, second: Images) -> NDArray[np.floating]:
-    """Quantiles of the pixels of both sets: bins with few and with many pixels, denser in both tails."""
+    """Return histogram edges: quantiles of the pixels of both sets, with finer steps in both tails."""
     pixels = np.concatenate([images.ravel()[:: images.size // PIXELS_FOR_QUANTILES + 1] for images in (first, second)])
     return np.unique(np.quantile(pixels.astype(np.float64), QUANTILES))
 
 
 def between(edges: NDArray[np.floating]) -> list[str]:
-    """The bins in words: below the first edge, between each two, above the last."""
+    """Describe the bins: below the first edge, between each two edges, above the last edge."""
     inner = [f"from {low:.3g} to {high:.3g}" for low, high in pairwise(edges)]
     return [f"below {edges[0]:.3g}", *inner, f"above {edges[-1]:.3g}"]
 
 
 def pixel_histogram(images: Images, edges: NDArray[np.floating]) -> Images:
-    """Share of each image's pixels in each bin, (n, C, bins); there is one bin more than edges."""
+    """Fraction of each image's pixels in each bin, (n, C, bins); there is one bin more than edges."""
     num_bins = len(edges) + 1
 
     def shares(part: Images) -> Images:
@@ -197,23 +197,23 @@ def peak_flux(images: Images) -> Images:
 
 
 def einstein_radius_pixels(images: Images) -> NDArray[np.floating]:
-    """Einstein radius of each image, (n,), in pixels, from where its light is; bands are added.
+    """Estimate the Einstein radius of each image, (n,), in pixels, from the distribution of its light; bands are added.
 
-    Seen from an isothermal lens in the middle, the image of a source at beta is brightest, along the ray at angle phi,
-    at r = theta_E + beta_x cos phi + beta_y sin phi. The three numbers are fitted to the radii of the bright pixels by
-    least squares, each weighted by its light (per unit of radius, for there are more pixels further out) above half of
-    the 99th percentile. Offsets of the source are held to small values by a penalty: a single short arc does not tell
-    them from theta_E.
+    For an isothermal lens at the centre, the image of a source at beta is brightest, along the ray at angle phi, at
+    r = theta_E + beta_x cos phi + beta_y sin phi. The three parameters are fitted to the radii of the bright pixels by
+    least squares. The weight of a pixel is its light above half of the 99th percentile, divided by its radius because
+    there are more pixels further out. A penalty keeps the source offsets small, because a single short arc cannot
+    separate them from theta_E.
     """
     return np.concatenate([fit_rings(part.sum(axis=1)) for part in parts(images)])
 
 
 def fit_rings(images: Images) -> NDArray[np.floating]:
-    """Einstein radii of images (n, S, S), in pixels."""
+    """Fit the Einstein radii of images (n, S, S), in pixels."""
     size = images.shape[-1]
     along = np.arange(size) - (size - 1) / 2
     radius = np.hypot(along[:, None], along[None, :]).ravel()
-    # The middle pixel of an odd size has no direction.
+    # The central pixel of an image with an odd size has no direction.
     reach = np.maximum(radius, 0.5)
     east, north = (np.broadcast_to(a, (size, size)).ravel() / reach for a in (along[None, :], along[:, None]))
     rays = np.stack([np.ones_like(radius), east, north], axis=1)
@@ -225,8 +225,8 @@ def fit_rings(images: Images) -> NDArray[np.floating]:
 
 
 def bright_light(images: Images) -> Images:
-    """Light of smoothed images (n, S, S) above half of their 99th percentile, both counted from the median; 1
-    everywhere where an image has none."""
+    """Light of smoothed images (n, S, S) above half of their 99th percentile, both relative to the median; 1 everywhere
+    if an image has no such light."""
     smooth = ndimage.gaussian_filter(images, (0, SMOOTHING_PIXELS, SMOOTHING_PIXELS), mode="nearest")
     smooth = smooth - np.median(smooth, axis=(1, 2), keepdims=True)
     light = np.maximum(smooth - BRIGHT * np.quantile(smooth, 0.99, axis=(1, 2), keepdims=True), 0.0)

@@ -1,4 +1,4 @@
-"""The figures of a report. Each function draws on one axes; `figure` saves it."""
+"""The figures of a report. Each function draws on one matplotlib axes; `figure` saves it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from matplotlib.patches import Circle, Polygon, Rectangle
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_curve
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: told apart by all
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe-Ito: safe for colour-blindness
 mpl.use("Agg")
 GAP, LINE, TITLED = 1.06, 1.22, 1.28
-"""From one picture to the next, and from one row with a line of text to the next, in sides of a picture."""
+"""Steps between pictures, between rows with one line of text, and between rows with titles, in picture sides."""
 
 
 @dataclass(frozen=True)
 class Marks:
-    """What is known to be in an image, in pixels from its upper left corner: circles (K, 3) by x, y and radius, lines
-    (L, 4) by x and y of both ends."""
+    """Known objects in an image, in pixels from its upper left corner: circles (K, 3) as x, y and radius, lines (L, 4)
+    as x and y of both ends."""
 
     circles: np.ndarray
     lines: np.ndarray
@@ -36,8 +36,8 @@ def figure(path: Path | BinaryIO, draw: Callable[[Axes], None], *, size: tuple[f
 
 
 def roc(axes: Axes, probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
-    """ROC of each class against the rest, false positives on a logarithmic scale: lens finding lives at the left
-    end."""
+    """Plot the ROC of each class against the rest, with a logarithmic false positive rate because lens finding needs
+    very low ones."""
     floor = 0.5 / len(labels)
     for k, name in enumerate(classes):
         if 0 < (labels == k).sum() < len(labels):
@@ -46,12 +46,12 @@ def roc(axes: Axes, probabilities: np.ndarray, labels: np.ndarray, classes: Sequ
     chance = np.geomspace(floor, 1)
     axes.plot(chance, chance, color="0.6", linestyle=":", label="chance")
     axes.set(xscale="log", xlim=(floor, 1), ylim=(0, 1.01), xlabel="false positive rate", ylabel="true positive rate")
-    axes.set_title("ROC, one against the rest")
+    axes.set_title("ROC, one vs rest")
     axes.legend(loc="lower right", frameon=False)
 
 
 def confusion(axes: Axes, counts: np.ndarray, classes: Sequence[str]) -> None:
-    """Confusion matrix with counts; colour is the share of the true class."""
+    """Plot the confusion matrix with counts; the colour is the fraction of the true class."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
@@ -65,7 +65,7 @@ def confusion(axes: Axes, counts: np.ndarray, classes: Sequence[str]) -> None:
 
 
 def reliability(axes: Axes, probabilities: np.ndarray, labels: np.ndarray) -> None:
-    """How often the model is right where it says so: accuracy over confidence, in bins of equal counts."""
+    """Plot a reliability diagram: accuracy against confidence, in bins with equal counts."""
     correct = probabilities.argmax(axis=1) == labels
     share, confidence = calibration_curve(correct, probabilities.max(axis=1), n_bins=10, strategy="quantile")
     axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", label="perfect")
@@ -75,7 +75,7 @@ def reliability(axes: Axes, probabilities: np.ndarray, labels: np.ndarray) -> No
 
 
 def curves(axes: Axes, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, ylabel: str) -> None:
-    """Named curves over steps."""
+    """Plot named curves against the step."""
     for k, (name, (steps, values)) in enumerate(series.items()):
         axes.plot(steps, values, color=COLOURS[k % len(COLOURS)], label=name, marker="." if len(steps) < 40 else None)
     axes.set(xlabel="step", ylabel=ylabel, title="Training")
@@ -83,7 +83,7 @@ def curves(axes: Axes, series: Mapping[str, tuple[Sequence[float], Sequence[floa
 
 
 def scatter(axes: Axes, predicted: np.ndarray, truth: np.ndarray, *, unit: str) -> None:
-    """Predicted against true numbers."""
+    """Plot predicted against true values."""
     ends = [truth.min(), truth.max()]
     axes.plot(ends, ends, color="0.6", linestyle=":")
     axes.plot(truth, predicted, ".", markersize=3, alpha=0.5, color=COLOURS[0])
@@ -98,7 +98,7 @@ def explained(
     titles: Sequence[str],
     marks: Sequence[Marks | None],
 ) -> None:
-    """Images (N, C, S, S) with their marks and a title, and beside each its maps (N, S, S) drawn over it."""
+    """Plot images (N, C, S, S) with marks and a title, each followed by its maps (N, S, S) as overlays."""
     size, num_columns = images.shape[-1], 1 + len(maps)
     per_row = images_per_row(len(maps))
     width = (num_columns * GAP + 0.2) * size
@@ -114,12 +114,12 @@ def explained(
 
 
 def images_per_row(num_maps: int) -> int:
-    """How many images with so many maps each stand beside each other."""
+    """Return the number of images per row if each has `num_maps` maps."""
     return max(6 // (1 + num_maps), 1)
 
 
 def layers(axes: Axes, image: np.ndarray, maps: Mapping[str, np.ndarray], *, marks: Marks | None, columns: int) -> None:
-    """One image (C, S, S) with its marks, and the map (S, S) of each layer drawn over it, in their order."""
+    """Plot one image (C, S, S) with its marks, then the map (S, S) of each layer as an overlay, in order."""
     size = image.shape[-1]
     picture(axes, image[0], (0, 0), title="image")
     draw_marks(axes, marks, (0, 0), size)
@@ -131,7 +131,7 @@ def layers(axes: Axes, image: np.ndarray, maps: Mapping[str, np.ndarray], *, mar
 
 
 def picture(axes: Axes, image: np.ndarray, corner: tuple[float, float], *, title: str = "", cmap: str = "gray") -> None:
-    """An image (S, S), asinh-stretched, with its upper left corner here."""
+    """Draw an image (S, S), asinh-stretched, with its upper left corner at `corner`."""
     (x, y), size = corner, image.shape[-1]
     low, high = np.quantile(image, [0.02, 0.998])
     shown = np.arcsinh(8 * np.clip((image - low) / max(high - low, 1e-12), 0, 1.5))
@@ -140,8 +140,7 @@ def picture(axes: Axes, image: np.ndarray, corner: tuple[float, float], *, title
 
 
 def overlay(axes: Axes, image: np.ndarray, values: np.ndarray, corner: tuple[float, float]) -> None:
-    """An image with a map over it, from its least value to its greatest; one that is the same everywhere hides
-    nothing."""
+    """Draw an image with a map over it, scaled from its minimum to its maximum; a constant map is transparent."""
     (x, y), size = corner, image.shape[-1]
     picture(axes, image, corner)
     spread = float(np.ptp(values))
@@ -150,7 +149,7 @@ def overlay(axes: Axes, image: np.ndarray, values: np.ndarray, corner: tuple[flo
 
 
 def draw_marks(axes: Axes, marks: Marks | None, corner: tuple[float, float], size: int) -> None:
-    """The marks of an image whose upper left corner is here; what lies beyond the image is cut off."""
+    """Draw the marks of an image whose upper left corner is at `corner`; parts outside the image are clipped."""
     if marks is None:
         return
     edge = axes.add_patch(Rectangle(corner, size, size, fill=False, linewidth=0))
@@ -162,13 +161,13 @@ def draw_marks(axes: Axes, marks: Marks | None, corner: tuple[float, float], siz
 
 
 def frame(axes: Axes, width: float, height: float, size: int) -> None:
-    """Limits of a figure made of pictures, without axes."""
+    """Set the limits of a figure made of pictures and hide its axes."""
     axes.set(xlim=(0, width), ylim=(height - (LINE - 1) * size, -0.32 * size))
     axes.axis("off")
 
 
 def gallery(axes: Axes, images: np.ndarray, titles: Sequence[str], *, columns: int = 6) -> None:
-    """Images (N, C, H, W), their first band, asinh-stretched, with a title each."""
+    """Draw the first band of images (N, C, H, W), asinh-stretched, with a title each."""
     size = images.shape[-1]
     rows, step = -(-len(images) // columns), TITLED if any(titles) else GAP
     for k, (image, title) in enumerate(zip(images[:, 0], titles, strict=True)):
@@ -181,7 +180,7 @@ def gallery(axes: Axes, images: np.ndarray, titles: Sequence[str], *, columns: i
 def intervals(
     axes: Axes, names: Sequence[str], values: Sequence[Sequence[float]], *, chance: float | None, label: str
 ) -> None:
-    """A dot with its interval for each name, the first on top; `values` are (value, low, high). The line is chance."""
+    """Plot a dot with an interval per name, the first on top; `values` are (value, low, high). A line marks chance."""
     rows = np.arange(len(names))[::-1]
     middle, low, high = np.asarray(values, dtype=float).reshape(-1, 3).T
     errors = np.maximum([middle - low, high - middle], 0)
@@ -198,8 +197,8 @@ def intervals(
 def over_counts(
     axes: Axes, series: Mapping[str, Sequence[tuple[float, float, float, float]]], *, xlabel: str, ylabel: str
 ) -> None:
-    """Named lines over counts on a logarithmic axis, of (count, value, low, high) each; lines are moved apart a
-    little."""
+    """Plot named lines of points (count, value, low, high) against a logarithmic count axis; lines are slightly
+    offset."""
     ticks = sorted({point[0] for points in series.values() for point in points})
     for k, (name, points) in enumerate(series.items()):
         counts, middle, low, high = np.asarray(points, dtype=float).T
@@ -214,18 +213,18 @@ def over_counts(
 
 
 def spectra(axes: Axes, series: Mapping[str, np.ndarray]) -> None:
-    """Named spectra (n, K) of logarithms, from wavenumber 1 on: the median, and the range of two thirds."""
+    """Plot named log10 spectra (n, K), from wavenumber 1: the median and the range of the central two thirds."""
     for k, (name, values) in enumerate(series.items()):
         low, middle, high = np.quantile(values, [1 / 6, 1 / 2, 5 / 6], axis=0)
         waves, colour = np.arange(1, len(middle) + 1), COLOURS[k % len(COLOURS)]
         axes.plot(waves, middle, color=colour, label=name)
         axes.fill_between(waves, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.set(xscale="log", xlabel="cycles per image", ylabel="log10 of the share of power")
+    axes.set(xscale="log", xlabel="cycles per image", ylabel="log10 of the fraction of power")
     axes.legend(frameon=False)
 
 
 def densities(axes: Axes, series: Mapping[str, np.ndarray], *, xlabel: str) -> None:
-    """Named distributions (n,) of numbers, in the same bins; what is far out is in the last ones."""
+    """Plot histograms of named samples (n,) in common bins; outliers are counted in the outermost bins."""
     together = np.concatenate(list(series.values()))
     low, high = np.quantile(together, [0.005, 0.995])
     bins = np.linspace(low, high if high > low else low + 1, 31)

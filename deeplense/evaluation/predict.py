@@ -1,4 +1,4 @@
-"""A model's outputs on samples, each counted once. N samples, K outputs."""
+"""Predict the outputs of a model for samples, each exactly once. N samples, K outputs."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Labelled(Protocol):
-    """A batch of samples, as far as is needed here: labels, targets and indices (b,)."""
+    """Interface of a batch of samples: labels, targets and indices (b,)."""
 
     @property
     def labels(self) -> Tensor: ...
@@ -41,7 +41,7 @@ class Predictions:
 def predict(
     forward: Callable[[BatchT], Tensor], batches: Iterable[BatchT], *, device: torch.device
 ) -> list[Predictions]:
-    """Outputs of a model in evaluation mode on each batch."""
+    """Return the outputs for each batch of a model that is in evaluation mode."""
     parts = []
     for batch in batches:
         moved = batch.to(device)
@@ -51,8 +51,8 @@ def predict(
 
 
 def join(parts: Iterable[Predictions], indices: np.ndarray) -> Predictions:
-    """Predictions of all ranks in the order of `indices`. Raises RuntimeError unless each sample is there exactly
-    once."""
+    """Join the predictions of all ranks in the order of `indices`. Raises RuntimeError unless each sample occurs
+    exactly once."""
     whole = list(parts)
     columns = {
         name: np.concatenate([getattr(part, name) for part in whole]) for name in Predictions.__dataclass_fields__
@@ -60,7 +60,7 @@ def join(parts: Iterable[Predictions], indices: np.ndarray) -> Predictions:
     order = np.argsort(columns["indices"], kind="stable")
     if not np.array_equal(columns["indices"][order], np.sort(indices)):
         raise RuntimeError(
-            f"{len(order)} predictions do not cover the {len(indices)} samples once each; this is a bug."
+            f"{len(order)} predictions do not cover each of the {len(indices)} samples once; this is a bug, report it."
         )
     place = order[np.searchsorted(columns["indices"][order], indices)]
     return Predictions(**{name: column[place] for name, column in columns.items()})

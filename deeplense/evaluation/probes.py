@@ -1,5 +1,5 @@
-"""What frozen features know: the votes of nearest neighbours, and a linear classifier. N samples learnt from, n asked
-about, D features, K classes."""
+"""Probes of frozen features: a k-nearest-neighbour classifier and a linear classifier. N training samples, n query
+samples, D features, K classes."""
 
 import warnings
 from typing import Any, cast
@@ -13,22 +13,22 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
-"""As Wu et al. 2018 (arXiv:1805.01978) and DINO weigh the votes of neighbours."""
+"""The values of Wu et al. 2018 (arXiv:1805.01978) and DINO for weighting the votes of neighbours."""
 STRENGTHS = np.logspace(-4, 2, 7)
-"""Inverse strengths of the penalty that are tried."""
+"""Inverse regularisation strengths (C of scikit-learn) for the cross-validation."""
 MOST_FOLDS, MOST_ITERATIONS = 5, 1000
 
 
 def knn_probabilities(features: np.ndarray, labels: np.ndarray, asked: np.ndarray, num_classes: int) -> np.ndarray:
-    """Shares of the votes of the nearest features (N, D), by their cosines, for each class (n, K). A vote counts
-    exp(cosine / 0.07)."""
+    """Class probabilities (n, K) of a k-nearest-neighbour classifier on features (N, D) with cosine similarity. A vote
+    has the weight exp(cosine / 0.07)."""
     count = min(NEIGHBOURS, len(labels))
 
     def weights(distances: np.ndarray) -> np.ndarray:
-        # Cosines less the best one: only ratios count, and none overflows.
+        # The best cosine is subtracted to avoid overflow; only ratios matter.
         return np.exp((distances.min(axis=1, keepdims=True) - distances) / TEMPERATURE)
 
-    # Its list of what weights may be lacks functions, its documentation does not.
+    # The type stubs do not list functions as weights, although they are documented.
     model = KNeighborsClassifier(count, metric="cosine", algorithm="brute", weights=cast(Any, weights))
     model.fit(features, labels)
     return in_all_classes(np.asarray(model.predict_proba(asked)), np.unique(labels), num_classes)
@@ -37,24 +37,24 @@ def knn_probabilities(features: np.ndarray, labels: np.ndarray, asked: np.ndarra
 def linear_probabilities(
     features: np.ndarray, labels: np.ndarray, asked: np.ndarray, num_classes: int, *, seed: int = 0
 ) -> np.ndarray:
-    """Probabilities (n, K) of a logistic regression on standardised features (N, D), whose penalty is chosen by
-    cross-validation among the samples learnt from. Raises ValueError where a class has one sample alone."""
+    """Class probabilities (n, K) of a logistic regression on standardised features (N, D). The regularisation strength
+    is selected by cross-validation on the training samples. Raises ValueError if a class has only one sample."""
     fewest = int(np.bincount(labels)[np.unique(labels)].min())
     if fewest < 2:
-        raise ValueError(f"a class has {fewest} sample to learn from; a linear probe needs 2 of each class.")
+        raise ValueError(f"a class has {fewest} training sample; a linear probe needs at least 2 per class.")
     folds = StratifiedKFold(min(MOST_FOLDS, fewest), shuffle=True, random_state=seed)
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=MOST_ITERATIONS))
     grid = {"logisticregression__C": STRENGTHS}
     search = GridSearchCV(pipeline, grid, scoring="neg_log_loss", cv=folds)
     with warnings.catch_warnings():
-        # The weakest penalties hardly have an optimum to get to; what they give is judged like the rest.
+        # With very weak regularisation the solver may not converge; such results are scored like the others.
         warnings.simplefilter("ignore", ConvergenceWarning)
         search.fit(features.astype(float), labels)
     return in_all_classes(np.asarray(search.predict_proba(asked.astype(float))), np.unique(labels), num_classes)
 
 
 def in_all_classes(probabilities: np.ndarray, known: np.ndarray, num_classes: int) -> np.ndarray:
-    """Probabilities (n, k) of the known classes among those of all (n, K), 0 for what was never seen."""
+    """Expand probabilities (n, k) of the known classes to all classes (n, K), with 0 for classes without samples."""
     whole = np.zeros((len(probabilities), num_classes))
     whole[:, known] = probabilities
     return whole

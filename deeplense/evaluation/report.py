@@ -1,4 +1,4 @@
-"""The report of an evaluation: a folder with report.json, figures, and one HTML page that needs no other file."""
+"""The report of an evaluation: a folder with report.json, figures and one self-contained HTML page."""
 
 import base64
 import json
@@ -18,16 +18,16 @@ from deeplense.files import finite, replacing
 
 PREDICTIONS = "predictions.npz"
 METHOD = (
-    "Intervals are percentiles of 1000 bootstrap resamples of the images; where a score is exactly 1, the lower end is "
-    "that of Clopper and Pearson. The calibration error (ece) is freed of what chance adds to it, and its interval "
-    "comes from simulated labels (test inversion). Intervals hold for new images of this kind and this one trained "
-    "model; they do not hold the spread between trainings with other seeds."
+    "Intervals are percentiles of 1000 bootstrap resamples of the images; if a score is exactly 1, the lower end is "
+    "that of Clopper and Pearson. The expected calibration error (ece) is corrected for its bias from finite samples, "
+    "and its interval comes from simulated labels (test inversion). Intervals describe new images of this kind and "
+    "this one trained model; they do not include the variation between trainings with different seeds."
 )
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure: its file name without ending, what it shows, how it is drawn."""
+    """One figure: its file name without suffix, its caption, and the function that draws it."""
 
     name: str
     caption: str
@@ -39,12 +39,12 @@ class Plot:
 def name_undefined(
     metrics: Mapping[str, Mapping[str, Any]], labels: NDArray[np.integer], classes: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """The same metrics of a classifier, each that has no value with the reason beside it, under `undefined`.
+    """Return the metrics of a classifier, with the reason under `undefined` for each that has no value.
 
     Args:
         metrics: value, low and high of each.
-        labels: numbers of the true classes, (N,).
-        classes: their names.
+        labels: indices of the true classes, (N,).
+        classes: names of the classes.
     """
     counts = np.bincount(labels, minlength=len(classes))
     present = [name for name, count in zip(classes, counts, strict=True) if count]
@@ -59,13 +59,13 @@ def is_defined(metric: Mapping[str, Any]) -> bool:
 
 
 def metric_in_words(metric: Mapping[str, Any]) -> str:
-    """A metric with its interval, or that it is undefined, and why."""
+    """Format a metric with its interval, or as undefined with the reason."""
     value, interval = cells_of(metric)
     return f"{value} [{interval.replace(' to ', ', ')}]" if interval else value
 
 
 def cells_of(metric: Mapping[str, Any]) -> tuple[str, str]:
-    """A metric and its interval as texts; the interval is empty where there is none."""
+    """Format a metric and its interval as two texts; the interval is empty if there is none."""
     if not is_defined(metric):
         why = metric.get("undefined")
         return f"undefined ({why})" if why else "undefined", ""
@@ -85,17 +85,17 @@ def write_report(
     plots: Sequence[Plot],
     arrays: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `index.html`, `report.json` and a PNG file for each plot; the old report goes when the new one is whole.
+    """Write `index.html`, `report.json` and a PNG file per plot, replacing an old report once the new one is complete.
 
     Args:
-        folder: where to.
-        title: what was evaluated, in a line.
-        lead: on what, in a line.
-        content: what goes into report.json; its `metrics` are shown as a table.
-        facts: names and values that say what was evaluated.
-        settings: those of the run.
+        folder: folder to write to.
+        title: one line that names what was evaluated.
+        lead: one line that names the images.
+        content: content of report.json; its `metrics` are shown as a table.
+        facts: names and values that describe what was evaluated.
+        settings: settings of the run.
         plots: the figures.
-        arrays: what the numbers were computed from, for `predictions.npz`.
+        arrays: the data behind the numbers, for `predictions.npz`.
     """
     with replacing(folder) as temporary:
         temporary.mkdir(parents=True)

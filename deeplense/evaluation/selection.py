@@ -1,6 +1,6 @@
-"""Which weights of a training are kept: rules that choose an evaluation by what is known of the validation images.
+"""Model selection: rules that choose the evaluation whose weights are kept, from the validation scores.
 
-E evaluations, K classes. `deeplense benchmark selection` compares the rules; RESULTS.md has the table.
+E evaluations, K classes. `deeplense benchmark selection` compares the rules; RESULTS.md contains the table.
 """
 
 import math
@@ -13,27 +13,27 @@ from numpy.typing import NDArray
 from deeplense.evaluation.metrics import Array
 
 WINDOW = 3
-"""Evaluations of a running mean."""
+"""Number of evaluations in a running mean."""
 FEW_IMAGES, FEW_OF_A_CLASS = 100, 10
-"""Validation images below which they tell little about which weights are better."""
+"""Below these numbers of validation images (in total, per class) model selection is unreliable."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A mean over the validation images, with its standard error."""
+    """Mean loss over the validation images, with its standard error."""
 
     mean: float
     error: float
 
 
 NOTHING = Loss(math.inf, 0.0)
-"""Before the first evaluation."""
+"""The loss before the first evaluation."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What the evaluations of a training found, in their order: scores (larger is better), mean log losses and their
-    standard errors, each (E,)."""
+    """Validation results of the evaluations of a training, in order: scores (larger is better), mean log losses and
+    their standard errors, each (E,)."""
 
     scores: Array
     log_losses: Array
@@ -41,21 +41,21 @@ class Curve:
 
 
 def log_loss(logits: Array, labels: NDArray[np.integer]) -> Loss:
-    """The log loss of logits (N, K), from N = 2 on."""
+    """Return the log loss of logits (N, K), N at least 2."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
     return Loss(float(losses.mean()), float(losses.std(ddof=1) / np.sqrt(len(losses))))
 
 
 def is_kept(loss: Loss, least: Loss) -> bool:
-    """Whether the weights of an evaluation take the place of earlier ones: unless their loss is above the least before
-    by more than the standard error of the difference. So few images, whose losses say little, keep the last weights;
-    many keep the last of the best."""
+    """Whether the weights of an evaluation replace earlier ones: unless their loss exceeds the lowest loss so far by
+    more than the standard error of the difference. With few validation images, whose losses are uncertain, this keeps
+    the last weights; with many, the last of the best."""
     return loss.mean - least.mean <= math.hypot(loss.error, least.error)
 
 
 def last_not_worse(curve: Curve) -> int:
-    """The last evaluation that is kept."""
+    """Return the index of the last evaluation that is kept by `is_kept`."""
     kept, least = 0, NOTHING
     for number, (mean, error) in enumerate(zip(curve.log_losses, curve.errors, strict=True)):
         loss = Loss(mean, error)
@@ -66,12 +66,12 @@ def last_not_worse(curve: Curve) -> int:
 
 
 def running_mean(values: Array) -> Array:
-    """The mean of each value and those just before it, (E,)."""
+    """Return the mean of each value and those just before it, (E,)."""
     return np.array([np.mean(values[max(0, k - WINDOW + 1) : k + 1]) for k in range(len(values))])
 
 
 def last_highest(values: Array) -> int:
-    """The last place of the largest value."""
+    """Return the last index of the largest value."""
     return len(values) - 1 - int(np.argmax(values[::-1]))
 
 
@@ -85,11 +85,11 @@ RULES: Mapping[str, Callable[[Curve], int]] = {
     "last whose log loss is not worse": last_not_worse,
     "last weights": lambda curve: len(curve.scores) - 1,
 }
-"""Each gives the number of the evaluation whose weights it keeps."""
+"""The rules by name; each returns the index of the evaluation whose weights it keeps."""
 
 
 def few_images(counts: Mapping[str, int]) -> str:
-    """In words which classes have few validation images, or that all have; empty where there are enough."""
+    """Say which classes have few validation images, or that there are few in total; empty if there are enough."""
     rare = [f"{count} of {name}" for name, count in counts.items() if count < FEW_OF_A_CLASS]
     total = sum(counts.values())
     return ", ".join(rare) or (f"below {FEW_IMAGES}" if total < FEW_IMAGES else "")

@@ -1,5 +1,5 @@
-"""A-ViT: a transformer in which each token stops when it has been looked at enough. B batch, C bands, S pixels a side,
-L layers, N tokens of which the first is the class token, D features."""
+"""A-ViT: a transformer in which each token stops at a layer of its own. Shapes: B batch, C bands, S pixels per side, L
+layers, N tokens of which the first is the class token, D features."""
 
 from dataclasses import dataclass
 
@@ -12,15 +12,15 @@ from deeplense.models.patches import patches_along
 EPSILON = 0.01
 """A token stops when the sum of its scores is this close to 1."""
 LEAST_SHARE = 1e-6
-"""Of the scores that a layer has, where its logarithm is taken."""
+"""Lower limit of the fraction of the scores that a layer has, before the logarithm."""
 HIDDEN = -1e4
-"""Added to the products of all queries with a key that nobody may see."""
+"""Added to the logits of all queries with a masked key."""
 
 
 @dataclass(frozen=True)
 class Halting:
-    """How far each token came: whether it took part in a layer, its score there, and the weight of that layer for it,
-    each (B, L, N). The weights of a token sum to 1."""
+    """The halting of all tokens: whether a token took part in a layer, its score there, and the weight of that layer
+    for it, each (B, L, N). The weights of a token sum to 1."""
 
     active: Tensor
     scores: Tensor
@@ -28,19 +28,19 @@ class Halting:
 
     @property
     def depths(self) -> Tensor:
-        """Layers in which each token took part, (B, N)."""
+        """Return the number of layers in which each token took part, (B, N)."""
         return self.active.sum(dim=1)
 
 
 class AViT(VisionTransformer):
     """Adaptive tokens (Yin et al. 2022, arXiv:2112.07658).
 
-    The defaults are A-ViT-T, with patches of 8 pixels for small images where the paper has 16. A token's first number
-    is its score for stopping; the features are the class token's mean over the layers, weighted by its scores. A token
-    that stopped is hidden from the others but still computed: this shows what could be saved, and saves nothing.
+    The defaults are A-ViT-T, with patches of 8 pixels for small images where the paper has 16. The first feature of a
+    token is its halting score; the output is the class token's mean over the layers, weighted by its scores. A token
+    that stopped is hidden from the others but still computed: this shows what could be saved, but saves nothing.
 
-    Maps images (B, C, S, S) to features (B, D); in training mode also to a penalty (B,) for stopping late, and in other
-    layers than those around `prior_depth`.
+    Maps images (B, C, S, S) to features (B, D); in training mode also to a penalty (B,) for halting late, and in layers
+    far from `prior_depth`.
     """
 
     has_penalty = True
@@ -83,7 +83,7 @@ class AViT(VisionTransformer):
         return (features, self.penalty(halting)) if self.training else features
 
     def run(self, images: Tensor) -> tuple[Tensor, Halting]:
-        """The class token's mean (B, D), and how all tokens came to stop."""
+        """Return the class token's mean (B, D), and the halting of all tokens."""
         tokens = self._pos_embed(self.patch_embed(images))
         total = tokens.new_zeros(tokens.shape[:2])
         class_token, layers = torch.zeros_like(tokens[:, 0]), []
@@ -100,8 +100,8 @@ class AViT(VisionTransformer):
         return class_token, Halting(*(torch.stack(parts, dim=1) for parts in zip(*layers, strict=True)))
 
     def penalty(self, halting: Halting) -> Tensor:
-        """The tokens' mean of layers and remaining weight, and the divergence of their scores from a normal
-        distribution over the layers, (B,)."""
+        """Return the mean over tokens of the number of layers plus the remaining weight, and the divergence of their
+        scores from a normal distribution over the layers, (B,)."""
         remainders = halting.weights.gather(1, halting.depths[:, None] - 1).squeeze(1)
         ponder = (halting.depths + remainders).mean(dim=1)
         layers = torch.arange(1, len(self.blocks) + 1, device=ponder.device)

@@ -1,5 +1,5 @@
-"""CCT: a convolution makes the patches, and attention weighs them for the mean. B batch, C bands, S pixels a side, N
-tokens, D features."""
+"""CCT: patches from convolutions, and a mean of the tokens with attention weights. Shapes: B batch, C bands, S pixels
+per side, N tokens, D features."""
 
 import math
 from itertools import pairwise
@@ -57,7 +57,13 @@ class CCT(nn.Module):
 
 
 def tokenizer(in_chans: int, embed_dim: int, *, num_convs: int) -> nn.Sequential:
-    """Convolutions 3 x 3 with ReLU, each followed by a maximum that halves the image."""
+    """Return 3 x 3 convolutions with ReLU, each followed by a max pooling that halves the image.
+
+    Args:
+        in_chans: C.
+        embed_dim: D.
+        num_convs: number of convolutions, at least 1.
+    """
     widths = (in_chans, *(64,) * (num_convs - 1), embed_dim)
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
@@ -66,7 +72,7 @@ def tokenizer(in_chans: int, embed_dim: int, *, num_convs: int) -> nn.Sequential
 
 
 def start(module: nn.Module) -> None:
-    """The first weights of a layer."""
+    """Initialise the weights of a layer."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight)
     elif isinstance(module, nn.Linear):

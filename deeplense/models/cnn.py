@@ -1,4 +1,4 @@
-"""The simple CNN that the benchmarks of this field start from."""
+"""The simple CNN that benchmarks of this field start from."""
 
 from itertools import pairwise
 
@@ -6,9 +6,12 @@ from torch import nn
 
 
 class SimpleCNN(nn.Sequential):
-    """Four stages of convolution, batch normalisation, ReLU and halving, then a mean over the image.
+    """Four stages of convolution, batch normalisation, ReLU and max pooling, then the mean over the image.
 
     Maps images (B, C, H, W) of any size from 16 pixels on to features (B, 256).
+
+    Args:
+        in_chans: C.
     """
 
     num_features = 256
@@ -20,7 +23,12 @@ class SimpleCNN(nn.Sequential):
 
 
 def stage(before: int, after: int) -> nn.Sequential:
-    """Convolution 3 x 3, batch normalisation, ReLU, halving."""
+    """Return a 3 x 3 convolution, batch normalisation, ReLU and 2 x 2 max pooling.
+
+    Args:
+        before: number of input channels.
+        after: number of output channels.
+    """
     return nn.Sequential(
         nn.Conv2d(before, after, 3, padding=1, bias=False),
         nn.BatchNorm2d(after),

@@ -1,5 +1,5 @@
-"""CPVT: a transformer that learns from neighbouring patches where a patch is. B batch, C bands, S pixels a side, N
-patches a side, D features."""
+"""CPVT: a transformer whose position encodings come from neighbouring patches. Shapes: B batch, C bands, S pixels per
+side, N patches per side, D features."""
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -47,8 +47,7 @@ class CPVT(VisionTransformer):
 
 
 class PositionalEncoding(nn.Module):
-    """Adds to each patch (B, N * N, D) a convolution of the 3 x 3 around it, band by band. The zeros beyond the border
-    tell where the border is."""
+    """Adds a depthwise 3 x 3 convolution to the patches (B, N * N, D). The zero padding shows where the border is."""
 
     def __init__(self, dim: int, *, side: int) -> None:
         super().__init__()

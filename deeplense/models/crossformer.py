@@ -1,4 +1,4 @@
-"""The CrossFormer. B batch, C bands, S pixels or tokens a side, D features, G tokens a side of a group."""
+"""The CrossFormer. Shapes: B batch, C bands, S pixels or tokens per side, D features, G tokens per side of a group."""
 
 from collections.abc import Sequence
 from math import log
@@ -13,8 +13,8 @@ from deeplense.models.transformer import SelfAttention, drop_path_rates, stack, 
 
 
 class CrossFormer(nn.Module):
-    """Four stages whose tokens are made of patches of several sizes, and attend by turns to their neighbours and to
-    tokens that lie far apart.
+    """Four stages whose tokens are made of patches of several sizes, and attend alternately to their neighbours and to
+    distant tokens.
 
     Wang et al. 2021, arXiv:2108.00154; the defaults are CrossFormer-T. Groups have 7 x 7 tokens at 224 pixels; at other
     sizes the divisor of S that is nearest to 7.
@@ -47,7 +47,7 @@ class CrossFormer(nn.Module):
         self.apply(init_weights_vit_timm)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, D) of images (B, C, S, S): the mean over the last map."""
+        """Return features (B, D) of images (B, C, S, S): the mean over the last map."""
         maps = images
         for embed, blocks in zip(self.embeds, self.stages, strict=True):
             maps = blocks(embed(maps).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -55,7 +55,7 @@ class CrossFormer(nn.Module):
 
 
 class CrossScaleEmbedding(nn.Module):
-    """Patches of several sizes around the same centres; half of the features are of the smallest, a quarter of the
+    """Patches of several sizes around the same centres; half of the features are for the smallest, a quarter for the
     next, and so on (section 3.1)."""
 
     def __init__(self, in_chans: int, dim: int, *, kernel_sizes: Sequence[int], stride: int) -> None:
@@ -68,7 +68,7 @@ class CrossScaleEmbedding(nn.Module):
         self.norm = LayerNorm2d(dim)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps (B, D, S / stride, S / stride) of maps (B, C, S, S)."""
+        """Return maps (B, D, S / stride, S / stride) of maps (B, C, S, S)."""
         return self.norm(torch.cat([patches(maps) for patches in self.patches], dim=1))
 
 
@@ -83,7 +83,7 @@ class GroupAttention(nn.Module):
         self.attention = SelfAttention(dim, num_heads)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps (B, S, S, D), each token a mixture of those in its group."""
+        """Return maps (B, S, S, D), each token a mixture of those in its group."""
         side, window = maps.shape[1], (self.group, self.group)
         grouped = window_partition(bring_together(maps, self.interval), window)
         mixed = self.attention(grouped.flatten(1, 2), bias=None if self.bias is None else self.bias())
@@ -92,7 +92,7 @@ class GroupAttention(nn.Module):
 
 
 class PositionBias(nn.Module):
-    """What the offset between two tokens of a group adds to attention, from a small MLP (section 3.3)."""
+    """The relative position bias of two tokens of a group, from a small MLP (section 3.3)."""
 
     offsets: Tensor
     index: Tensor
@@ -108,17 +108,31 @@ class PositionBias(nn.Module):
         self.register_buffer("index", get_relative_position_index(group, group), persistent=False)
 
     def forward(self) -> Tensor:
-        """The bias (1, heads, G * G, G * G)."""
+        """Return the bias (1, heads, G * G, G * G)."""
         return self.mlp(self.offsets)[self.index].permute(2, 0, 1)[None]
 
 
 def nearest_divisor(number: int, wanted: int) -> int:
-    """The divisor of a number that is nearest to the wanted one, in ratio."""
+    """Return the divisor of a number that is closest to another one, in ratio.
+
+    Args:
+        number: number to divide, at least 1.
+        wanted: desired divisor.
+
+    Example:
+        >>> nearest_divisor(16, 7)
+        8
+    """
     divisors = [divisor for divisor in range(1, number + 1) if number % divisor == 0]
     return min(divisors, key=lambda divisor: abs(log(divisor / wanted)))
 
 
 def bring_together(maps: Tensor, interval: int) -> Tensor:
-    """Maps (B, S, S, D) in which tokens that were `interval` apart are neighbours; S / interval undoes it."""
+    """Return maps in which tokens that were `interval` apart are neighbours; S / interval undoes it.
+
+    Args:
+        maps: (B, S, S, D).
+        interval: a divisor of S.
+    """
     rows = maps.unflatten(1, (-1, interval)).transpose(1, 2).flatten(1, 2)
     return rows.unflatten(2, (-1, interval)).transpose(2, 3).flatten(2, 3)

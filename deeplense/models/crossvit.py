@@ -1,5 +1,5 @@
-"""CrossViT: small and large patches in two branches, which ask each other. B batch, C bands, S pixels a side, D
-features."""
+"""CrossViT: small and large patches in two branches with cross-attention. Shapes: B batch, C bands, S pixels per side,
+D features."""
 
 from collections.abc import Mapping
 
@@ -46,7 +46,7 @@ class CrossViT(CrossVit):
         )
 
     def fitted(self, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of timm's model, for patches, images and bands of the sizes of this one."""
+        """Return weights of timm's model, adapted to the patches, images and bands of this one."""
         weights = {name: weight for name, weight in published.items() if not name.startswith("head.")}
         for branch, (side, patch_size) in enumerate(self.grids):
             positions, patches = f"pos_embed_{branch}", f"patch_embed.{branch}.proj.weight"

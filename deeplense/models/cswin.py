@@ -1,4 +1,4 @@
-"""The CSWin transformer. B batch, C bands, S pixels or tokens a side, D features."""
+"""The CSWin transformer. Shapes: B batch, C bands, S pixels or tokens per side, D features."""
 
 from collections.abc import Sequence
 
@@ -54,7 +54,7 @@ class CSWin(nn.Module):
         self.apply(init_weights_vit_timm)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, D) of images (B, C, S, S): the mean over the last map."""
+        """Return features (B, D) of images (B, C, S, S): the mean over the last map."""
         maps = images
         for embed, blocks in zip(self.embeds, self.stages, strict=True):
             maps = blocks(embed(maps).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -62,7 +62,7 @@ class CSWin(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of equally many heads in stripes of each shape (section 3.2)."""
+    """Attention with the same number of heads in stripes of each shape (section 3.2)."""
 
     def __init__(self, dim: int, num_heads: int, *, stripes: Sequence[tuple[int, int]]) -> None:
         super().__init__()
@@ -73,13 +73,12 @@ class CrossAttention(nn.Module):
         self.project = nn.Linear(dim, dim)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps (B, S, S, D), each token a mixture of those in its stripes."""
+        """Return maps (B, S, S, D), each token a mixture of those in its stripes."""
         return self.project(torch.cat([branch(maps) for branch in self.branches], dim=-1))
 
 
 class StripeAttention(nn.Module):
-    """Attention within stripes of so many rows and columns; positions are told by a depthwise convolution of the values
-    (section 3.3)."""
+    """Attention within stripes; positions are encoded by a depthwise convolution of the values (section 3.3)."""
 
     def __init__(self, dim: int, num_heads: int, *, width: int, stripe: tuple[int, int]) -> None:
         super().__init__()
@@ -89,7 +88,7 @@ class StripeAttention(nn.Module):
         self.attend = SoftmaxAttention()
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps (B, S, S, D) as maps (B, S, S, width)."""
+        """Return maps (B, S, S, width) of maps (B, S, S, D)."""
         side = maps.shape[1]
         parts = window_partition(self.queries_keys_values(maps), self.stripe).chunk(3, dim=-1)
         positions = self.positions(parts[-1].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

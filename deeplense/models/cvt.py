@@ -1,4 +1,4 @@
-"""The Convolutional vision Transformer. B batch, C bands, S pixels or tokens a side, N tokens, D features."""
+"""The Convolutional vision Transformer. Shapes: B batch, C bands, S pixels or tokens per side, N tokens, D features."""
 
 from collections.abc import Sequence
 
@@ -19,8 +19,8 @@ from deeplense.models.transformer import (
 
 
 class CvT(nn.Module):
-    """Three stages of overlapping patches and attention whose queries, keys and values are convolved; positions are not
-    told, so that images of any size can be taken.
+    """Three stages of overlapping patches and attention with convolved queries, keys and values. There are no position
+    embeddings, so images of any size can be used.
 
     Wu et al. 2021, arXiv:2103.15808; the defaults are CvT-13.
     """
@@ -54,7 +54,7 @@ class CvT(nn.Module):
         self.apply(init_weights_vit_timm)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, D) of images (B, C, S, S): the class token, which the last stage alone has."""
+        """Return features (B, D) of images (B, C, S, S): the class token, which only the last stage has."""
         maps = images
         for embed, blocks in zip(list(self.embeds)[:-1], self.stages, strict=False):
             maps = to_map(blocks(to_tokens(embed(maps))))
@@ -64,7 +64,7 @@ class CvT(nn.Module):
 
 
 class ConvolvedAttention(nn.Module):
-    """Attention behind depthwise convolutions, which halve the map for keys and values (section 3.2)."""
+    """Attention after depthwise convolutions, which halve the map for keys and values (section 3.2)."""
 
     def __init__(self, dim: int, num_heads: int, *, num_class_tokens: int, stride: int = 2) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class ConvolvedAttention(nn.Module):
         self.project = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, N, D), each a mixture of all; class tokens come first and are not convolved."""
+        """Return tokens (B, N, D), each a mixture of all; class tokens come first and are not convolved."""
         class_tokens, maps = tokens[:, : self.num_class_tokens], to_map(tokens[:, self.num_class_tokens :])
         parts = [torch.cat([class_tokens, to_tokens(convolve(maps))], dim=1) for convolve in self.convolve]
         projected = [linear(part) for linear, part in zip(self.linear, parts, strict=True)]
@@ -83,7 +83,12 @@ class ConvolvedAttention(nn.Module):
 
 
 def depthwise(dim: int, stride: int) -> nn.Sequential:
-    """Convolution 3 x 3 of each feature apart, and batch normalisation."""
+    """Return a depthwise 3 x 3 convolution and batch normalisation.
+
+    Args:
+        dim: D.
+        stride: stride of the convolution.
+    """
     return nn.Sequential(
         nn.Conv2d(dim, dim, 3, stride=stride, padding=1, groups=dim, bias=False),
         nn.BatchNorm2d(dim),

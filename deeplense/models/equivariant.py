@@ -1,5 +1,5 @@
-"""Networks that do not see how an image is turned or mirrored. B batch, C fields, G elements of the group, U elements
-of the group below, J functions of a basis, K pixels a side of a filter, S of an image, D features."""
+"""Networks that are equivariant to rotations and flips. Shapes: B batch, C fields, G elements of the group, U elements
+of the group below, J basis functions, K pixels per side of a filter, S of an image, D features."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ KERNEL_SIZES = (7, 5, 5, 5, 5, 5)
 HALVED = (True, True, False, True, False, False)
 """Whether the image is halved after each layer."""
 RING_WIDTH = 0.6
-"""Standard deviation of a ring of a filter, in pixels."""
+"""Standard deviation of a ring of a filter in pixels."""
 HIGHEST_FREQUENCY = 3
 
 
@@ -31,32 +31,40 @@ class Group:
         return self.num_rotations * (1 + self.reflections)
 
     def parts(self) -> tuple[Tensor, Tensor]:
-        """Of each element: its turns (G,), and 1 without or -1 with a flip (G,)."""
+        """Return for each element the number of its turns (G,), and 1 without or -1 with a flip (G,)."""
         elements = torch.arange(len(self))
         return elements % self.num_rotations, 1 - 2 * (elements // self.num_rotations)
 
     def relative(self) -> Tensor:
-        """What element g is as seen from h, inverse(h) g, at row h and column g (G, G)."""
+        """Return element g as seen from h, inverse(h) g, at row h and column g (G, G)."""
         turns, signs = self.parts()
         turned = signs[:, None] * (turns - turns[:, None]) % self.num_rotations
         return turned + self.num_rotations * (signs != signs[:, None])
 
 
 def ring_frequencies(kernel_size: int) -> list[tuple[int, int]]:
-    """Radii of the rings of a filter in pixels, each with the numbers of waves around it that pixels can hold; on the
-    last ring, which the border cuts, one wave."""
+    """Return the radii of the rings of a filter in pixels, each with the angular frequencies that pixels can resolve;
+    on the last ring, which the border cuts, up to one wave."""
     last = kernel_size // 2
     highest = [min(2 * ring, HIGHEST_FREQUENCY if ring < last else 1) for ring in range(last + 1)]
     return [(ring, frequency) for ring in range(last + 1) for frequency in range(highest[ring] + 1)]
 
 
 def steerable_basis(group: Group, kernel_size: int) -> Tensor:
-    """Gaussian rings times circular harmonics, as each element of the group moves them (J, G, K * K).
+    """Return Gaussian rings times circular harmonics, transformed by each element of the group, (J, G, K * K).
 
     An element mixes only the cosine and the sine of one ring and frequency, by a phase and a sign, so that filters made
-    of them turn by any angle (Weiler and Cesa 2019). Waves have a sum of squares of 1, up to the pixels. A ring without
-    waves has a sum of 1: with more, each layer enlarges the lag of the running means behind those of the batches, and
-    outputs in evaluation mode are far off while the network learns.
+    of them rotate by any angle (Weiler and Cesa 2019). Waves have a sum of squares of 1, up to pixelisation. A ring
+    without waves has a sum of 1: with more, each layer amplifies the lag of the running means behind those of the
+    batches, and outputs in evaluation mode are far off during training.
+
+    Args:
+        group: the group.
+        kernel_size: K, odd.
+
+    Example:
+        >>> steerable_basis(Group(4, reflections=False), 3).shape[1:]
+        torch.Size([4, 9])
     """
     axis = torch.arange(kernel_size, dtype=torch.float64) - kernel_size // 2
     up, right = -axis.repeat_interleave(kernel_size), axis.repeat(kernel_size)
@@ -75,10 +83,18 @@ def steerable_basis(group: Group, kernel_size: int) -> Tensor:
 
 
 class GroupConv(nn.Module):
-    """A convolution of fields on a group: what one element sees, each other sees turned, the elements of the group
-    below turned with it (Cohen and Welling 2016, arXiv:1602.07576). With `lifting`, below are plain images and U is 1.
+    """A group convolution of fields: each element of the group has the same filter, transformed by the element, as are
+    the elements of the group below (Cohen and Welling 2016, arXiv:1602.07576). With `lifting`, the input is plain
+    images and U is 1.
 
     Maps (B, before * U, S, S) to (B, after * G, S, S).
+
+    Args:
+        before: number of input fields.
+        after: number of output fields.
+        group: the group.
+        kernel_size: K, odd.
+        lifting: whether the input is plain images.
     """
 
     basis: Tensor
@@ -101,8 +117,8 @@ class GroupConv(nn.Module):
         return functional.conv2d(fields, self.filters(), padding=self.filter_shape[-1] // 2)
 
     def filters(self) -> Tensor:
-        """Filters of all elements (C * G, before * U, K, K). Where they need no gradient they are kept, beside the very
-        weights that they were made of, and made anew once these differ."""
+        """Return the filters of all elements, (C * G, before * U, K, K). If they need no gradient they are cached, with
+        the weights that they were made from, and rebuilt when these change."""
         if torch.is_grad_enabled() and self.weight.requires_grad:
             return self.make_filters()
         with torch.inference_mode(False), torch.no_grad():
@@ -111,7 +127,7 @@ class GroupConv(nn.Module):
         return self.kept[1]
 
     def make_filters(self) -> Tensor:
-        """Filters of all elements, in the precision of the weights."""
+        """Return the filters of all elements, in the precision of the weights."""
         with torch.autocast(self.weight.device.type, enabled=False):
             moved = torch.einsum("oiuj,jhp->oiuhp", self.weight, self.basis).flatten(2, 3)
         arranged = moved.index_select(2, self.places).unflatten(2, (self.basis.shape[1], -1))
@@ -119,12 +135,17 @@ class GroupConv(nn.Module):
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are alike in device, type and every value."""
+    """Whether two tensors agree in device, type and every value.
+
+    Args:
+        one: a tensor.
+        other: a tensor.
+    """
     return one.device == other.device and one.dtype == other.dtype and torch.equal(one, other)
 
 
 class FieldNorm(nn.BatchNorm3d):
-    """Batch normalisation of fields (B, C * G, S, S); the elements of a field share their statistics, so that to turn
+    """Batch normalisation of fields (B, C * G, S, S); the elements of a field share their statistics, so that rotating
     an image still only permutes them."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -133,13 +154,22 @@ class FieldNorm(nn.BatchNorm3d):
 
 class Equivariant(nn.Module):
     """Convolutions on the group of `num_rotations` rotations (C4, C8), with `reflections` also flips (D4, D8), then the
-    largest value over the group and the mean over the image (Weiler and Cesa 2019, arXiv:1911.08251; Apoorva Singh's
-    networks for DeepLense).
+    maximum over the group and the mean over the image (Weiler and Cesa 2019, arXiv:1911.08251; Apoorva Singh's networks
+    for DeepLense).
 
-    Features (B, D) of images (B, C, S, S) are the same for an image turned by a quarter or, with reflections, flipped;
-    for the turns by 45 degrees of C8 and D8 up to what pixels lose. Six layers as published, but narrower, and halved
-    earlier. `widths` are the fields of a group of four; a larger group has fewer by the square root of its size, so
-    that the number of weights is about the same. Raises ValueError where the image cannot be halved three times.
+    Features (B, D) of images (B, C, S, S) are invariant to quarter turns and, with reflections, flips; to the turns by
+    45 degrees of C8 and D8 up to pixelisation. There are six layers as published, but narrower, and halved earlier.
+
+    Args:
+        in_chans: C.
+        image_size: S, a multiple of 8.
+        num_rotations: number of rotations, 4 or 8.
+        reflections: whether the group has flips.
+        widths: number of fields per layer for a group of four; a larger group has fewer by the square root of its size,
+            so that the number of weights is about the same.
+
+    Raises:
+        ValueError: the image cannot be halved three times.
     """
 
     num_features: int

@@ -1,4 +1,4 @@
-"""What stands between a backbone and the outputs. B batch, D features, H W pixels, K outputs."""
+"""Heads between a backbone and the outputs. Shapes: B batch, D features, H x W pixels, K outputs."""
 
 from itertools import pairwise
 
@@ -10,7 +10,18 @@ BLOCK_WIDTHS = (512, 256, 128)
 
 
 def last_layers(num_features: int, num_outputs: int, *, dropout: float, extra_layers: bool) -> nn.Sequential:
-    """From features (B, D) to outputs (B, K): one linear layer, or an MLP before it."""
+    """Return the head from features (B, D) to outputs (B, K): one linear layer, or an MLP before it.
+
+    Args:
+        num_features: D.
+        num_outputs: K.
+        dropout: probability of dropout before each linear layer, 0 to 1.
+        extra_layers: whether to add an MLP of 1024, 512 and 128 units.
+
+    Example:
+        >>> [type(layer).__name__ for layer in last_layers(8, 3, dropout=0.1, extra_layers=False)]
+        ['Dropout', 'Linear']
+    """
     widths = (num_features, *EXTRA_WIDTHS) if extra_layers else (num_features,)
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
@@ -19,8 +30,16 @@ def last_layers(num_features: int, num_outputs: int, *, dropout: float, extra_la
 
 
 def attention_layers(num_features: int, num_outputs: int, *, dropout: float) -> nn.Sequential:
-    """From a map of features (B, D, H, W) to outputs (B, K): self-attention between its places, their mean, three
-    blocks of Linear, PReLU, BatchNorm and Dropout, and a linear layer."""
+    """Return the head from a map of features (B, D, H, W) to outputs (B, K).
+
+    It consists of self-attention between the places, their mean, three blocks of Linear, PReLU, BatchNorm and Dropout,
+    and a linear layer.
+
+    Args:
+        num_features: D, a multiple of 8.
+        num_outputs: K.
+        dropout: probability of dropout in each block, 0 to 1.
+    """
     layers: list[nn.Module] = [MapAttention(num_features)]
     for before, after in pairwise((num_features, *BLOCK_WIDTHS)):
         layers += [nn.Linear(before, after), nn.PReLU(), nn.BatchNorm1d(after), nn.Dropout(dropout)]
@@ -28,7 +47,13 @@ def attention_layers(num_features: int, num_outputs: int, *, dropout: float) -> 
 
 
 class MapAttention(nn.Module):
-    """Self-attention between the places of a map (B, D, H, W), added to it, and the mean over places (B, D)."""
+    """Self-attention between the places of a map (B, D, H, W) with a residual connection, then the mean over places (B,
+    D).
+
+    Args:
+        num_features: D, a multiple of `num_heads`.
+        num_heads: number of attention heads.
+    """
 
     def __init__(self, num_features: int, *, num_heads: int = 8) -> None:
         super().__init__()
@@ -36,6 +61,6 @@ class MapAttention(nn.Module):
         self.attention = Attention(num_features, num_heads=num_heads, qkv_bias=True)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """The mean features of all places."""
+        """Return the mean features of all places, (B, D)."""
         tokens = maps.flatten(2).transpose(1, 2)
         return (tokens + self.attention(self.norm(tokens))).mean(dim=1)

@@ -1,6 +1,6 @@
-"""What no smooth lens explains of an image, and a network that looks at it.
+"""A network on the residual of a smooth lens model.
 
-B images, C bands, S pixels a side, P latents of a lens.
+B images, C bands, S pixels per side, P latents of a lens.
 """
 
 import math
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deeplense.constants import constant
 from deeplense.models.smooth_lens import NAMES, Fit, fit_lens, linearise, normal_equations, rates, solve
 
 MULTIPLE = 4
@@ -23,18 +24,19 @@ LEAST_LEFT = 3e-3
 
 
 class LensResidual(nn.Module):
-    """A smooth lens fitted to each image, then a small ResNet (He et al. 2015, arXiv 1512.03385) on the image, on what
-    the lens leaves of it, and on the significance of a point mass at every place (gravitational imaging: Koopmans 2005,
+    """A smooth lens fitted to each image, then a small ResNet (He et al. 2015, arXiv 1512.03385) on the image, on the
+    residual of the fit, and on the significance of a point mass at every place (gravitational imaging: Koopmans 2005,
     astro-ph/0501324; Vegetti and Koopmans 2009, arXiv 0805.0201).
 
-    The fit has nothing to learn and needs no label. Each image may have a unit and a background of its own: all is in
-    units of its noise. One lens is fitted to the sum of all bands. Light of the lens itself is not modelled.
+    The fit has no trained weights and needs no label. Each image may have a unit and a background of its own:
+    everything is in units of its noise. One lens is fitted to the sum of all bands. Light of the lens itself is not
+    modelled.
     """
 
     def __init__(self, *, in_chans: int, image_size: int, drop_path: float = 0.0, network: str = "resnet10t") -> None:
         super().__init__()
         if image_size % MULTIPLE:
-            raise ValueError(f"image_size={image_size} is no multiple of {MULTIPLE}; pad the images.")
+            raise ValueError(f"image_size={image_size} is not a multiple of {MULTIPLE}; pad the images.")
         # The variance of a pixel is 1 plus this times its light, in units of the noise of the background.
         self.log_photon_noise = nn.Parameter(torch.tensor(math.log(PHOTON_NOISE)))
         options = {"in_chans": in_chans + 2, "num_classes": 0, "zero_init_last": False}
@@ -42,15 +44,16 @@ class LensResidual(nn.Module):
         self.num_features: int = self.network.num_features  # type: ignore[assignment]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, D) of images (B, C, S, S)."""
+        """Return features (B, D) of images (B, C, S, S)."""
         with torch.autocast(images.device.type, enabled=False):
             maps = self.maps(images.float())
         return self.network(torch.asinh(maps))
 
     def maps(self, images: Tensor) -> Tensor:
-        """The bands over ten times their noise, the residual and the significance of a point mass, (B, C + 2, S, S).
+        """Return the bands over ten times their noise, the residual and the significance of a point mass, (B, C + 2, S,
+        S).
 
-        Gradients reach the images and the noise; the lens counts as given.
+        Gradients reach the images and the noise; the lens is treated as constant.
         """
         bands = in_units_of_noise(images)
         stack = bands.sum(dim=1) / math.sqrt(bands.shape[1])
@@ -61,20 +64,20 @@ class LensResidual(nn.Module):
         return torch.cat([bands / 10, torch.stack([(stack - model) / sigma, significance], dim=1)], dim=1)
 
     def noise_of(self, stack: Tensor) -> Tensor:
-        """Noise in each pixel (B, S, S) of images in units of the noise of their background."""
+        """Return the noise of each pixel (B, S, S) of images in units of the noise of their background."""
         light = functional.avg_pool2d(stack, 3, stride=1, padding=1, count_include_pad=False).clamp(min=0)
         return torch.sqrt(1 + self.log_photon_noise.exp() * light)
 
 
 def in_units_of_noise(images: Tensor) -> Tensor:
-    """Images (B, C, S, S) about zero where they are faint, in units of the noise there.
+    """Return images (B, C, S, S) with a background of about zero, in units of the noise of the background.
 
-    The noise is that of a filter that sees no gradients (Immerkaer 1996, Computer Vision and Image Understanding 64,
-    300) where the mean of its 3 x 3 pixels is among the faintest quarter; the two are independent, so this choice does
-    not bias it.
+    The noise is that of a filter that is blind to gradients (Immerkaer 1996, Computer Vision and Image Understanding
+    64, 300) where the mean of its 3 x 3 pixels is among the faintest quarter; the two are independent, so this
+    selection does not bias it.
     """
     pixels = images.flatten(0, 1)[:, None]
-    kernel = images.new_tensor([[1, -2, 1], [-2, 4, -2], [1, -2, 1]]) / 6
+    kernel = constant((1, -2, 1, -2, 4, -2, 1, -2, 1), images.dtype, images.device).view(3, 3) / 6
     means = functional.avg_pool2d(pixels, 3, stride=1).flatten(1)
     levels, faint = means.topk(int(FAINT_FRACTION * means.shape[1]), dim=1, largest=False)
     filtered = functional.conv2d(pixels, kernel[None, None]).abs().flatten(1)
@@ -86,8 +89,14 @@ def in_units_of_noise(images: Tensor) -> Tensor:
 
 
 def unexplained(best: Fit, images: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """What the smooth lens leaves of images (B, S, S) after one more step, to first order, and the significance of a
-    point mass at each place; both are in units of the noise."""
+    """Return the residual of the smooth lens after one more step, to first order, and the significance of a point mass
+    at each place, (B, S, S) each, in units of the noise.
+
+    Args:
+        best: fitted lenses.
+        images: (B, S, S), in units of the noise of the background.
+        sigma: noise of each pixel in this unit, (B, S, S).
+    """
     linear = linearise(best, images, sigma)
     change = linear.size * solve(linear, linear.gradient[:, :, None], torch.full_like(best.loss, STEADY))[:, :, 0]
     residual = best.residual - (change[:, None] @ linear.columns).view_as(best.residual)
@@ -97,16 +106,21 @@ def unexplained(best: Fit, images: Tensor, sigma: Tensor) -> tuple[Tensor, Tenso
 
 
 def halved(images: Tensor) -> Tensor:
-    """Images (B, K, S, S) in units of their noise, with each four pixels as one."""
+    """Return images (B, K, S, S) in units of their noise, with each 2 x 2 pixels as one."""
     return 2 * functional.avg_pool2d(images, 2)
 
 
 def point_mass_significance(residual: Tensor, columns: Tensor, latents: Tensor) -> Tensor:
-    """By how many sigma a point mass would better the fit, to first order, for a mass in each pixel (B, S, S).
+    """Return by how many sigma a point mass in each pixel would improve the fit, to first order, (B, S, S).
 
-    A mass at k changes what is seen at theta by the gradient of the source times (theta - k) / |theta - k|^2, up to a
-    factor. All places are tried at once, as sums over pixels are correlations. Of the change only what the smooth lens
-    and its source, by their `columns` (B, P + 2, S, S), cannot do as well counts.
+    A mass at k changes the image at theta by the gradient of the source times (theta - k) / |theta - k|^2, up to a
+    factor. All places are tested at once, as sums over pixels are correlations. Only the part of the change that the
+    smooth lens and its source cannot produce counts.
+
+    Args:
+        residual: image minus model in units of the noise, (B, S, S).
+        columns: derivatives by the free parameters in units of the noise, (B, P + 2, S, S).
+        latents: (B, P).
     """
     by_x, by_y = (columns[:, k, None] / rates(latents)[:, k, None, None, None] for k in map(NAMES.index, SOURCE_PLACE))
     pull_x, pull_y = pulls(residual.shape[-1], residual.device)
@@ -122,8 +136,13 @@ def point_mass_significance(residual: Tensor, columns: Tensor, latents: Tensor) 
 
 
 def pulls(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The deflection (x, y) / r^2 by a point mass at the origin, softened within a pixel, for all differences of
-    positions (2 S, 2 S), the negative ones at the end."""
+    """Return the deflection (x, y) / r^2 by a point mass at the origin, softened within a pixel, for all differences of
+    positions (2 S, 2 S), the negative ones at the end.
+
+    Args:
+        size: S.
+        device: device of the tensors.
+    """
     along = torch.fft.fftfreq(2 * size, d=1 / 4, device=device)
     x, y = along[None, :], along[:, None]
     squared = x * x + y * y + (2 / size) ** 2
@@ -131,7 +150,8 @@ def pulls(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def correlate(*pairs: tuple[Tensor, Tensor]) -> Tensor:
-    """The sum over theta of map(theta) pull(theta - k), over all pairs of maps (B, K, S, S) and pulls (2 S, 2 S)."""
+    """Return the sum over theta of map(theta) pull(theta - k), over all pairs of maps (B, K, S, S) and pulls (2 S, 2
+    S)."""
     size = pairs[0][0].shape[-1]
     padded = (2 * size, 2 * size)
     products = [torch.fft.rfft2(each, s=padded) * torch.fft.rfft2(pull).conj() for each, pull in pairs]

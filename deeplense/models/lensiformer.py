@@ -1,6 +1,6 @@
-"""Lensiformer: a transformer for small data sets that looks at the lensed image and at its own guess of the source.
+"""Lensiformer: a transformer for small data sets that sees the lensed image and its own estimate of the source.
 
-B batch, C bands, S pixels a side, P pixels a side of a patch, T tokens (patches, row by row), D features.
+B batch, C bands, S pixels per side, P pixels per side of a patch, T tokens (patches, row by row), D features.
 """
 
 import math
@@ -18,7 +18,7 @@ UNIT = 0.31
 
 class ShiftedPatches(nn.Module):
     """Patches of an image and of four copies of it that are shifted by half a patch along the diagonals, as tokens
-    (Lee, Lee and Song 2021, arXiv 2112.13492, section 3.1), with learnt positions."""
+    (Lee, Lee and Song 2021, arXiv 2112.13492, section 3.1), with trained position embeddings."""
 
     def __init__(self, *, in_chans: int, image_size: int, patch_size: int, dim: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class ShiftedPatches(nn.Module):
         trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Tokens (B, T, D) of images (B, C, S, S)."""
+        """Return tokens (B, T, D) of images (B, C, S, S)."""
         half = self.patch_size // 2
         shifts = [(x, -x, y, -y) for x in (half, -half) for y in (half, -half)]
         shifted = torch.cat([images, *(functional.pad(images, shift) for shift in shifts)], dim=1)
@@ -38,7 +38,8 @@ class ShiftedPatches(nn.Module):
 
 
 class LocalityAttention(nn.Module):
-    """Attention with a learnt temperature in which no token attends to itself (Lee, Lee and Song 2021, section 3.2)."""
+    """Attention with a trained temperature in which no token attends to itself (Lee, Lee and Song
+    2021, section 3.2)."""
 
     fused_attn: bool = True
 
@@ -52,7 +53,12 @@ class LocalityAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor, values: Tensor) -> Tensor:
-        """Mix values (B, T, D) by how the tokens (B, T, D), which give queries and keys, are like each other."""
+        """Return values (B, T, D), mixed by the similarity of the tokens.
+
+        Args:
+            tokens: tokens for queries and keys, (B, T, D).
+            values: (B, T, D).
+        """
         query, key = (self.split_heads(part) for part in self.query_key(tokens).chunk(2, dim=-1))
         query, value = query * self.log_scale.exp(), self.split_heads(self.value(values))
         others = ~torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
@@ -64,12 +70,12 @@ class LocalityAttention(nn.Module):
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
     def split_heads(self, tokens: Tensor) -> Tensor:
-        """(B, T, D) as (B, heads, T, D / heads)."""
+        """Return tokens (B, T, D) as (B, heads, T, D / heads)."""
         return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
 class Block(nn.Module):
-    """Attention among `tokens` that changes `values`, and an MLP, each added to what comes in."""
+    """Attention between `tokens` that changes `values`, and an MLP, each with a residual connection."""
 
     def __init__(self, *, dim: int, num_heads: int, drop_path: float) -> None:
         super().__init__()
@@ -79,7 +85,12 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tensor, values: Tensor) -> Tensor:
-        """The changed values (B, T, D)."""
+        """Return the changed values, (B, T, D).
+
+        Args:
+            tokens: tokens for queries and keys, (B, T, D).
+            values: (B, T, D).
+        """
         values = values + self.drop_path(self.attn(self.norm_tokens(tokens), self.norm_values(values)))
         return values + self.drop_path(self.mlp(self.norm_mlp(values)))
 
@@ -107,11 +118,12 @@ class Lensiformer(nn.Module):
         depth: int = 1,
         num_heads: int = 16,
     ) -> None:
-        """`depth` blocks encode and as many decode. Raises ValueError where the image is a single patch."""
+        """Build `depth` encoder and `depth` decoder blocks. Raises ValueError if the image is a single patch."""
         super().__init__()
         if image_size < 2 * patch_size:
             raise ValueError(
-                f"Lensiformer needs two patches a side: {image_size} pixels hold less at patch_size={patch_size}; "
+                f"Lensiformer needs two patches per side, but {image_size} pixels have fewer with "
+                f"patch_size={patch_size}; "
                 f"use images of {2 * patch_size} pixels or more."
             )
         self.num_features, self.patch_size, self.radius = dim, patch_size, UNIT * image_size / 2
@@ -126,7 +138,7 @@ class Lensiformer(nn.Module):
         self.apply(init_weights)
 
     def einstein_radius(self, images: Tensor) -> Tensor:
-        """k (B, S, S), in pixels, of images (B, C, S, S)."""
+        """Return k (B, S, S) in pixels of images (B, C, S, S)."""
         tokens = self.lensed(images)
         for block in self.encoder:
             tokens = block(tokens, tokens)
@@ -135,7 +147,7 @@ class Lensiformer(nn.Module):
         return self.radius * (0.8 + 0.4 * torch.sigmoid(pixels[:, 0].float()))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, D) of images (B, C, S, S)."""
+        """Return features (B, D) of images (B, C, S, S)."""
         deflection = sis_deflection(*pixel_grid(images), theta_E=self.einstein_radius(images))
         tokens, values = self.image(images), self.source(source_image(images, trace_back(deflection)))
         for block in self.decoder:
@@ -144,7 +156,7 @@ class Lensiformer(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Linear layers as in vision transformers: truncated normal of 0.02, no bias."""
+    """Initialise linear layers as in vision transformers: truncated normal of 0.02, no bias."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -1,4 +1,4 @@
-"""The physics-informed LensViT-PINN. B batch, C bands, S pixels a side."""
+"""The physics-informed LensViT-PINN. Shapes: B batch, C bands, S pixels per side."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -64,7 +64,8 @@ class LensViTPINN(nn.Module):
         nn.init.trunc_normal_(self.deflection.weight, std=0.02)
 
     def fitted(self, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The published weights of the encoder, for patches, images and bands of this one; the rest as it is."""
+        """Return the published weights of the encoder, adapted to the patches, images and bands of this one; the rest
+        unchanged."""
         weights, embed = dict(published), self.encoder.patch_embed
         weights["pos_embed"] = resample_abs_pos_embed(weights["pos_embed"], list(embed.grid_size))  # type: ignore[operator]
         patches = resample_patch_embed(weights["patch_embed.proj.weight"], list(embed.patch_size))
@@ -72,14 +73,15 @@ class LensViTPINN(nn.Module):
         return self.state_dict() | {f"encoder.{name}": weight for name, weight in weights.items()}
 
     def estimate_deflection(self, images: Tensor) -> Tensor:
-        """Deflections (B, 2, S, S), x and y, in pixels; in float32, for bfloat16 would round them to sixteenths."""
+        """Return deflections (B, 2, S, S), x and y, in pixels; in float32, as bfloat16 would round
+        them to sixteenths."""
         tokens = self.encoder(edges(images) if self.gradient else images)
         with torch.autocast(images.device.type, enabled=False):
             alpha = self.deflection(tokens.to(self.deflection.weight.dtype))
         return alpha.unflatten(1, (2, *images.shape[2:]))
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Features (B, 512) of images (B, C, S, S); in training with the penalty (B,), already weighted."""
+        """Return features (B, 512) of images (B, C, S, S); in training with the penalty (B,), already weighted."""
         alpha = self.estimate_deflection(images)
         theta_E = torch.linalg.vector_norm(alpha, dim=1).mean((1, 2))
         sphere = sis_deflection(*pixel_grid(alpha), theta_E=theta_E[:, None, None])
@@ -91,10 +93,10 @@ class LensViTPINN(nn.Module):
 
 
 def edges(images: Tensor) -> Tensor:
-    """Modulus of the gradient of arsinh(brightness), per pixel, of images (B, C, S, S).
+    """Return the modulus of the gradient of arsinh(brightness) per pixel, of images (B, C, S, S).
 
-    It stands for the published derivative of log(I_max / I)^2, which is infinite or no number where noise brings I to
-    zero or below: arsinh is linear within the noise of a normalised image and logarithmic far above it.
+    It replaces the published derivative of log(I_max / I)^2, which is infinite or NaN where noise brings I to zero or
+    below: arsinh is linear within the noise of a normalised image and logarithmic far above it.
     """
     along_y, along_x = torch.gradient(torch.asinh(images), dim=(-2, -1))
     return torch.sqrt(along_x.square() + along_y.square() + 1e-12)

@@ -1,4 +1,5 @@
-"""The Mobile-Former. B batch, C bands or channels, S pixels a side of a map, N tokens, D features of a token."""
+"""The Mobile-Former. Shapes: B batch, C bands or channels, S pixels per side of a map, N tokens, D
+features of a token."""
 
 from collections.abc import Sequence
 
@@ -18,7 +19,7 @@ from deeplense.models.transformer import (
 )
 
 NUM_HEADS = 2
-"""Of the bridges."""
+"""Number of heads of the bridges."""
 BLOCKS_96M = (
     (72, 16, 2),
     (96, 32, 2),
@@ -29,13 +30,14 @@ BLOCKS_96M = (
     (528, 128, 2),
     (768, 128, 1),
 )
-"""Of each block the channels within, the channels that leave it, and the stride."""
+"""Inner channels, output channels and stride of each block."""
 
 
 class MobileFormer(nn.Module):
-    """A MobileNet and a transformer of a few learnt tokens side by side, with a bridge each way in each block.
+    """A MobileNet and a transformer of a few trained tokens side by side, with a bridge in both directions in each
+    block.
 
-    Chen et al. 2022, arXiv:2108.05895; the defaults are Mobile-Former-96M. Images of any size can be taken.
+    Chen et al. 2022, arXiv:2108.05895; the defaults are Mobile-Former-96M. Images of any size can be used.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class MobileFormer(nn.Module):
         self.apply(init_weights_vit_timm)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features of images (B, C, S, S): a layer over the mean of the last map and the first token."""
+        """Return features of images (B, C, S, S): a layer on the mean of the last map and the first token."""
         maps, tokens = self.stem(images), self.tokens.expand(len(images), -1, -1)
         maps = maps + self.lite(maps)
         for block in self.blocks:
@@ -80,7 +82,8 @@ class MobileFormer(nn.Module):
 
 
 class MobileFormerBlock(nn.Module):
-    """Map to tokens, tokens to one another, the map to itself, tokens to the map (figure 3)."""
+    """Bridge from map to tokens, attention between tokens, convolutions of the map, bridge from tokens to map (figure
+    3)."""
 
     def __init__(self, mobile: nn.Module, to_former: "ToFormer", to_mobile: "ToMobile", *, drop_path: float) -> None:
         super().__init__()
@@ -91,7 +94,12 @@ class MobileFormerBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, maps: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps (B, C, S, S) and tokens (B, N, D), both made anew."""
+        """Return updated maps and tokens.
+
+        Args:
+            maps: (B, C, S, S).
+            tokens: (B, N, D).
+        """
         tokens = self.norm1(tokens + self.drop_path(self.to_former(maps, tokens)))
         tokens = self.norm2(tokens + self.drop_path(self.attention(tokens)))
         tokens = self.norm3(tokens + self.drop_path(self.mlp(tokens)))
@@ -100,7 +108,8 @@ class MobileFormerBlock(nn.Module):
 
 
 class InvertedBottleneck(nn.Module):
-    """Pointwise, depthwise and pointwise convolution; beside a skip connection where the channels stay as many."""
+    """Pointwise, depthwise and pointwise convolution, with a residual connection if the number of channels stays the
+    same."""
 
     def __init__(self, before: int, hidden: int, after: int, *, token_dim: int, drop_path: float) -> None:
         super().__init__()
@@ -112,7 +121,12 @@ class InvertedBottleneck(nn.Module):
         self.has_skip, self.drop_path = before == after, DropPath(drop_path)
 
     def forward(self, maps: Tensor, token: Tensor) -> Tensor:
-        """Maps (B, C, S, S) as maps of `after` channels; the token (B, D) shapes the activations."""
+        """Return maps with `after` channels.
+
+        Args:
+            maps: (B, C, S, S).
+            token: token that decides the slopes of the activations, (B, D).
+        """
         wide = self.relu1(self.widen(maps), token)
         changed = self.narrow(self.relu2(self.spread(wide), token))
         return maps + self.drop_path(changed) if self.has_skip else changed
@@ -129,7 +143,12 @@ class Downsampling(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, maps: Tensor, token: Tensor) -> Tensor:
-        """Maps (B, C, S, S) as maps (B, after, S / 2, S / 2); the token (B, D) shapes the activations."""
+        """Return maps with `after` channels and half the pixels per side.
+
+        Args:
+            maps: (B, C, S, S).
+            token: token that decides the slopes of the activations, (B, D).
+        """
         halved = self.halve(maps, token)
         return halved + self.drop_path(self.refine(halved, token))
 
@@ -144,12 +163,17 @@ class DepthwiseExpansion(nn.Module):
         self.narrow = ConvNormAct(hidden, after, 1, apply_act=False)
 
     def forward(self, maps: Tensor, token: Tensor) -> Tensor:
-        """Maps (B, C, S, S) as maps (B, after, S / stride, S / stride)."""
+        """Return maps (B, after, S / stride, S / stride).
+
+        Args:
+            maps: (B, C, S, S).
+            token: token that decides the slopes of the activations, (B, D).
+        """
         return self.narrow(self.relu(self.spread(maps), token))
 
 
 class DynamicReLU(nn.Module):
-    """The greater of two multiples of each channel, by slopes that a token chooses; without its word, ReLU.
+    """The maximum of two multiples of each channel, with slopes from a token; where these add nothing, ReLU.
 
     Chen et al. 2020, arXiv:2003.10027, without intercepts.
     """
@@ -159,16 +183,21 @@ class DynamicReLU(nn.Module):
         self.slopes = Mlp(token_dim, token_dim // 4, 2 * channels, act_layer=nn.ReLU)
 
     def forward(self, maps: Tensor, token: Tensor) -> Tensor:
-        """Maps (B, C, S, S), activated as the token (B, D) says."""
+        """Return the activated maps, (B, C, S, S).
+
+        Args:
+            maps: (B, C, S, S).
+            token: token that decides the slopes, (B, D).
+        """
         shifts = 2 * self.slopes(token).sigmoid() - 1
         first, second = shifts[..., None, None].chunk(2, dim=1)
         return torch.maximum((1 + first) * maps, second * maps)
 
 
 class ToFormer(nn.Module):
-    """Tokens attend to the map, whose pixels are keys and values as they are (equation 1).
+    """Tokens attend to the map, whose pixels are keys and values without projection (equation 1).
 
-    A map of one pixel leaves no choice, and queries would learn nothing: there are none.
+    A map of one pixel leaves no choice, and queries would get no gradient: there are none.
     """
 
     def __init__(self, channels: int, token_dim: int, *, has_choice: bool) -> None:
@@ -178,7 +207,12 @@ class ToFormer(nn.Module):
         self.project = nn.Linear(channels, token_dim)
 
     def forward(self, maps: Tensor, tokens: Tensor) -> Tensor:
-        """What the tokens (B, N, D) gather from maps (B, C, S, S)."""
+        """Return what the tokens gather from the map, (B, N, D).
+
+        Args:
+            maps: (B, C, S, S).
+            tokens: (B, N, D).
+        """
         pixels = split_heads(to_tokens(maps), NUM_HEADS)
         if self.queries is None:
             return self.project(merge_heads(pixels))
@@ -187,7 +221,7 @@ class ToFormer(nn.Module):
 
 
 class ToMobile(nn.Module):
-    """Pixels attend to the tokens, and are queries as they are (equation 2)."""
+    """Pixels attend to the tokens, and are queries without projection (equation 2)."""
 
     def __init__(self, channels: int, token_dim: int) -> None:
         super().__init__()
@@ -195,7 +229,12 @@ class ToMobile(nn.Module):
         self.attend = SoftmaxAttention()
 
     def forward(self, maps: Tensor, tokens: Tensor) -> Tensor:
-        """What maps (B, C, S, S) gather from tokens (B, N, D)."""
+        """Return what the map gathers from the tokens, (B, C, S, S).
+
+        Args:
+            maps: (B, C, S, S).
+            tokens: (B, N, D).
+        """
         keys, values = self.keys_values(tokens).chunk(2, dim=-1)
         parts = (split_heads(part, NUM_HEADS) for part in (to_tokens(maps), keys, values))
         return to_map(merge_heads(self.attend(*parts)))

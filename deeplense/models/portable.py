@@ -1,7 +1,7 @@
-"""A trained network in files that timm can read: one where timm's classifier does what our last layers do, else the
-backbone and the last layers apart. What timm lacks goes into one file for `registry.build`.
+"""A trained network as files that timm can read: one file if timm's classifier is equivalent to the head, otherwise the
+backbone and the head in separate files. A network that timm does not have goes into one file for `registry.build`.
 
-A form counts only where models made anew from its files give the outputs of the network.
+A form is used only if models built from its files reproduce the outputs of the network.
 """
 
 import copy
@@ -19,15 +19,23 @@ from torch import Tensor, nn
 from deeplense.models.registry import Network, build
 
 TOLERANCE = 1e-5
-"""Largest difference of outputs, in units of the largest output."""
+"""Largest difference of outputs, relative to the largest output."""
 IMPORTS = ("import timm", "from safetensors.torch import load_file", "from torch import nn")
 Weights = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Form:
-    """Files of weights, and how to make the model of them again: from timm or from `registry.build` by these arguments,
-    with the last layers after it where they are apart."""
+    """Files of weights, and how to build the model from them: by timm or `registry.build` with these arguments,
+    followed by the head if it is separate.
+
+    Args:
+        name: name of the model.
+        arguments: arguments of `timm.create_model` or `registry.build`.
+        files: weights by file name.
+        of_timm: whether timm builds the model.
+        head: separate head; None if it is part of the model.
+    """
 
     name: str
     arguments: Mapping[str, Any]
@@ -37,11 +45,11 @@ class Form:
 
     @property
     def whole(self) -> bool:
-        """Whether timm alone makes the model, from one file."""
+        """Whether timm alone builds the model, from one file."""
         return self.of_timm and self.head is None
 
     def make(self, folder: Path) -> nn.Module:
-        """The model, made anew from the files in a folder. What is of timm takes images of the size it wants."""
+        """Return the model, built from the files in a folder. A model of timm takes images of its own input size."""
         first, *others = (folder / name for name in self.files)
         if not self.of_timm:
             model = build(self.name, **self.arguments)
@@ -55,7 +63,7 @@ class Form:
         return model.eval()
 
     def python(self) -> list[str]:
-        """The same as lines of Python."""
+        """Return the same as lines of Python."""
         first, *others = self.files
         told = ", ".join([repr(self.name), *(f"{name}={value!r}" for name, value in self.arguments.items())])
         if not self.of_timm:
@@ -72,27 +80,27 @@ class Form:
 def write_portable(
     network: Network, name: str, path: Path, *, in_chans: int, image_size: int
 ) -> tuple[Form, str | None]:
-    """Write the files of the first form that gives the outputs of a network.
+    """Write the files of the first form that reproduces the outputs of a network.
 
     Args:
-        network: with its trained weights.
-        name: what timm, or the baselines, call it.
-        path: the first file; it ends in `.safetensors`. Others stand beside it.
-        in_chans: bands of the images that the network gets.
-        image_size: pixels a side of these images.
+        network: network with its trained weights.
+        name: its name in timm or the zoo.
+        path: first file; it ends in `.safetensors`. Other files are written beside it.
+        in_chans: number of bands of the network's images.
+        image_size: pixels per side of these images.
 
     Returns:
-        The form, and where timm alone cannot make the model, why.
+        The form, and why timm alone cannot build the model (None if it can).
 
     Raises:
-        ValueError: no form gives the outputs of the network, or they are not finite.
+        ValueError: no form reproduces the outputs of the network, or they are not finite.
     """
     images = torch.randn(4, in_chans, image_size, image_size, generator=torch.Generator().manual_seed(0))
     network = copy.deepcopy(network).eval()
     with torch.no_grad():
         outputs = network(images)
     if not outputs.isfinite().all():
-        raise ValueError(f"the outputs of this {name} are not finite; its training has failed.")
+        raise ValueError(f"the outputs of this {name} are not finite, so its training has failed; train it again.")
     why = reason(network, name)
     for make_form in forms(network, name, path.name, in_chans=in_chans, image_size=image_size):
         try:
@@ -105,17 +113,27 @@ def write_portable(
             form, problem = None, " ".join(f"{type(error).__name__}: {error}".split())[:300]
         if form is not None and problem is None:
             return form, None if form.whole else why
-        why = why or f"what timm's {name} does between features and outputs is not one linear layer ({problem})"
-    raise ValueError(f"no file of weights gives the outputs of this {name} again: {why}")
+        why = why or f"timm's {name} does not have exactly one linear layer between features and outputs ({problem})"
+    raise ValueError(f"no weight file reproduces the outputs of this {name}: {why}")
 
 
 def write(weights: Weights, path: Path) -> None:
-    """Write weights; those that share memory are written twice."""
+    """Write weights as safetensors; those that share memory are written twice.
+
+    Args:
+        weights: tensors by name.
+        path: file to write.
+    """
     save_file({name: value.detach().clone().contiguous() for name, value in weights.items()}, path)
 
 
 def reason(network: Network, name: str) -> str | None:
-    """Why timm alone cannot make such a network, where that is known beforehand."""
+    """Return why timm alone cannot build such a network, if that is known in advance.
+
+    Args:
+        network: the network.
+        name: its name.
+    """
     if not network.of_timm:
         return f"timm has no {name}"
     between = [layer.out_features for layer in network.head if isinstance(layer, nn.Linear)][:-1]
@@ -124,13 +142,34 @@ def reason(network: Network, name: str) -> str | None:
 
 @torch.no_grad()
 def difference(model: nn.Module, images: Tensor, outputs: Tensor) -> str | None:
-    """How far the outputs of a model are from those that they should be, or None where they are the same."""
+    """Describe how far the outputs of a model are from the expected ones; None if they agree to `TOLERANCE`.
+
+    Args:
+        model: the model that is tested.
+        images: (B, C, S, S).
+        outputs: expected outputs, (B, K).
+
+    Example:
+        >>> ones = torch.ones(1, 2)
+        >>> difference(nn.Identity(), ones, ones) is None
+        True
+        >>> difference(nn.Identity(), ones, 2 * ones)
+        'its outputs differ by 0.5 of the largest output'
+    """
     error = float((model(images) - outputs).abs().max() / outputs.abs().max())
-    return None if error <= TOLERANCE else f"its outputs differ by {error:.1g} of the largest"
+    return None if error <= TOLERANCE else f"its outputs differ by {error:.1g} of the largest output"
 
 
 def forms(network: Network, name: str, file: str, *, in_chans: int, image_size: int) -> Iterator[Callable[[], Form]]:
-    """Forms that may give the network's outputs, each yet to be made, best first."""
+    """Yield the forms that may reproduce the network's outputs, each to be made by a call, best first.
+
+    Args:
+        network: the network.
+        name: its name.
+        file: name of the first file.
+        in_chans: number of bands of the network's images.
+        image_size: pixels per side of these images.
+    """
     if not network.of_timm:
         yield partial(of_ours, network, name, file, in_chans=in_chans, image_size=image_size)
         return
@@ -139,8 +178,13 @@ def forms(network: Network, name: str, file: str, *, in_chans: int, image_size: 
 
 
 def whole(network: Network, file: str) -> Form:
-    """All in timm's model: the last linear layer under the names of its classifiers, of which it has several where it
-    takes their mean."""
+    """Return the form with everything in timm's model: the last linear layer takes the place of its classifier, or of
+    each of its classifiers if it has several and averages them.
+
+    Args:
+        network: network of timm with one linear layer as its head.
+        file: name of the file.
+    """
     last = network.head[-1]
     arguments: dict[str, Any] = {"num_classes": last.out_features} | told(network)
     expected = timm.create_model(network.timm_name, **arguments)
@@ -154,7 +198,12 @@ def whole(network: Network, file: str) -> Form:
 
 
 def apart(network: Network, file: str) -> Form:
-    """timm's model without a classifier, and the last layers in a file of their own."""
+    """Return the form with timm's model without a classifier, and the head in a file of its own.
+
+    Args:
+        network: network of timm.
+        file: name of the file of the backbone.
+    """
     files = {
         file: network.backbone.state_dict(),
         str(Path(file).with_suffix(".head.safetensors")): network.head.state_dict(),
@@ -163,12 +212,20 @@ def apart(network: Network, file: str) -> Form:
 
 
 def told(network: Network) -> dict[str, Any]:
-    """What timm was told to make the backbone, but for the classes."""
+    """Return the arguments of timm that made the backbone, without the number of classes."""
     return {name: value for name, value in network.timm_options.items() if name != "num_classes"}
 
 
 def of_ours(network: Network, name: str, file: str, *, in_chans: int, image_size: int) -> Form:
-    """The whole network, as `registry.build` makes it."""
+    """Return the form of the whole network, as `registry.build` builds it.
+
+    Args:
+        network: the network.
+        name: its name in the zoo.
+        file: name of the file.
+        in_chans: number of bands of the network's images.
+        image_size: pixels per side of these images.
+    """
     arguments = {
         "image_size": image_size,
         "in_chans": in_chans,

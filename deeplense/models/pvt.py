@@ -1,4 +1,5 @@
-"""The Pyramid Vision Transformer, version 1. B batch, C bands, S pixels or tokens a side, N tokens, D features."""
+"""The Pyramid Vision Transformer, version 1. Shapes: B batch, C bands, S pixels or tokens per side, N tokens, D
+features."""
 
 from collections.abc import Sequence
 
@@ -21,7 +22,7 @@ class PVT(nn.Module):
     """Four stages of attention in which keys and values come from a smaller map.
 
     Wang et al. 2021, arXiv:2102.12122; the defaults are PVT-Tiny. Maps of small images are reduced less than in the
-    paper, to no less than 2 x 2 tokens, for attention to a single key learns nothing.
+    paper, to no less than 2 x 2 tokens, as attention to a single key gets no gradient.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class PVT(nn.Module):
         self.apply(init_weights_vit_timm)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, D) of images (B, C, S, S): the class token of the last stage."""
+        """Return features (B, D) of images (B, C, S, S): the class token of the last stage."""
         *early, last = self.stages
         maps = images
         for stage in early:
@@ -61,7 +62,7 @@ class PVT(nn.Module):
 
 
 class Stage(nn.Module):
-    """Patches and their positions, perhaps with a class token before them, then blocks."""
+    """Patches with position embeddings, optionally with a class token before them, then blocks."""
 
     def __init__(self, embed: PatchEmbed, blocks: nn.Sequential, *, has_class_token: bool) -> None:
         super().__init__()
@@ -71,7 +72,7 @@ class Stage(nn.Module):
         self.positions = nn.Parameter(trunc_normal_(torch.empty(1, num_tokens, dim), std=0.02))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Tokens (B, N, D) of maps (B, C, S, S)."""
+        """Return tokens (B, N, D) of maps (B, C, S, S)."""
         tokens = self.embed(maps)
         if self.class_token is not None:
             tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
@@ -90,7 +91,7 @@ class ReducedAttention(nn.Module):
         self.project = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, N, D), each a mixture of all."""
+        """Return tokens (B, N, D), each a mixture of all."""
         reduced = tokens if self.reduce is None else self.reduce(to_map(tokens))
         keys, values = self.keys_values(reduced).chunk(2, dim=-1)
         mixed = self.attend(*(split_heads(part, self.num_heads) for part in (self.queries(tokens), keys, values)))

@@ -1,5 +1,5 @@
-"""The RegionViT. B batch, C bands, S pixels or local tokens a side, R regions a side, W local tokens a side of a
-region, D features."""
+"""The RegionViT. Shapes: B batch, C bands, S pixels or local tokens per side, R regions per side, W local tokens per
+side of a region, D features."""
 
 from collections.abc import Sequence
 
@@ -46,7 +46,7 @@ class RegionViT(nn.Module):
         self.apply(init_weights_vit_timm)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, D) of images (B, C, S, S): the mean over the regions."""
+        """Return features (B, D) of images (B, C, S, S): the mean over the regions."""
         regions, maps = self.embed_regions(images), self.embed(images)
         for stage, shrink in zip(self.stages, self.shrink, strict=True):
             regions, maps = (shrink(part) for part in stage(regions, maps))
@@ -54,7 +54,12 @@ class RegionViT(nn.Module):
 
 
 def embed_local(in_chans: int, dim: int) -> nn.Sequential:
-    """Three convolutions that make a token of 4 x 4 pixels."""
+    """Return three convolutions that make a token of 4 x 4 pixels.
+
+    Args:
+        in_chans: C.
+        dim: D, a multiple of 4.
+    """
     return nn.Sequential(
         nn.Conv2d(in_chans, dim // 4, 3, stride=2, padding=1),
         LayerNorm2d(dim // 4),
@@ -67,14 +72,19 @@ def embed_local(in_chans: int, dim: int) -> nn.Sequential:
 
 
 def halve(before: int, after: int) -> nn.Sequential:
-    """Depthwise convolution to half as many rows and columns."""
+    """Return a depthwise convolution that halves rows and columns.
+
+    Args:
+        before: number of input channels.
+        after: number of output channels, a multiple of `before`.
+    """
     return nn.Sequential(
         LayerNorm2d(before), nn.GELU(), nn.Conv2d(before, after, 3, stride=2, padding=1, groups=before)
     )
 
 
 class Stage(nn.Module):
-    """Blocks, and the bias that two local tokens of a region give to attention by their offset."""
+    """Blocks, and the relative position bias of two local tokens of a region."""
 
     def __init__(self, blocks: Sequence[nn.Module], *, window: int, num_heads: int) -> None:
         super().__init__()
@@ -82,7 +92,12 @@ class Stage(nn.Module):
         self.bias = RelPosBias(self.window, num_heads)
 
     def forward(self, regions: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Regions (B, D, R, R) and local tokens (B, D, S, S), both mixed."""
+        """Return regions (B, D, R, R) and local tokens (B, D, S, S), both mixed.
+
+        Args:
+            regions: (B, D, R, R).
+            maps: local tokens, (B, D, S, S).
+        """
         local = window_partition(maps.permute(0, 2, 3, 1).contiguous(), self.window)
         local = local.flatten(1, 2).unflatten(0, (len(maps), -1))
         tokens = torch.cat([to_tokens(regions)[:, :, None], local], dim=2)
@@ -94,7 +109,7 @@ class Stage(nn.Module):
 
 
 class RegionalBlock(nn.Module):
-    """Attention among regions, then, with the same weights, within each (section 3.2); then an MLP."""
+    """Attention between regions, then, with the same weights, within each (section 3.2); then an MLP."""
 
     def __init__(self, dim: int, num_heads: int, *, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
@@ -104,7 +119,12 @@ class RegionalBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tensor, bias: Tensor) -> Tensor:
-        """Tokens (B, R * R, 1 + W * W, D), of each region first its own, then the local ones."""
+        """Return the mixed tokens.
+
+        Args:
+            tokens: (B, R * R, 1 + W * W, D): of each region its own token, then the local ones.
+            bias: added to the logits within a region, (1, heads, 1 + W * W, 1 + W * W).
+        """
         regions, local = tokens[:, :, 0], tokens[:, :, 1:]
         regions = regions + self.drop_path(self.attention(self.norm_regions(regions)))
         tokens = torch.cat([regions[:, :, None], local], dim=2)

@@ -1,5 +1,5 @@
-"""RVT, the robust vision transformer: a convolution makes the patches, attention knows positions, and each MLP looks at
-neighbours. B batch, C bands, S pixels a side, N tokens, D features."""
+"""RVT, the robust vision transformer: patches from a convolution, position-aware attention, and MLPs with a
+convolution. Shapes: B batch, C bands, S pixels per side, N tokens, D features."""
 
 import math
 
@@ -70,8 +70,8 @@ class Block(nn.Module):
 
 
 class PositionAwareAttention(nn.Module):
-    """Attention in which each head scales the product of a query and a key by a learnt number, one for each pair of
-    positions. No fused kernel does this, so the weights always pass through `attn_drop`."""
+    """Attention in which each head scales the product of a query and a key by a trained number, one per pair of
+    positions. No fused kernel supports this, so the weights always pass through `attn_drop`."""
 
     def __init__(self, dim: int, num_heads: int, *, num_tokens: int) -> None:
         super().__init__()
@@ -89,8 +89,14 @@ class PositionAwareAttention(nn.Module):
 
 
 def stem(in_chans: int, embed_dim: int, *, patch_size: int) -> nn.Sequential:
-    """Patches by a convolution, a maximum, each of which halves the image, and a convolution of what is left of the
-    patch."""
+    """Return the layers that make the patches: a convolution and a max pooling, each of which halves the image, and a
+    convolution for the rest of the patch.
+
+    Args:
+        in_chans: C.
+        embed_dim: D.
+        patch_size: pixels per side of a patch, a multiple of 4.
+    """
     rest = patch_size // 4
     return nn.Sequential(
         nn.Conv2d(in_chans, 32, 7, stride=2, padding=3, bias=False),
@@ -101,7 +107,12 @@ def stem(in_chans: int, embed_dim: int, *, patch_size: int) -> nn.Sequential:
 
 
 def conv_feed_forward(dim: int, hidden: int) -> nn.Sequential:
-    """An MLP of each token, with a convolution of each hidden number over the neighbours."""
+    """Return an MLP per token, with a depthwise convolution of the hidden layer over the neighbours.
+
+    Args:
+        dim: D.
+        hidden: width of the hidden layer.
+    """
     return nn.Sequential(
         nn.Conv2d(dim, hidden, 1, bias=False),
         nn.BatchNorm2d(hidden),
@@ -115,7 +126,7 @@ def conv_feed_forward(dim: int, hidden: int) -> nn.Sequential:
 
 
 def start(module: nn.Module) -> None:
-    """The first weights of a layer."""
+    """Initialise the weights of a layer."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

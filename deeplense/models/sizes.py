@@ -1,4 +1,5 @@
-"""How images of any size reach a network that takes only some. B batch, C bands, S pixels a side."""
+"""How images of any size are fitted to a network that takes only some sizes. Shapes: B batch, C bands, S pixels per
+side."""
 
 import copy
 from collections.abc import Iterator
@@ -14,19 +15,27 @@ MULTIPLE = 32
 
 @dataclass(frozen=True)
 class InputSize:
-    """How images of any size reach a network that wants `size` pixels a side: `native`, `pad` (mirrored border) or
-    `resize`."""
+    """How images of any size are fitted to a network with `size` pixels per side.
+
+    Args:
+        way: `native` (unchanged), `pad` (by reflection) or `resize` (bilinear).
+        size: pixels per side of the network's input.
+
+    Example:
+        >>> InputSize("pad", 32)(torch.zeros(1, 1, 28, 28)).shape
+        torch.Size([1, 1, 32, 32])
+    """
 
     way: str
     size: int
 
     @property
     def verb(self) -> str:
-        """What is done to the images, in words."""
-        return {"native": "left as they are", "pad": "padded", "resize": "resized"}[self.way]
+        """How the images are changed, in words."""
+        return {"native": "unchanged", "pad": "padded", "resize": "resized"}[self.way]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images (B, C, S, S) as (B, C, size, size)."""
+        """Return images (B, C, S, S) as (B, C, size, size)."""
         if self.way == "pad":
             missing = self.size - images.shape[-1]
             before, after = missing // 2, missing - missing // 2
@@ -37,13 +46,27 @@ class InputSize:
 
 
 def padded_to(image_size: int, size: int) -> InputSize:
-    """As they are, or padded."""
+    """Return the input size for images that are unchanged or padded.
+
+    Args:
+        image_size: pixels per side of the images.
+        size: pixels per side of the network's input, at least `image_size`.
+
+    Example:
+        >>> padded_to(32, 32).way, padded_to(28, 32).way
+        ('native', 'pad')
+    """
     return InputSize("native" if size == image_size else "pad", size)
 
 
 def input_sizes(name: str, image_size: int) -> Iterator[tuple[InputSize, dict[str, int]]]:
-    """Ways to give images to a model of timm, with what timm must be told, best first: as they are; padded to a
-    multiple of 32; resized to the size it was published for."""
+    """Yield ways to fit images to a model of timm, with its arguments, best first: unchanged; padded to a multiple of
+    32; resized to the size of its published weights.
+
+    Args:
+        name: name in timm.
+        image_size: pixels per side of the images.
+    """
     config = timm.get_pretrained_cfg(name)
     native, fixed = (config.input_size[-1], config.fixed_input_size) if config else (image_size, False)
     if not fixed:
@@ -55,12 +78,24 @@ def input_sizes(name: str, image_size: int) -> Iterator[tuple[InputSize, dict[st
 
 
 class BorderCut(ValueError):
-    """A border of the images would change nothing."""
+    """A border of the images does not affect the features."""
 
 
 def require_borders(backbone: nn.Module, in_chans: int, size: int) -> None:
-    """Raise BorderCut where a border of the images changes no feature: many networks silently cut off what is no whole
-    patch."""
+    """Raise an error if a border of the images does not affect the features: many networks silently cut off an
+    incomplete patch.
+
+    Args:
+        backbone: maps images to features.
+        in_chans: number of bands.
+        size: pixels per side.
+
+    Raises:
+        BorderCut: a border is cut off.
+
+    Example:
+        >>> require_borders(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), 1, 4)
+    """
     model = copy.deepcopy(backbone).eval().requires_grad_(False)
     for parameter in model.parameters():
         # Residual branches that begin at zero would hide what they will look at.

@@ -1,8 +1,8 @@
-"""A smooth lens and its source in one image: what it looks like, and which one fits. B images, S pixels a side.
+"""A smooth lens and its source: rendering an image, and fitting one. Shapes: B images, S pixels per side, P latents.
 
 The lens is a singular isothermal ellipsoid with external shear, the source a Sersic ellipse, the PSF a Gaussian.
-Lengths are in units of half the image, so that no pixel scale is needed. A lens is a vector of P latents, standard
-normal a priori.
+Lengths are in units of half the image, so that no pixel scale is needed. A lens is a vector of P latents with a
+standard normal prior.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from deeplense.constants import constant
 from deeplense.simulation.lenses import Deflection, shear_deflection, sie_deflection
 
 # What is probable a priori: e to the mean of the logarithm and its spread, or the spread about zero.
@@ -50,7 +51,8 @@ FAINTEST = -30.0
 
 
 def parameters(latents: Tensor) -> dict[str, Tensor]:
-    """The parameters of lenses by name, (B, 1, 1) each, of latents (B, P); no latent counts beyond 3 sigma."""
+    """Return the parameters of lenses by name, (B, 1, 1) each, from latents (B, P); latents are bounded smoothly at 3
+    sigma."""
     bounded = FARTHEST * torch.tanh(latents / FARTHEST)
     columns = dict(zip(NAMES, bounded[:, :, None, None].unbind(1), strict=True))
     logarithms = {name: middle * torch.exp(spread * columns[name]) for name, (middle, spread) in LOGARITHMS.items()}
@@ -58,25 +60,47 @@ def parameters(latents: Tensor) -> dict[str, Tensor]:
 
 
 def rates(latents: Tensor) -> Tensor:
-    """How fast each parameter, or its logarithm, changes with its latent, (B, P)."""
-    return torch.tensor(SPREADS, device=latents.device) * (1 - torch.tanh(latents / FARTHEST) ** 2)
+    """Return the derivative of each parameter, or of its logarithm, by its latent, (B, P)."""
+    return constant(SPREADS, torch.float32, latents.device) * (1 - torch.tanh(latents / FARTHEST) ** 2)
 
 
 def grid(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Positions of the pixel centres as an open grid (1, S), (S, 1), from -1 to 1 between the borders."""
+    """Return the positions of the pixel centres as an open grid (1, S), (S, 1), from -1 to 1 between the borders.
+
+    Args:
+        size: S.
+        device: device of the tensors.
+
+    Example:
+        >>> grid(2, torch.device("cpu"))[0]
+        tensor([[-0.5000,  0.5000]])
+    """
     along = (torch.arange(size, device=device) - (size - 1) / 2) / (size / 2)
     return along[None, :], along[:, None]
 
 
 def sersic(x: Tensor, y: Tensor, p: Mapping[str, Tensor]) -> Tensor:
-    """Brightness of the source, a Sersic ellipse about the origin: 1 at its half-light radius (Sersic 1963)."""
+    """Return the brightness of the source, a Sersic ellipse about the origin: 1 at its half-light radius (Sersic 1963).
+
+    Args:
+        x: positions in half images.
+        y: positions in half images.
+        p: parameters by name, (B, 1, 1) each.
+    """
     r_squared, _ = ellipse(x, y, p["source_e1"], p["source_e2"])
     b, power = sersic_power(r_squared, p)
     return torch.exp((-b * (power - 1)).clamp(min=FAINTEST))
 
 
 def ellipse(x: Tensor, y: Tensor, e1: Tensor, e2: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The elliptical radius squared, and its derivatives by x, y, e1 and e2."""
+    """Return the elliptical radius squared, and its derivatives by x, y, e1 and e2.
+
+    Args:
+        x: positions in half images.
+        y: positions in half images.
+        e1: first component of the ellipticity; |e| below 1.
+        e2: second component of the ellipticity.
+    """
     area = 1 - e1 * e1 - e2 * e2
     u, v = ((1 - e1) * x - e2 * y) / area, ((1 + e1) * y - e2 * x) / area
     r_squared = ((u * u + v * v) * area).clamp(min=1e-8)
@@ -86,13 +110,25 @@ def ellipse(x: Tensor, y: Tensor, e1: Tensor, e2: Tensor) -> tuple[Tensor, tuple
 
 
 def sersic_power(r_squared: Tensor, p: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The constant b_n that makes the radius that of half the light (Capaccioli 1989), and (r / radius)^(1 / n)."""
+    """Return the constant b_n that makes the radius that of half the light (Capaccioli 1989), and (r / radius)^(1 / n).
+
+    Args:
+        r_squared: elliptical radius squared.
+        p: parameters by name, (B, 1, 1) each.
+    """
     power = (r_squared / p["source_radius"] ** 2) ** (0.5 / p["source_index"])
     return 1.9992 * p["source_index"] - 0.3271, power
 
 
 def sersic_slopes(x: Tensor, y: Tensor, p: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The brightness of the source, and its derivatives by x, y, ellipticity, and logarithms of radius and index."""
+    """Return the brightness of the source, and its derivatives by x, y, ellipticity, and logarithms of radius and
+    index.
+
+    Args:
+        x: positions in half images.
+        y: positions in half images.
+        p: parameters by name, (B, 1, 1) each.
+    """
     n = p["source_index"]
     r_squared, by_position = ellipse(x, y, p["source_e1"], p["source_e2"])
     b, power = sersic_power(r_squared, p)
@@ -105,31 +141,67 @@ def sersic_slopes(x: Tensor, y: Tensor, p: Mapping[str, Tensor]) -> tuple[Tensor
 
 
 def psf(sigma: Tensor, size: int) -> Tensor:
-    """The blur by a Gaussian of `sigma` (B, 1, 1) along one axis as a matrix (B, S, S); at a border it stays inside."""
+    """Return the blur by a Gaussian along one axis as a matrix (B, S, S); at a border, flux stays inside.
+
+    Args:
+        sigma: standard deviation in half images, (B, 1, 1).
+        size: S.
+
+    Example:
+        >>> psf(torch.full((1, 1, 1), 0.1), 8).sum(dim=-1).round(decimals=4).unique()
+        tensor([1.])
+    """
     x, y = grid(size, sigma.device)
     return torch.softmax((-0.5 * ((x - y) / sigma) ** 2).clamp(min=FAINTEST), dim=-1)
 
 
 def blur(images: Tensor, kernel: Tensor) -> Tensor:
-    """Images (B, K, S, S) blurred along both axes by matrices (B, S, S)."""
+    """Return images blurred along both axes.
+
+    Args:
+        images: (B, K, S, S).
+        kernel: matrices of `psf`, (B, S, S).
+    """
     for _ in range(2):
         images = (images.flatten(1, 2) @ kernel.mT).view_as(images).mT.contiguous()
     return images
 
 
 def lens(x: Tensor, y: Tensor, p: Mapping[str, Tensor]) -> Deflection:
-    """Deflection by the lens without its shear, at positions from its centre."""
+    """Return the deflection by the lens without its shear.
+
+    Args:
+        x: positions from the centre of the lens, in half images.
+        y: positions from the centre of the lens.
+        p: parameters by name, (B, 1, 1) each.
+    """
     return sie_deflection(x, y, theta_E=p["theta_E"], e1=p["e1"], e2=p["e2"])
 
 
 def source_positions(x: Tensor, y: Tensor, alpha: Deflection, p: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Where in the source each position looks, from the middle of the source."""
+    """Return the source-plane position of each pixel, relative to the centre of the source.
+
+    Args:
+        x: positions from the centre of the lens, in half images.
+        y: positions from the centre of the lens.
+        alpha: deflection by the lens without its shear.
+        p: parameters by name, (B, 1, 1) each.
+    """
     shear_x, shear_y = shear_deflection(x, y, gamma1=p["gamma1"], gamma2=p["gamma2"])
     return x - alpha[0] - shear_x - p["source_x"], y - alpha[1] - shear_y - p["source_y"]
 
 
 def render(latents: Tensor, size: int) -> Tensor:
-    """Images (B, S, S) of the lenses of these latents (B, P), of brightness 1 at the half-light radius."""
+    """Return images (B, S, S) of lenses, of brightness 1 at the half-light radius of the source.
+
+    Args:
+        latents: (B, P).
+        size: S.
+
+    Example:
+        >>> render(torch.zeros(2, NUM_LATENTS), 16).shape
+        torch.Size([2, 16, 16])
+    """
     p = parameters(latents)
     x, y = grid(size, latents.device)
     x, y = x - p["center_x"], y - p["center_y"]
@@ -138,7 +210,12 @@ def render(latents: Tensor, size: int) -> Tensor:
 
 
 def derivatives(latents: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Images (B, S, S) as of `render`, and how they change with each latent (B, P, S, S)."""
+    """Return images (B, S, S) as those of `render`, and their derivatives by each latent, (B, P, S, S).
+
+    Args:
+        latents: (B, P).
+        size: S.
+    """
     p = parameters(latents)
     x, y = grid(size, latents.device)
     x, y = x - p["center_x"], y - p["center_y"]
@@ -172,7 +249,20 @@ def derivatives(latents: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def scaled(model: Tensor, images: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """The amplitude (B, 1, 1) that fits `amplitude * model + background` best to images (B, S, S), and that fit."""
+    """Return the amplitude (B, 1, 1) for the best fit of `amplitude * model + background` to images, and that fit (B,
+    S, S).
+
+    Args:
+        model: (B, S, S).
+        images: (B, S, S).
+        sigma: noise of each pixel, (B, S, S), above 0.
+
+    Example:
+        >>> model = torch.arange(4.0).view(1, 2, 2)
+        >>> amplitude, fit = scaled(model, 2 * model + 1, torch.ones(1, 2, 2))
+        >>> round(amplitude.item(), 4)
+        2.0
+    """
     weight = sigma**-2
     weight = weight / weight.sum(dim=(1, 2), keepdim=True)
     mean, level = (weight * model).sum(dim=(1, 2), keepdim=True), (weight * images).sum(dim=(1, 2), keepdim=True)
@@ -183,24 +273,40 @@ def scaled(model: Tensor, images: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor
 
 
 class Fit(NamedTuple):
-    """Lenses as latents (B, P), what they leave of the images, in units of the noise (B, S, S), and the negative
-    logarithm of their posterior up to a constant (B,)."""
+    """Lenses that were fitted to images.
+
+    Args:
+        latents: (B, P).
+        residual: image minus model in units of the noise, (B, S, S).
+        loss: negative logarithm of the posterior up to a constant, (B,).
+    """
 
     latents: Tensor
     residual: Tensor
     loss: Tensor
 
     def where(self, better: Tensor, other: "Fit") -> "Fit":
-        """These lenses where `better` (B,) holds, others elsewhere."""
+        """Return these lenses where a mask is true, others elsewhere.
+
+        Args:
+            better: (B,) bool.
+            other: another fit of the same images.
+        """
         latents = torch.where(better[:, None], self.latents, other.latents)
         residual = torch.where(better[:, None, None], self.residual, other.residual)
         return Fit(latents, residual, torch.where(better, self.loss, other.loss))
 
 
 class Linear(NamedTuple):
-    """A fit to first order: how the model changes, in units of the noise, with the latents, the amplitude and the
-    background, `columns` (B, P + 2, S * S); the curvature of the loss and its negative slope, both in units of `size`
-    (B, P + 2), in which the diagonal of the curvature is 1."""
+    """A fit to first order.
+
+    Args:
+        columns: derivatives of the model by the latents, the amplitude and the background, in units of the noise, (B, P
+            + 2, S * S).
+        curvature: curvature of the loss, (B, P + 2, P + 2), in units of `size`, in which its diagonal is 1.
+        gradient: negative gradient of the loss, (B, P + 2), in units of `size`.
+        size: unit of each free parameter, (B, P + 2).
+    """
 
     columns: Tensor
     curvature: Tensor
@@ -209,14 +315,26 @@ class Linear(NamedTuple):
 
 
 def compare(latents: Tensor, images: Tensor, sigma: Tensor) -> Fit:
-    """How well lenses fit images of noise `sigma` (B, S, S), with the best amplitude and background."""
+    """Return how well lenses fit images, with the best amplitude and background.
+
+    Args:
+        latents: (B, P).
+        images: (B, S, S).
+        sigma: noise of each pixel, (B, S, S), above 0.
+    """
     _, model = scaled(render(latents, images.shape[-1]), images, sigma)
     residual = (images - model) / sigma
     return Fit(latents, residual, residual.square().sum(dim=(1, 2)) / 2 + latents.square().sum(dim=1) / 2)
 
 
 def linearise(fit: Fit, images: Tensor, sigma: Tensor) -> Linear:
-    """The fit to first order in everything that is free."""
+    """Return a fit to first order in all free parameters.
+
+    Args:
+        fit: lenses.
+        images: (B, S, S).
+        sigma: noise of each pixel, (B, S, S), above 0.
+    """
     model, slopes = derivatives(fit.latents, images.shape[-1])
     amplitude, _ = scaled(model, images, sigma)
     columns = [amplitude[:, None] * slopes, model[:, None], torch.ones_like(model)[:, None]]
@@ -225,7 +343,13 @@ def linearise(fit: Fit, images: Tensor, sigma: Tensor) -> Linear:
 
 
 def normal_equations(columns: Tensor, residual: Tensor, latents: Tensor) -> Linear:
-    """Those of columns (B, P + 2, N) and a residual (B, N), with the prior of the latents."""
+    """Return the normal equations with the prior of the latents.
+
+    Args:
+        columns: derivatives in units of the noise, (B, P + 2, N).
+        residual: image minus model in units of the noise, (B, N).
+        latents: (B, P).
+    """
     prior = functional.pad(torch.ones_like(latents), (0, 2))
     curvature = columns @ columns.mT + torch.diag_embed(prior)
     gradient = (columns @ residual[:, :, None])[:, :, 0] - functional.pad(latents, (0, 2))
@@ -234,13 +358,26 @@ def normal_equations(columns: Tensor, residual: Tensor, latents: Tensor) -> Line
 
 
 def solve(linear: Linear, right: Tensor, damping: Tensor) -> Tensor:
-    """The curvature, its diagonal raised by `damping` (B,), divides `right` (B, P + 2, K); zero where it cannot."""
+    """Solve the normal equations; zero where they have no solution.
+
+    Args:
+        linear: fit to first order.
+        right: right-hand sides, (B, P + 2, K).
+        damping: added to the diagonal of the curvature, (B,).
+    """
     raised = linear.curvature + torch.diag_embed(damping[:, None].expand_as(linear.size))
     return torch.linalg.solve_ex(raised, right)[0].nan_to_num(0.0, 0.0, 0.0)
 
 
 def refine(latents: Tensor, images: Tensor, sigma: Tensor, *, num_steps: int) -> Fit:
-    """Better latents than these by steps of Levenberg and Marquardt, each taken only where it makes the fit better."""
+    """Improve latents by Levenberg-Marquardt steps, each taken only if it improves the fit.
+
+    Args:
+        latents: start, (B, P).
+        images: (B, S, S).
+        sigma: noise of each pixel, (B, S, S), above 0.
+        num_steps: number of steps.
+    """
     fit = compare(latents, images, sigma)
     damping = torch.full_like(fit.loss, 1e-2)
     for _ in range(num_steps):
@@ -253,18 +390,26 @@ def refine(latents: Tensor, images: Tensor, sigma: Tensor, *, num_steps: int) ->
 
 
 def first_guesses(images: Tensor) -> Tensor:
-    """Latents (B, K, P) to start from: round lenses of about the radius at which the light is, nothing else known."""
+    """Return latents (B, K, P) to start from: round lenses of about the radius of the light, everything else at its
+    mean."""
     x, y = grid(images.shape[-1], images.device)
     light = (images - BRIGHT).clamp(min=0) + 1e-6
     radius = (light * torch.sqrt(x * x + y * y)).sum(dim=(1, 2)) / light.sum(dim=(1, 2))
     middle, spread = LOGARITHMS["theta_E"]
-    radii = torch.tensor(GUESSES, device=images.device) * radius[:, None]
+    radii = constant(GUESSES, torch.float32, images.device) * radius[:, None]
     latent = FARTHEST * torch.atanh((torch.log(radii / middle) / (FARTHEST * spread)).clamp(-0.9, 0.9))
     return functional.pad(latent[:, :, None], (0, NUM_LATENTS - 1))
 
 
 def best_of(guesses: Tensor, images: Tensor, sigma: Tensor, *, num_steps: int) -> Fit:
-    """The best of what is found from several guesses (B, K, P) at each image."""
+    """Return the best fit of each image from several guesses.
+
+    Args:
+        guesses: latents, (B, K, P).
+        images: (B, S, S).
+        sigma: noise of each pixel, (B, S, S), above 0.
+        num_steps: number of Levenberg-Marquardt steps.
+    """
     count = guesses.shape[1]
     images, sigma = images.repeat_interleave(count, dim=0), sigma.repeat_interleave(count, dim=0)
     found = refine(guesses.flatten(0, 1), images, sigma, num_steps=num_steps)
@@ -274,20 +419,34 @@ def best_of(guesses: Tensor, images: Tensor, sigma: Tensor, *, num_steps: int) -
 
 
 def coarsened(images: Tensor, sigma: Tensor, *, factor: int, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Images and their noise with `factor` pixels as one along each axis; a misfit of `tolerance` times the brightest
-    pixel counts as noise."""
+    """Return images and their noise with fewer pixels.
+
+    Args:
+        images: (B, S, S).
+        sigma: noise of each pixel, (B, S, S), above 0.
+        factor: pixels along each axis that are averaged into one.
+        tolerance: misfit that counts as noise, relative to the brightest pixel.
+
+    Example:
+        >>> ones = torch.ones(1, 8, 8)
+        >>> images, sigma = coarsened(ones, ones, factor=4, tolerance=0.0)
+        >>> images.shape, sigma.unique()
+        (torch.Size([1, 2, 2]), tensor([0.2500]))
+    """
     images, variance = functional.avg_pool2d(images, factor), functional.avg_pool2d(sigma**2, factor) / factor**2
     return images, torch.sqrt(variance + (tolerance * images.amax(dim=(1, 2), keepdim=True)) ** 2)
 
 
 @torch.no_grad()
 def fit_lens(images: Tensor, sigma: Tensor) -> Fit:
-    """The smooth lens that explains images (B, S, S) best, from coarse images, forgiving of misfits, to the images as
-    they are: at full size the posterior has many maxima.
+    """Return the smooth lens that fits images best.
+
+    The fit goes from coarse images, with a tolerance for misfits, to the full images, for which the posterior has many
+    maxima.
 
     Args:
-        images: about zero where there is no light, in units of the noise there. S is a multiple of 4.
-        sigma: the noise in each pixel in this unit, (B, S, S).
+        images: (B, S, S), about zero where there is no light, in units of the noise there; S is a multiple of 4.
+        sigma: noise of each pixel in this unit, (B, S, S), above 0.
     """
     latents = first_guesses(images)
     for factor, tolerance, num_steps in COARSE_STEPS:

@@ -1,5 +1,5 @@
-"""T2T-ViT: neighbouring tokens are joined into one, again and again, before a narrow transformer. B batch, C bands, S
-pixels a side, N tokens, D features."""
+"""T2T-ViT: neighbouring tokens are repeatedly joined, before a narrow transformer. Shapes: B batch, C bands, S pixels
+per side, N tokens, D features."""
 
 import math
 
@@ -90,10 +90,16 @@ class TokenPerformer(nn.Module):
 
 
 def linear_attention(queries: Tensor, keys: Tensor, values: Tensor, directions: Tensor) -> Tensor:
-    """softmax(queries keys^T / sqrt(dim)) values, all (B, N, dim), as estimated with random directions (M, dim).
+    """Return softmax(queries keys^T / sqrt(dim)) values, estimated with random directions.
 
-    exp(q k) is the mean of exp(w q - q^2 / 2) exp(w k - k^2 / 2) over normal w. What is the same for all keys of a
-    query falls out, so the largest exponent is taken off first. FLOOR holds the sums away from zero.
+    exp(q k) is the mean of exp(w q - q^2 / 2) exp(w k - k^2 / 2) over normal w. Factors common to all keys of a query
+    cancel, so the largest exponent is subtracted first. FLOOR keeps the sums away from zero.
+
+    Args:
+        queries: (B, N, dim).
+        keys: (B, N, dim).
+        values: (B, N, dim).
+        directions: random directions, (M, dim).
     """
     scale = queries.shape[-1] ** -0.25
     keys = keys * scale
@@ -106,24 +112,43 @@ def linear_attention(queries: Tensor, keys: Tensor, values: Tensor, directions: 
 
 
 def orthogonal_directions(number: int, dim: int) -> Tensor:
-    """At most `dim` vectors (number, dim), each normally distributed, but at right angles to one another."""
+    """Return normally distributed vectors that are orthogonal to one another, (number, dim).
+
+    Args:
+        number: number of vectors, at most `dim`.
+        dim: their dimension.
+    """
     lengths = torch.randn(number, dim).norm(dim=1, keepdim=True)
     return lengths * nn.init.orthogonal_(torch.empty(number, dim))
 
 
 def soft_split(kernel_size: int, stride: int) -> nn.Unfold:
-    """Patches that overlap, one for each `stride` pixels."""
+    """Return a module that makes overlapping patches.
+
+    Args:
+        kernel_size: pixels per side of a patch.
+        stride: pixels from one patch to the next.
+    """
     return nn.Unfold(kernel_size, stride=stride, padding=math.ceil((kernel_size - stride) / 2))
 
 
 def sinusoids(number: int, dim: int) -> Tensor:
-    """Positions (1, number, dim) as sines and cosines of wavelengths from 2 pi to 20000 pi."""
+    """Return position embeddings (1, number, dim) of sines and cosines with wavelengths from 2 pi to 20000 pi.
+
+    Args:
+        number: number of positions.
+        dim: D, even.
+
+    Example:
+        >>> sinusoids(5, 8).shape
+        torch.Size([1, 5, 8])
+    """
     angles = torch.arange(number)[:, None] / 10000 ** (torch.arange(0, dim, 2) / dim)
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[None]
 
 
 def start(module: nn.Module) -> None:
-    """The first weights of a layer."""
+    """Initialise the weights of a layer."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -1,5 +1,5 @@
-"""Backbones for self-supervision: vision transformers at any size of image, with patches that can be seen and hidden. B
-batch, C bands, S pixels a side, P pixels a side of a patch, T patches, D features."""
+"""Backbones for self-supervised learning: vision transformers for any image size, whose patches can be returned and
+masked. Shapes: B batch, C bands, S pixels per side, P pixels per side of a patch, T patches, D features."""
 
 import torch
 from timm.models import VisionTransformer
@@ -10,7 +10,11 @@ from deeplense.models.registry import Network
 
 
 class TokenEncoder(nn.Module):
-    """One of timm's vision transformers, at any size that is a multiple of P: embeddings of positions are resampled."""
+    """One of timm's vision transformers, for any size that is a multiple of P: position embeddings are resampled.
+
+    Args:
+        vit: vision transformer of timm, changed in place.
+    """
 
     def __init__(self, vit: VisionTransformer) -> None:
         super().__init__()
@@ -24,21 +28,31 @@ class TokenEncoder(nn.Module):
         return self.vit.patch_embed.patch_size[0]
 
     def grid(self, size: int) -> tuple[int, int]:
-        """Rows and columns of patches of images of `size` pixels a side. Raises ValueError where some would be cut
-        off."""
+        """Return rows and columns of patches of images with `size` pixels per side. Raises ValueError if some would be
+        cut off."""
         if size % self.patch_size:
-            raise ValueError(f"images of {size} pixels have no whole patches of {self.patch_size}; use a multiple.")
+            raise ValueError(
+                f"images of {size} pixels cannot be divided into patches of {self.patch_size}; use a multiple."
+            )
         return size // self.patch_size, size // self.patch_size
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, D) of images (B, C, S, S), as the network has them before its last layers."""
+        """Return features (B, D) of images (B, C, S, S), as before the head of the network."""
         return self.tokens(images)[0]
 
     def tokens(
         self, images: Tensor, masks: Tensor | None = None, mask_token: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Features (B, D) and patches (B, T, D), those where `masks` (B, T) is true replaced by `mask_token` (1, 1, D)
-        before they are told where they are."""
+        """Return features (B, D) and patches (B, T, D).
+
+        Args:
+            images: (B, C, S, S); S is a multiple of P.
+            masks: patches that are replaced before the position embedding, (B, T) bool; None for none.
+            mask_token: vector that replaces them, (1, 1, D).
+
+        Raises:
+            ValueError: S is not a multiple of P.
+        """
         rows, columns = self.grid(images.shape[-1])
         patches = self.vit.patch_embed.proj(images).flatten(2).transpose(1, 2)
         patches = self.vit.patch_embed.norm(patches)
@@ -55,14 +69,14 @@ class TokenEncoder(nn.Module):
 
 def write_out_attention(network: nn.Module) -> None:
     """Compute attention in plain steps. On a CPU in bfloat16 that takes half of the time of the fused kernel (PyTorch
-    2.11, 5 to 257 tokens); in float32, and on GPUs, it gains nothing."""
+    2.11, 5 to 257 tokens); in float32, and on GPUs, there is no gain."""
     for module in network.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False  # type: ignore[assignment]
 
 
 def encoder_of(network: Network) -> nn.Module:
-    """The backbone of a network as self-supervision takes it: with tokens, where it is one of timm's vision
+    """Return the backbone of a network for self-supervised learning: with tokens, if it is one of timm's vision
     transformers."""
     backbone = network.backbone
     return TokenEncoder(backbone) if type(backbone) is VisionTransformer else backbone

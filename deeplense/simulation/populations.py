@@ -1,4 +1,4 @@
-"""What is drawn for each image: the lens, its substructure and the source, from a generator of its own.
+"""The parameters that are sampled for each image: lens, substructure and source, from a random generator of its own.
 
 The recipe is that of DeepLenseSim (github.com/mwt5345/DeepLenseSim), read from its code and checked on its public
 images.
@@ -48,8 +48,22 @@ SURVEYS: dict[ModelName, Survey] = {"Model_I": MODEL_I, "Model_II": EUCLID_VIS, 
 
 @dataclass(frozen=True)
 class Population:
-    """A model (I, II, III) under a preset. `mass_slope` is beta in dN/dm ~ m^beta for the subhaloes; it is -0.9 in
-    the public data."""
+    """The distribution that lens systems are sampled from: a model under a preset.
+
+    Args:
+        model: `Model_I`, `Model_II` (Euclid VIS) or `Model_III` (HST WFC3 F160W).
+        preset: `published` reproduces the public images, `noisy` adds realistic noise, `physical` has correct physics,
+            too.
+        mass_slope: beta in dN/dm ~ m^beta of the subhaloes; -0.9 in the public data, -1.9 in theory.
+
+    Raises:
+        ValueError: unknown model or preset.
+
+    Example:
+        >>> population = Population("Model_II", "physical", mass_slope=-1.9)
+        >>> population.survey.name, population.deflection_scale
+        ('Euclid VIS', 1.0)
+    """
 
     model: ModelName
     preset: Preset
@@ -71,31 +85,53 @@ class Population:
 
     @property
     def deflection_scale(self) -> float:
-        """Factor on all deflections that the public Models II and III carry by their redshift convention (0.6343)."""
+        """Factor on all deflections in the public Models II and III, due to their redshift convention (0.6343)."""
         if self.physical or self.model == "Model_I":
             return 1.0
         efficiency = CONVENTION_COSMOLOGY.lensing_efficiency
         return efficiency(Z_LENS, Z_SOURCE) / efficiency(Z_LENS, Z_CONVENTION)
 
     def einstein_radius(self, mass_msun: float) -> float:
-        """Einstein radius of a mass at z = 0.5 for a source at z = 1, arcsec, before `deflection_scale`."""
+        """Return the Einstein radius of a mass at z = 0.5 for a source at z = 1 in arcsec, before
+        `deflection_scale`."""
         radius = einstein_radius if self.physical else published_einstein_radius
         return radius(mass_msun, cosmology=MASS_COSMOLOGY, z_lens=Z_LENS, z_source=Z_SOURCE)
 
 
 def default_mass_slope(preset: Preset) -> float:
-    """-1.9, as theory has it, in `physical`; -0.9, as the public images have it, elsewhere."""
+    """Return the default mass slope: -1.9 (theory) for `physical`, -0.9 (the public images) for the other presets.
+
+    Raises:
+        ValueError: unknown preset.
+
+    Example:
+        >>> default_mass_slope("physical")
+        -1.9
+    """
     require_choice("preset", preset, get_args(Preset))
     return -1.9 if preset == "physical" else -0.9
 
 
 @dataclass(frozen=True)
 class System:
-    """One lens and its source: what the renderer needs, and the truth. Angles in arcsec, masses in solar masses.
+    """One lens and its source: what the renderer needs, and the true parameters. Angles in arcsec, masses in solar
+    masses.
 
-    Point masses (subhaloes, or the published vortex) are arrays of shape (K,). The vortex as a line has a positive
-    `line_half_length`.
-    `exposure_s` is the exposure that noise is drawn for.
+    Args:
+        label: number of the class in `CLASSES`.
+        source_x: position of the source in arcsec.
+        source_y: position of the source in arcsec.
+        theta_E: Einstein radius of the main lens in arcsec.
+        gamma1: external shear, dimensionless.
+        exposure_s: exposure time of the noise in seconds.
+        substructure_mass: total mass of the substructure in solar masses.
+        log10_axion_mass: log10 of the axion mass in eV; NaN without axions.
+        point_theta_E: Einstein radii of the point masses (subhaloes, or the published vortex) in arcsec, (K,).
+        point_x: their positions in arcsec, (K,).
+        point_y: their positions in arcsec, (K,).
+        line_theta_E: Einstein radius of the vortex line as a point in arcsec.
+        line_half_length: half its length in arcsec; 0 without a line.
+        line_angle: its position angle in radian.
     """
 
     label: int
@@ -115,8 +151,18 @@ class System:
 
 
 def power_law_masses(uniform: np.ndarray, *, slope: float, low: float, high: float) -> np.ndarray:
-    """Masses with dN/dm ~ m^slope between `low` and `high`, by inversion of uniform numbers in [0, 1[. `slope` may be
-    -1."""
+    """Return masses with dN/dm ~ m^slope between `low` and `high`, by inversion of the distribution function.
+
+    Args:
+        uniform: random numbers in [0, 1[, any shape.
+        slope: exponent of the mass function; -1 is allowed.
+        low: smallest mass, above 0.
+        high: largest mass, in the unit of `low`.
+
+    Example:
+        >>> power_law_masses(np.array([0.0, 0.5]), slope=-1.0, low=1.0, high=100.0).tolist()
+        [1.0, 10.0]
+    """
     exponent = slope + 1
     if exponent == 0:
         return low * (high / low) ** uniform
@@ -124,7 +170,19 @@ def power_law_masses(uniform: np.ndarray, *, slope: float, low: float, high: flo
 
 
 def draw_system(population: Population, label: int, generator: Generator) -> System:
-    """Draw one system of the class `CLASSES[label]`; the draws are a function of the generator's state alone."""
+    """Sample one system of the class `CLASSES[label]`; the result depends on the state of the generator alone.
+
+    Args:
+        population: model, preset and mass slope.
+        label: number of the class, 0 to 2.
+        generator: random generator, which is advanced.
+
+    Example:
+        >>> population = Population("Model_II", "published", mass_slope=-0.9)
+        >>> system = draw_system(population, 1, np.random.default_rng(0))
+        >>> system.label, len(system.point_x), round(system.theta_E, 3)
+        (1, 25, 0.813)
+    """
     source_x, source_y = generator.uniform(-0.35, 0.35, size=2)
     exposure = population.survey.total_exposure_s
     if population.model == "Model_I":
@@ -142,13 +200,27 @@ def draw_system(population: Population, label: int, generator: Generator) -> Sys
 
 
 def draw_nothing(population: Population, generator: Generator) -> dict[str, float]:
-    """No substructure."""
+    """Return no substructure: an empty dictionary.
+
+    Args:
+        population: not used.
+        generator: not used.
+    """
     return {}
 
 
 def draw_subhalos(population: Population, generator: Generator) -> dict[str, float | np.ndarray]:
-    """Point-mass subhaloes between 0.25 and 2 arcsec from the centre; 25 of them, a Poisson number about 25 in
-    `physical`."""
+    """Sample point-mass subhaloes between 0.25 and 2 arcsec from the centre.
+
+    There are 25 of them; in the preset `physical` their number is Poisson-distributed with mean 25.
+
+    Args:
+        population: model, preset and mass slope.
+        generator: random generator, which is advanced.
+
+    Returns:
+        Fields of `System`: total mass, Einstein radii and positions.
+    """
     count = generator.poisson(NUM_SUBHALOS) if population.physical else NUM_SUBHALOS
     low, high = SUBHALO_MASSES
     masses = power_law_masses(generator.uniform(size=count), slope=population.mass_slope, low=low, high=high)
@@ -164,7 +236,17 @@ def draw_subhalos(population: Population, generator: Generator) -> dict[str, flo
 
 
 def draw_vortex(population: Population, generator: Generator) -> dict[str, float | np.ndarray]:
-    """A vortex line of an axion condensate through the centre, of 3 % of the halo's mass: longer for lighter axions."""
+    """Sample a vortex line of an axion condensate through the centre, with 3 % of the mass of the halo.
+
+    The line is longer for lighter axions.
+
+    Args:
+        population: model and preset; `published` has the line as 100 point masses.
+        generator: random generator, which is advanced.
+
+    Returns:
+        Fields of `System`: mass of the vortex, log10 of the axion mass, and the line or the point masses.
+    """
     log10_mass = generator.uniform(-24, -22)
     half_length = 0.03 * 10 ** (-22 - log10_mass)
     angle = generator.uniform(0, 2 * math.pi)
@@ -176,7 +258,13 @@ def draw_vortex(population: Population, generator: Generator) -> dict[str, float
 
 
 def vortex_points(population: Population, half_length: float, angle: float) -> dict[str, np.ndarray]:
-    """The vortex as the public images have it: 100 equal point masses along the line, both ends included."""
+    """Return the vortex as in the public images: 100 equal point masses along the line, both ends included.
+
+    Args:
+        population: model and preset.
+        half_length: half the length of the line in arcsec.
+        angle: position angle of the line in radian.
+    """
     along = np.linspace(-half_length, half_length, NUM_VORTEX_POINTS)
     each = population.einstein_radius(VORTEX_MASS / NUM_VORTEX_POINTS)
     theta_E = np.full(NUM_VORTEX_POINTS, math.sqrt(population.deflection_scale) * each)

@@ -1,4 +1,4 @@
-"""The instruments, with their constants pinned here: library releases have changed them under the same names."""
+"""The instruments. Their constants are pinned here, as library releases have changed them under the same names."""
 
 import math
 from dataclasses import dataclass
@@ -8,8 +8,21 @@ from dataclasses import dataclass
 class Survey:
     """One instrument and band. Brightness is in electrons per second, magnitudes are AB.
 
-    `magnitude_zero_point` is the magnitude of one electron per second, `sky_magnitude` is per arcsec^2
-    (None for no sky), `read_noise` is in electrons for each of `num_exposures` exposures of `exposure_s` seconds.
+    Args:
+        name: name of the instrument.
+        num_pixels: pixels per side of an image.
+        pixel_scale_arcsec: side of a pixel in arcsec.
+        fwhm_arcsec: full width at half maximum of the PSF in arcsec.
+        psf_truncation: distance at which the PSF is cut, in units of its standard deviation.
+        exposure_s: seconds per exposure.
+        num_exposures: number of exposures.
+        read_noise: read-out noise in electrons per exposure.
+        sky_magnitude: sky brightness in magnitudes per arcsec^2; None for no sky.
+        magnitude_zero_point: magnitude of one electron per second.
+
+    Example:
+        >>> round(EUCLID_VIS.flux(24.0), 3), EUCLID_VIS.total_exposure_s
+        (1.0, 2260.0)
     """
 
     name: str
@@ -25,11 +38,11 @@ class Survey:
 
     @property
     def total_exposure_s(self) -> float:
-        """Seconds over all exposures."""
+        """Exposure time in seconds, summed over all exposures."""
         return self.exposure_s * self.num_exposures
 
     def flux(self, magnitude: float) -> float:
-        """Electrons per second from a source of this magnitude."""
+        """Return the electrons per second from a source of this magnitude."""
         return 10 ** (-0.4 * (magnitude - self.magnitude_zero_point))
 
     @property

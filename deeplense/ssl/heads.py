@@ -1,4 +1,4 @@
-"""What stands between features and a loss. D features, K prototypes."""
+"""Heads between features and a loss. Shapes: D features, K prototypes."""
 
 from typing import cast
 
@@ -9,8 +9,21 @@ from torch.nn.utils.parametrizations import weight_norm
 
 
 class DINOHead(nn.Module):
-    """The cosines of features to K prototypes (Caron et al. 2021, arXiv:2104.14294): an MLP of three layers, the L2
-    norm, and a linear layer whose rows keep the norm 1."""
+    """Cosines of features with K prototypes (Caron et al. 2021, arXiv:2104.14294): an MLP of three layers, L2
+    normalisation, and a linear layer whose rows keep the norm 1.
+
+    Args:
+        num_features: D.
+        out_dim: K.
+        hidden_dim: width of the hidden layers.
+        bottleneck_dim: dimension of the normalised vectors.
+
+    Example:
+        >>> head = DINOHead(16, out_dim=32, hidden_dim=8, bottleneck_dim=4)
+        >>> cosines = head(torch.ones(2, 16))
+        >>> cosines.shape, bool((cosines.abs() <= 1.001).all())
+        (torch.Size([2, 32]), True)
+    """
 
     def __init__(self, num_features: int, *, out_dim: int, hidden_dim: int = 2048, bottleneck_dim: int = 256) -> None:
         super().__init__()
@@ -29,8 +42,12 @@ class DINOHead(nn.Module):
         self.last.get_parameter("parametrizations.weight.original0").requires_grad_(False).fill_(1)
 
     def forward(self, features: Tensor, *, frozen: bool = False) -> Tensor:
-        """Cosines (..., K) of features (..., D), in float32: in bfloat16 they would be as coarse as the teacher's
-        temperature. Where `frozen`, the last layer learns nothing: its weight gets no gradient at all."""
+        """Return cosines (..., K), in float32: in bfloat16 they would be as coarse as the teacher's temperature.
+
+        Args:
+            features: (..., D).
+            frozen: whether the weight of the last layer gets no gradient.
+        """
         hidden = self.mlp(features)
         with torch.autocast(features.device.type, enabled=False):
             directions = functional.normalize(hidden.float(), dim=-1)
@@ -39,7 +56,14 @@ class DINOHead(nn.Module):
 
 
 def simsiam_projector(num_features: int, *, hidden_dim: int, out_dim: int) -> nn.Sequential:
-    """Three linear layers, batch norm after each, the last without weights (Chen and He 2021, arXiv:2011.10566)."""
+    """Return three linear layers with batch norm after each, the last without weights (Chen and He 2021,
+    arXiv:2011.10566).
+
+    Args:
+        num_features: D, the inputs.
+        hidden_dim: width of the hidden layers.
+        out_dim: number of outputs.
+    """
     return nn.Sequential(
         *hidden_layer(num_features, hidden_dim),
         *hidden_layer(hidden_dim, hidden_dim),
@@ -49,12 +73,23 @@ def simsiam_projector(num_features: int, *, hidden_dim: int, out_dim: int) -> nn
 
 
 def simsiam_predictor(dim: int, *, hidden_dim: int) -> nn.Sequential:
-    """Two linear layers, narrow between them, batch norm after the first."""
+    """Return two linear layers with a bottleneck between them and batch norm after the first.
+
+    Args:
+        dim: number of inputs and outputs.
+        hidden_dim: width of the bottleneck.
+    """
     return nn.Sequential(*hidden_layer(dim, hidden_dim), nn.Linear(hidden_dim, dim))
 
 
 def lejepa_projector(num_features: int, *, hidden_dim: int, out_dim: int) -> nn.Sequential:
-    """Three linear layers, batch norm after the first two (Balestriero and LeCun 2025, arXiv:2511.08544)."""
+    """Return three linear layers with batch norm after the first two (Balestriero and LeCun 2025, arXiv:2511.08544).
+
+    Args:
+        num_features: D, the inputs.
+        hidden_dim: width of the hidden layers.
+        out_dim: number of outputs.
+    """
     return nn.Sequential(
         *hidden_layer(num_features, hidden_dim),
         *hidden_layer(hidden_dim, hidden_dim),
@@ -63,5 +98,10 @@ def lejepa_projector(num_features: int, *, hidden_dim: int, out_dim: int) -> nn.
 
 
 def hidden_layer(num_inputs: int, num_outputs: int) -> tuple[nn.Module, ...]:
-    """A linear layer, batch norm, ReLU."""
+    """Return a linear layer, batch norm and ReLU.
+
+    Args:
+        num_inputs: number of inputs.
+        num_outputs: number of outputs.
+    """
     return nn.Linear(num_inputs, num_outputs, bias=False), nn.BatchNorm1d(num_outputs), nn.ReLU()

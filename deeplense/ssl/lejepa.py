@@ -1,5 +1,5 @@
-"""LeJEPA: views predict their mean, and all embeddings together are to be a normal distribution. V views of which the
-first T are large, B batch, C bands, S pixels a side, D features, P numbers of an embedding, M directions."""
+"""LeJEPA: views predict their mean, and all embeddings together follow a normal distribution. Shapes: V views, of which
+the first T are large, B batch, C bands, S pixels per side, D features, P dimensions of an embedding, M directions."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,25 +7,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deeplense.constants import sent
 from deeplense.ssl.heads import lejepa_projector
 
 
 class LeJEPA(nn.Module):
-    """Latent prediction without a teacher (Balestriero and LeCun 2025, arXiv:2511.08544). The authors' small
-    example has 256 directions, too; the paper has 1024.
+    """Latent prediction without a teacher (Balestriero and LeCun 2025, arXiv:2511.08544). The authors' small example
+    has 256 directions, too; the paper has 1024.
 
-    The normal distribution is asked of the embeddings that one forward pass of one rank has: with the same batch on
-    more ranks, or worked through in more pieces, the test has fewer samples and is less strict. With more than one rank
-    the projector's batch norms should be `SyncBatchNorm`.
+    The normality test sees the embeddings of one forward pass of one rank: if the same batch is divided over more
+    ranks, or into more pieces, the test has fewer samples and is less strict. With more than one rank, the batch norms
+    of the projector should be `SyncBatchNorm`.
 
     Args:
         backbone: maps images (B, C, S, S) to features (B, D) at the sizes of all views.
         num_features: D.
-        num_steps: not used: nothing depends on it.
+        num_steps: not used.
         out_dim: P.
         hidden_dim: width of the projector.
-        num_directions: M, along which the distribution is tested; other ones in each update.
-        sigreg_weight: from 0 to 1; that of the prediction is what remains.
+        num_directions: M, along which the distribution is tested; others in each update.
+        sigreg_weight: weight of the normality test, 0 to 1; the prediction has 1 minus this.
     """
 
     num_uniforms: int = 0
@@ -52,32 +53,58 @@ class LeJEPA(nn.Module):
         return self.backbone
 
     def forward(self, views: Sequence[Tensor], random: Tensor, step: int) -> dict[str, Tensor]:
-        """The metrics of a batch after `step` updates: `loss`, the weighted sum of `prediction`, the mean square
-        distance of the views from the mean of the large ones, and `sigreg`."""
+        """Return the metrics of a batch: `loss`, the weighted sum of `prediction`, the mean squared distance of the
+        views from the mean of the large ones, and `sigreg`, the normality test.
+
+        Args:
+            views: views of each resolution, (V', B, C, S, S) each, the large ones first.
+            random: not used; (B, 0).
+            step: number of updates made so far, which decides the directions.
+        """
         features = [self.backbone(group.flatten(0, 1)) for group in views]
         embeddings = self.projector(torch.cat(features)).float().unflatten(0, (-1, views[0].shape[1]))
         prediction = (embeddings - embeddings[: len(views[0])].mean(dim=0)).square().mean()
         with torch.autocast(embeddings.device.type, enabled=False):
-            gap = sigreg(embeddings, self.directions(step).to(embeddings.device))
+            gap = sigreg(embeddings, sent(self.directions(step), embeddings.device))
         loss = self.sigreg_weight * gap + (1 - self.sigreg_weight) * prediction
         return {"loss": loss, "prediction": prediction.detach(), "sigreg": gap.detach()}
 
     def directions(self, step: int) -> Tensor:
-        """Unit vectors (P, M), the same on all ranks."""
+        """Return random unit vectors (P, M) for an update, the same on all ranks."""
         generator = torch.Generator().manual_seed(step)
         return functional.normalize(torch.randn(self.out_dim, self.num_directions, generator=generator), dim=0)
 
     def after_update(self, step: int, total: Callable[[Tensor], Tensor]) -> None:
-        """Nothing is kept beside the weights."""
+        """Do nothing: there is no state beside the weights.
+
+        Args:
+            step: not used.
+            total: not used.
+        """
 
 
 def sigreg(embeddings: Tensor, directions: Tensor, *, highest: float = 3.0, num_points: int = 17) -> Tensor:
-    """How far embeddings (V, B, P) are from a normal distribution of mean 0 and variance 1, along directions (P, M).
+    """Return how far embeddings are from a normal distribution of mean 0 and variance 1, along some directions.
 
-    For each view and direction, the statistic of Epps and Pulley (1983): B times the square distance of the empirical
-    characteristic function from exp(-t^2 / 2), integrated with this weight over t from -highest to highest, by the
-    trapezium rule. It is even in t, so that `num_points` from 0 on are enough. For normal embeddings its mean does not
-    depend on B.
+    For each view and direction, this is the statistic of Epps and Pulley (1983): B times the squared distance of the
+    empirical characteristic function from exp(-t^2 / 2), integrated with this weight over t from -highest to highest by
+    the trapezoidal rule. The integrand is even in t, so `num_points` from 0 to `highest` suffice. For normal embeddings
+    its mean does not depend on B.
+
+    Args:
+        embeddings: (V, B, P).
+        directions: unit vectors, (P, M).
+        highest: upper limit of t, dimensionless.
+        num_points: number of points of the integral.
+
+    Returns:
+        The mean over views and directions, a scalar of 0 or more.
+
+    Example:
+        >>> directions = torch.eye(2)
+        >>> normal = torch.randn(1, 500, 2, generator=torch.Generator().manual_seed(0))
+        >>> bool(sigreg(normal, directions) < sigreg(0 * normal, directions))
+        True
     """
     t = torch.linspace(0, highest, num_points, device=embeddings.device)
     normal = (-t.square() / 2).exp()

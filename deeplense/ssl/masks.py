@@ -1,4 +1,4 @@
-"""Which patches of an image are hidden from the network, as functions of random numbers; always as many as asked for.
+"""Masks of patches as functions of random numbers; the number of masked patches is always exact.
 
 B batch, (h, w) grid of patches, T = h w patches, R random numbers.
 """
@@ -9,26 +9,30 @@ import torch
 from torch import Tensor
 
 NUM_UNIFORMS = 3
-"""Random numbers in [0, 1[ that the block of an image takes."""
+"""Number of random numbers in [0, 1[ per image that the block takes."""
 NUM_COUNT_UNIFORMS = 2
-"""Those that the number of its patches takes."""
+"""Number of random numbers in [0, 1[ per image that the number of masked patches takes."""
 LONGEST = 1 / 0.3
-"""Longer over shorter side of a block at most, as in iBOT."""
+"""Largest ratio of the longer to the shorter side of a block, as in iBOT."""
 
 
 def draw_counts(uniforms: Tensor, num_patches: int, *, share: float, spread: float, probability: float) -> Tensor:
-    """How many patches of each image are hidden, (B,): none of some images, so that the network learns from whole
-    ones, too (Zhou et al. 2022, iBOT).
+    """Return the number of masked patches of each image, (B,). Some images have none, so that the network is trained on
+    whole images, too (Zhou et al. 2022, iBOT).
 
     Args:
         uniforms: (B, NUM_COUNT_UNIFORMS) in [0, 1[.
         num_patches: T.
-        share: middle of the share of patches that are hidden (iBOT's `pred_ratio`).
-        spread: the share is drawn evenly, at most so far from its middle (`pred_ratio_var`).
-        probability: of an image that anything is hidden.
+        share: mean fraction of patches that are masked, 0 to 1 (iBOT's `pred_ratio`).
+        spread: half width of the uniform distribution of this fraction (`pred_ratio_var`).
+        probability: probability that an image has masked patches.
 
     Raises:
-        ValueError: where shares could be below 0 or above 1.
+        ValueError: fractions could be below 0 or above 1.
+
+    Example:
+        >>> draw_counts(torch.tensor([[0.5, 0.1], [0.5, 0.9]]), 16, share=0.5, spread=0.2, probability=0.5)
+        tensor([8, 0])
     """
     if not 0 <= spread <= min(share, 1 - share):
         raise ValueError(f"share={share} and spread={spread} must keep share +- spread between 0 and 1.")
@@ -40,16 +44,24 @@ def draw_counts(uniforms: Tensor, num_patches: int, *, share: float, spread: flo
 
 
 def block_masks(uniforms: Tensor, *, grid: tuple[int, int], count: Tensor | float) -> Tensor:
-    """One connected block for each image, (B, T) bool, true where a patch is hidden.
+    """Return one connected block per image, (B, T) bool, true for masked patches.
 
-    The block grows from a place that is drawn evenly, by rectangles whose ratio of sides is drawn, until it has its
-    number of patches; at a border it grows along it.
+    The block grows from a uniformly sampled place, by rectangles of a random aspect ratio, until it has its number of
+    patches; at a border it grows along it.
 
     Args:
         uniforms: (B, NUM_UNIFORMS) in [0, 1[.
         grid: (h, w); one patch is enough.
-        count: patches to hide, (B,), or a share of all of them: the nearest number, but one at least where the share is
-            above 0.
+        count: number of patches to mask, (B,), or a fraction of all of them, 0 to 1: the nearest number, but at least
+            one if the fraction is above 0.
+
+    Raises:
+        ValueError: `count` is out of range or has the wrong shape.
+
+    Example:
+        >>> masks = block_masks(torch.rand(2, NUM_UNIFORMS), grid=(4, 4), count=0.5)
+        >>> masks.shape, masks.sum(dim=1).tolist()
+        (torch.Size([2, 16]), [8, 8])
     """
     height, width = grid
     numbers = uniforms.float()
@@ -64,13 +76,21 @@ def block_masks(uniforms: Tensor, *, grid: tuple[int, int], count: Tensor | floa
 
 
 def lowest(values: Tensor, count: Tensor | float) -> Tensor:
-    """True for the `count` lowest of each row, (B, T)."""
+    """Return a mask that is true for the `count` lowest values of each row, (B, T).
+
+    Args:
+        values: (B, T).
+        count: numbers (B,), or a fraction of T, 0 to 1.
+
+    Raises:
+        ValueError: `count` is out of range or has the wrong shape.
+    """
     batch, total = values.shape
     if not isinstance(count, Tensor):
         if not 0 <= count <= 1:
-            raise ValueError(f"count={count} must be a share between 0 and 1, or a number of patches for each image.")
+            raise ValueError(f"count={count} must be a fraction between 0 and 1, or one number of patches per image.")
         count = torch.full((batch,), max(round(count * total), int(count > 0)), device=values.device)
     if count.shape != (batch,):
-        raise ValueError(f"count has shape {tuple(count.shape)}; {batch} images take ({batch},).")
+        raise ValueError(f"count has shape {tuple(count.shape)}; for {batch} images it must be ({batch},).")
     first = torch.arange(total, device=values.device) < count[:, None]
     return torch.zeros_like(first).scatter(1, values.argsort(dim=1, stable=True), first)

@@ -1,36 +1,35 @@
-"""SimMIM: hidden patches are painted by what is seen around them. V views, B batch, C bands, S pixels a side, T patches
-of P x P pixels, D features."""
+"""SimMIM: the pixels of masked patches are predicted from the visible ones. Shapes: V views, B batch, C bands, S pixels
+per side, T patches of P x P pixels, D features."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from deeplense.ssl.masked import MakeMasks, check_views, draw_masks, token_weights, with_tokens
+from deeplense.ssl.patches import MakeMasks, check_views, draw_masks, token_weights, with_tokens
 
 LEAST_VARIANCE = 1e-6
-"""Of a patch that is divided by its standard deviation."""
+"""Added to the variance of a patch that is divided by its standard deviation."""
 
 
 class SimMIM(nn.Module):
-    """Masked image modeling (Xie et al. 2022, arXiv:2111.09886): the encoder sees a token for each hidden patch, and
-    one linear layer says its pixels.
+    """Masked image modeling (Xie et al. 2022, arXiv:2111.09886): the encoder sees a mask token for each masked patch,
+    and one linear layer predicts its pixels.
 
-    A masked autoencoder (He et al. 2022, arXiv:2111.06377) shows its encoder the visible patches alone, and has a
-    deeper decoder. That spares time where there are many patches; of 16 it spares little, and not every backbone can do
-    it.
+    A masked autoencoder (He et al. 2022, arXiv:2111.06377) shows its encoder the visible patches only, and has a deeper
+    decoder. That saves time if there are many patches; with 16 it saves little, and not every backbone supports it.
 
     Args:
-        backbone: with tokens.
+        backbone: backbone with tokens (`TokenBackbone`).
         num_features: D.
-        num_steps: not used: nothing depends on it.
+        num_steps: not used.
         in_chans: C.
         patch_size: P.
-        make_masks: makes the masks of views.
-        mask_uniforms: numbers that it wants for an image.
+        make_masks: makes the masks of views from random numbers.
+        mask_uniforms: number of random numbers that it takes per image.
         num_large: V.
-        normalise: whether pixels are told in units of the standard deviation of their patch, from its mean, as in
-            the masked autoencoder; where most patches are noise, that is what would be learnt.
+        normalise: whether the mean of each patch is subtracted and the result divided by its standard deviation, as in
+            the masked autoencoder; if most patches are noise, the network is mostly trained on that.
     """
 
     def __init__(
@@ -59,13 +58,19 @@ class SimMIM(nn.Module):
         return self.backbone
 
     def forward(self, views: Sequence[Tensor], random: Tensor, step: int) -> dict[str, Tensor]:
-        """The metrics of a batch: `loss`, the mean error of the pixels of hidden patches, a mean over the images; one
-        where nothing is hidden counts as 0. `masked` is the share of patches that are hidden.
+        """Return the metrics of a batch: `loss`, the mean absolute error of the pixels of masked patches, averaged over
+        images (an image without masked patches counts as 0), and `masked`, the fraction of masked patches.
 
-        Raises ValueError where there are views of several sizes.
+        Args:
+            views: large views only, [(V, B, C, S, S)].
+            random: random numbers of the masks, (B, num_uniforms) in [0, 1[.
+            step: not used.
+
+        Raises:
+            ValueError: there are views of several sizes, or not V.
         """
         if len(views) > 1:
-            raise ValueError(f"views of {len(views)} sizes, but SimMIM learns from large ones; make no small views.")
+            raise ValueError(f"views have {len(views)} sizes, but SimMIM uses large views only; set num_local=0.")
         check_views(views[0], self.num_large)
         images = views[0].flatten(0, 1)
         backbone = with_tokens(self.backbone)
@@ -76,7 +81,7 @@ class SimMIM(nn.Module):
         return {"loss": (errors * token_weights(masks)).sum(), "masked": masks.float().mean()}
 
     def targets(self, images: Tensor) -> Tensor:
-        """The pixels of each patch of images (B, C, S, S), (B, T, C * P * P)."""
+        """Return the pixels of each patch of images (B, C, S, S), (B, T, C * P * P)."""
         pixels = patches_of(images.float(), self.patch_size)
         if not self.normalise:
             return pixels
@@ -84,10 +89,24 @@ class SimMIM(nn.Module):
         return (pixels - means) / (variances + LEAST_VARIANCE).sqrt()
 
     def after_update(self, step: int, total: Callable[[Tensor], Tensor]) -> None:
-        """Nothing is kept beside the weights."""
+        """Do nothing: there is no state beside the weights.
+
+        Args:
+            step: not used.
+            total: not used.
+        """
 
 
 def patches_of(images: Tensor, patch_size: int) -> Tensor:
-    """The pixels of each patch of images (B, C, S, S), row by row, (B, T, C * P * P)."""
+    """Return the pixels of each patch, row by row, (B, T, C * P * P).
+
+    Args:
+        images: (B, C, S, S).
+        patch_size: P, in pixels; it divides S.
+
+    Example:
+        >>> patches_of(torch.zeros(2, 3, 8, 8), 4).shape
+        torch.Size([2, 4, 48])
+    """
     patches = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))
     return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)

@@ -1,5 +1,5 @@
-"""SimSiam: two views of an image predict each other, and nothing else holds them apart. V views of which the first T
-are large, B batch, C bands, S pixels a side, D features, P numbers of a projection."""
+"""SimSiam: two views of an image predict each other, without a teacher or negative pairs. Shapes: V views, of which the
+first T are large, B batch, C bands, S pixels per side, D features, P dimensions of a projection."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,13 +15,13 @@ from deeplense.ssl.pairs import mean_product
 class SimSiam(nn.Module):
     """Simple siamese representations (Chen and He 2021, arXiv:2011.10566), with the paper's sizes.
 
-    The learning rate of `predictor` is better not lowered in the course of a pretraining, as the paper says. A batch
-    norm knows one view of one piece of a batch; with more than one rank all should be `SyncBatchNorm`.
+    The learning rate of `predictor` should stay constant in a pretraining, as the paper says. A batch norm sees one
+    view of one piece of a batch; with more than one rank all should be `SyncBatchNorm`.
 
     Args:
         backbone: maps images (B, C, S, S) to features (B, D) at the sizes of all views.
         num_features: D.
-        num_steps: not used: nothing depends on it.
+        num_steps: not used.
         out_dim: P.
         hidden_dim: width of the projector.
         predictor_dim: width of the predictor.
@@ -50,9 +50,17 @@ class SimSiam(nn.Module):
         return self.backbone
 
     def forward(self, views: Sequence[Tensor], random: Tensor, step: int) -> dict[str, Tensor]:
-        """The metrics of a batch: `loss`, from -1 to 1, is minus the mean cosine of each view's prediction with the
-        projections of the other large views, which learn nothing by it; `projection_std` is 1 for random projections
-        and 0 for equal ones. Each view is a pass of its own, so that its batch norms know that view alone."""
+        """Return the metrics of a batch: `loss`, from -1 to 1, and `projection_std`, 1 for random projections and 0 for
+        equal ones.
+
+        `loss` is minus the mean cosine of each view's prediction with the projections of the other large views, which
+        get no gradient. Each view is a forward pass of its own, so that its batch norms see that view alone.
+
+        Args:
+            views: views of each resolution, (V', B, C, S, S) each, the large ones first.
+            random: not used; (B, 0).
+            step: not used.
+        """
         projections = [self.projector(self.backbone(view)) for group in views for view in group]
         predictions = [self.predictor(projection) for projection in projections]
         aims = torch.stack(projections[: len(views[0])]).detach().float()
@@ -62,4 +70,9 @@ class SimSiam(nn.Module):
         return {"loss": loss, "projection_std": embedding_std(aims[0])}
 
     def after_update(self, step: int, total: Callable[[Tensor], Tensor]) -> None:
-        """Nothing is kept beside the weights."""
+        """Do nothing: there is no state beside the weights.
+
+        Args:
+            step: not used.
+            total: not used.
+        """

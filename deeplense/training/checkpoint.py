@@ -1,10 +1,10 @@
-"""Checkpoints: folders of safetensors and JSON, each file hashed, written beside, synced, renamed into place,
+"""Checkpoints: folders of safetensors and JSON files with checksums, written beside, synced, renamed into place, and
 verified when read.
 
-    CHECKPOINTS/step_00001200/  NAME.safetensors  NAME.json  ...  manifest.json
+CHECKPOINTS/step_00001200/  NAME.safetensors  NAME.json  ...  manifest.json
 
-NAME is what has the state (model, optimizer, ...). No pickles. Of states that are sharded over ranks, there are the
-pieces of each (see `sharded`), from which the whole is read.
+NAME is the owner of the state (model, optimizer, ...). There are no pickles. States that are sharded over ranks are
+stored in pieces (see `sharded`), from which the whole is read.
 """
 
 import json
@@ -37,21 +37,27 @@ from deeplense.training.trees import flatten, unflatten
 
 FORMAT = "deeplense-checkpoint/2"
 BEFORE = "deeplense-checkpoint/1"
-"""The same without a time and a hash of the manifest itself; still read."""
+"""The earlier format, without a time and a hash of the manifest itself; still read."""
 MANIFEST = "manifest.json"
 NAME = re.compile(r"\w[\w.]*(\.rank-\d{5})?\.(json|safetensors)", re.ASCII)
 LARGEST_TREE = 1 << 28
-"""Bytes of what is no tensor in a state."""
+"""Largest number of bytes of the non-tensor part of a state."""
 State = Mapping[str, Any]
 Buffers = dict[str, Image]
-"""Memory for the tensors of each state, kept from one snapshot to the next: to get it anew takes longer than the
+"""Memory for the tensors of each state, kept from one snapshot to the next: to allocate it again takes longer than the
 copy."""
 Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Copies of states at one time (UTC): what is no tensor as a tree, the tensors as the bytes of their file."""
+    """Copies of states at one time.
+
+    Args:
+        time: time of the snapshot, UTC, ISO 8601.
+        trees: non-tensor part of each state.
+        images: tensors of each state, as the bytes of their file.
+    """
 
     time: str
     trees: Mapping[str, Any]
@@ -59,7 +65,13 @@ class Snapshot:
 
 
 def image_for(tensors: Mapping[str, Tensor], name: str, buffers: Buffers) -> Image:
-    """The memory in `buffers` for the tensors of a state, made unless it is there."""
+    """Return the memory in `buffers` for the tensors of a state, allocated if needed.
+
+    Args:
+        tensors: tensors of the state by name.
+        name: name of the state.
+        buffers: memory, extended in place.
+    """
     if name not in buffers or not tensor_file.fits(buffers[name], tensors):
         buffers.pop(name, None)
         buffers[name] = tensor_file.make_image(tensors)
@@ -67,13 +79,28 @@ def image_for(tensors: Mapping[str, Tensor], name: str, buffers: Buffers) -> Ima
 
 
 def prepare(states: Mapping[str, State], buffers: Buffers) -> None:
-    """Get the memory for snapshots of such states."""
+    """Allocate the memory for snapshots of such states.
+
+    Args:
+        states: states by name.
+        buffers: memory, extended in place.
+    """
     for name, (_, tensors) in parts_of(states).items():
         image_for(tensors, name, buffers)
 
 
 def snapshot(states: Mapping[str, State], buffers: Buffers) -> Snapshot:
-    """Copy states into `buffers`, which must stay as they are until the snapshot is written."""
+    """Copy states into `buffers`, which must stay unchanged until the snapshot is written.
+
+    Args:
+        states: nested dictionaries and lists of tensors and JSON values, by name.
+        buffers: memory from an earlier snapshot, or an empty dictionary.
+
+    Example:
+        >>> taken = snapshot({"model": {"weight": torch.ones(2)}}, {})
+        >>> sorted(taken.images)
+        ['model']
+    """
     parts = parts_of(states)
     images = {name: image_for(tensors, name, buffers) for name, (_, tensors) in parts.items()}
     for name, (_, tensors) in parts.items():
@@ -86,7 +113,7 @@ def snapshot(states: Mapping[str, State], buffers: Buffers) -> Snapshot:
 
 
 def parts_of(states: Mapping[str, State]) -> dict[str, tuple[Any, dict[str, Tensor]]]:
-    """States as a tree and tensors each, by the name of their files."""
+    """Return states as a tree and tensors each, by name."""
     parts: dict[str, tuple[Any, dict[str, Tensor]]] = {}
     for name, state in states.items():
         tensors: dict[str, Tensor] = {}
@@ -95,10 +122,12 @@ def parts_of(states: Mapping[str, State]) -> dict[str, tuple[Any, dict[str, Tens
 
 
 def write(path: Path, taken: Snapshot, *, ready: Callable[[Path], None] = lambda folder: None) -> None:
-    """Write a checkpoint folder, whole or not at all.
+    """Write a checkpoint folder, completely or not at all.
 
-    `ready` is called with the folder once it is whole and on the disk, just before it takes its place; what it raises
-    prevents that.
+    Args:
+        path: folder of the checkpoint.
+        taken: the snapshot.
+        ready: called with the complete, synced folder just before it is renamed to `path`; an exception prevents that.
     """
     with replacing(path) as temporary:
         temporary.mkdir()
@@ -108,7 +137,12 @@ def write(path: Path, taken: Snapshot, *, ready: Callable[[Path], None] = lambda
 
 
 def write_files(folder: Path, taken: Snapshot) -> dict[str, str]:
-    """Write the files of a snapshot; returns their checksums."""
+    """Write the files of a snapshot; returns their checksums by name.
+
+    Args:
+        folder: existing folder.
+        taken: the snapshot.
+    """
     files = {}
     for name, tree in taken.trees.items():
         files[f"{name}.json"] = put(folder / f"{name}.json", json.dumps(tree).encode())
@@ -117,34 +151,61 @@ def write_files(folder: Path, taken: Snapshot) -> dict[str, str]:
 
 
 def save(path: Path, states: Mapping[str, State]) -> None:
-    """Write a checkpoint folder, whole or not at all."""
+    """Write a checkpoint folder, completely or not at all.
+
+    Args:
+        path: folder of the checkpoint.
+        states: nested dictionaries and lists of tensors and JSON values, by name.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(Path(folder) / "step_00000001", {"model": {"weight": torch.ones(2)}})
+        ...     load(Path(folder) / "step_00000001")
+        {'model': {'weight': tensor([1., 1.])}}
+    """
     write(path, snapshot(states, {}))
 
 
 def put(path: Path, content: bytes | memoryview) -> str:
-    """Write a file; returns the checksum of what was to be written."""
+    """Write a file; returns the checksum of the bytes that were to be written.
+
+    Args:
+        path: file to write.
+        content: its bytes.
+    """
     path.write_bytes(content)
     return xxhash.xxh3_128_hexdigest(content)
 
 
 def write_manifest(folder: Path, files: Mapping[str, str], *, time: str) -> None:
-    """Write the list of files with their checksums."""
+    """Write the list of files with their checksums.
+
+    Args:
+        folder: folder of the checkpoint.
+        files: checksums by file name.
+        time: time of the snapshot, UTC, ISO 8601.
+    """
     content = {"format": FORMAT, "time": time, "files": dict(sorted(files.items()))}
     (folder / MANIFEST).write_text(json.dumps(content | {"hash": hash_of(content)}, indent=2) + "\n")
 
 
 def hash_of(content: Mapping[str, Any]) -> str:
-    """The hash of a manifest, without that hash."""
+    """Return the hash of a manifest, without the entry of that hash."""
     rest = {name: value for name, value in content.items() if name != "hash"}
     return xxhash.xxh3_128_hexdigest(json.dumps(rest, sort_keys=True).encode())
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint. Raises ValueError where it is not whole, or lists what no checkpoint has, OSError
-    where it cannot be read."""
+    """Return the manifest of a checkpoint.
+
+    Raises:
+        ValueError: it is incomplete, or lists files that no checkpoint has.
+        OSError: it cannot be read.
+    """
     manifest = read_json(path / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") not in (FORMAT, BEFORE):
-        raise ValueError(f"is not of the format {FORMAT}")
+        raise ValueError(f"does not have the format {FORMAT}")
     if manifest["format"] == FORMAT and manifest.get("hash") != hash_of(manifest):
         raise ValueError(f"{MANIFEST} does not match its hash")
     files = manifest.get("files")
@@ -152,19 +213,28 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise ValueError(f"{MANIFEST} lists no files")
     for name, expected in files.items():
         if not isinstance(expected, str) or not NAME.fullmatch(name) or partner_of(name) not in files:
-            raise ValueError(f"{MANIFEST} lists {name!r:.80}, which is no file of a checkpoint")
+            raise ValueError(f"{MANIFEST} lists {name!r:.80}, which is not a checkpoint file")
         inside(path, name, record=path / MANIFEST)
     return manifest
 
 
 def partner_of(name: str) -> str:
-    """The other of the two files of a state."""
+    """Return the name of the other file of a state."""
     stem, _, ending = name.rpartition(".")
     return f"{stem}.safetensors" if ending == "json" else f"{stem}.json"
 
 
 def verified(read: Callable[[Path], tuple[Read, str]], file: Path, expected: str) -> Read:
-    """What `read` gives beside the checksum. Raises ValueError where that is not the expected one."""
+    """Return the content of a file after verification.
+
+    Args:
+        read: returns the content and the checksum of a file.
+        file: file to read.
+        expected: expected checksum.
+
+    Raises:
+        ValueError: the file is missing, cannot be read, or has another checksum.
+    """
     try:
         content, found = read(file)
     except FileNotFoundError:
@@ -177,7 +247,7 @@ def verified(read: Callable[[Path], tuple[Read, str]], file: Path, expected: str
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: every byte of it is read."""
+    """Return what is wrong with a checkpoint, or None. All of its bytes are read."""
     try:
         for _ in read_states(path):
             pass
@@ -187,8 +257,15 @@ def damage(path: Path) -> str | None:
 
 
 def load(path: Path, *, only: Collection[str] | None = None) -> dict[str, State]:
-    """Read a checkpoint, or `only` the states of these names, each file once; what was written in pieces is put
-    together. Raises ValueError, saying what is wrong, where it is damaged."""
+    """Read a checkpoint; states that were written in pieces are put together.
+
+    Args:
+        path: folder of the checkpoint.
+        only: names of the states to read; None for all.
+
+    Raises:
+        ValueError: the checkpoint is damaged; the message says how.
+    """
     try:
         return dict(read_states(path, only=only))
     except (ValueError, OSError, RecursionError) as error:
@@ -196,7 +273,12 @@ def load(path: Path, *, only: Collection[str] | None = None) -> dict[str, State]
 
 
 def read_states(path: Path, *, only: Collection[str] | None = None) -> Iterator[tuple[str, State]]:
-    """The states of a checkpoint, or `only` those of these names, one after the other."""
+    """Yield name and state of a checkpoint, one after the other.
+
+    Args:
+        path: folder of the checkpoint.
+        only: names of the states to read; None for all.
+    """
     files = read_manifest(path)["files"]
     for file in files:
         name, _, ending = file.rpartition(".")
@@ -205,36 +287,60 @@ def read_states(path: Path, *, only: Collection[str] | None = None) -> Iterator[
 
 
 def load_state(path: Path, name: str, files: Mapping[str, str]) -> State:
-    """One state of a checkpoint whose files have these checksums."""
+    """Return one state of a checkpoint.
+
+    Args:
+        path: folder of the checkpoint.
+        name: name of the state.
+        files: checksums by file name.
+
+    Raises:
+        ValueError: a file is damaged, or pieces are missing.
+    """
     tree, tensors = load_part(path, name, files)
     parts = [file.removesuffix(".json") for file in files if sharded.is_piece(file, of=name) and file.endswith(".json")]
     if parts:
         tensors |= sharded.put_together(load_part(path, part, files) for part in parts)
     state = unflatten(tree, tensors)
     if not isinstance(state, dict):
-        raise ValueError(f"{name}.json holds no state")
+        raise ValueError(f"{name}.json contains no state")
     return state
 
 
 def load_part(path: Path, name: str, files: Mapping[str, str]) -> tuple[Any, dict[str, Tensor]]:
-    """The tree and the tensors in two files."""
+    """Return the tree and the tensors of two files.
+
+    Args:
+        path: folder of the checkpoint.
+        name: stem of the two files.
+        files: checksums by file name.
+
+    Raises:
+        ValueError: a file is damaged, or a number is not finite.
+    """
     text, image = (
         verified(tensor_file.read, path / file, files[file]) for file in (f"{name}.json", f"{name}.safetensors")
     )
     if len(text) > LARGEST_TREE:
-        raise ValueError(f"{name}.json has {len(text)} bytes, more than any state")
+        raise ValueError(f"{name}.json has {len(text)} bytes, too many for a state")
     try:
         tree, tensors = json.loads(bytes(text.numpy())), tensor_file.released(tensor_file.tensors_in(image))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} cannot be read ({error})") from error
     if not is_finite(tensors.values()):
-        raise ValueError(f"{name}.safetensors holds numbers that are not finite, of a training that failed")
+        raise ValueError(f"{name}.safetensors contains non-finite numbers from a failed training")
     return tree, tensors
 
 
 def link(source: Path, target: Path, names: Mapping[str, str]) -> None:
-    """Make a checkpoint of some states of another one, `names` telling what each is called there, from the same files:
-    by hard links, or as copies where the file system has none."""
+    """Make a checkpoint from some states of another one, with the same files: by hard links, or copies if the file
+    system has no links.
+
+    Args:
+        source: folder of the other checkpoint.
+        target: folder of the new one.
+        names: name of each state in `source`, by its name in `target`.
+    """
     manifest = read_manifest(source)
     with replacing(target) as temporary:
         temporary.mkdir()
@@ -248,7 +354,12 @@ def link(source: Path, target: Path, names: Mapping[str, str]) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name."""
+    """Give a file a second name.
+
+    Args:
+        source: existing file.
+        target: new name.
+    """
     try:
         os.link(source, target)
     except OSError:
@@ -256,7 +367,17 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def step_folder(checkpoints: Path, step: int, *, kind: str = "step") -> Path:
-    """Where the checkpoint of a step stands."""
+    """Return the folder of the checkpoint of a step.
+
+    Args:
+        checkpoints: folder of all checkpoints.
+        step: number of updates made.
+        kind: prefix of the name.
+
+    Example:
+        >>> step_folder(Path("run"), 1200).name
+        'step_00001200'
+    """
     return checkpoints / f"{kind}_{step:08d}"
 
 
@@ -267,10 +388,17 @@ def newest_good(
     problem_of: Callable[[Path], str | None] = damage,
     misfit_of: Callable[[Path], str] = lambda path: "",
 ) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole and fits, and a line for each newer one; those are renamed to `damaged_...`.
+    """Return the newest checkpoint that is complete and fits, and a message per newer one, each moved aside as
+    `damaged_...`.
 
-    Raises ValueError where one that is whole does not fit and none before it is better: then it is not the checkpoint
-    that is wrong.
+    Args:
+        checkpoints: folder of all checkpoints.
+        kind: prefix of their names.
+        problem_of: returns what is wrong with a checkpoint, or None.
+        misfit_of: returns why a complete checkpoint does not fit the settings, or "".
+
+    Raises:
+        ValueError: a complete checkpoint does not fit, and none before it does: then the checkpoint is not at fault.
     """
     reports, unfit = [], {}
     for path in sorted(checkpoints.glob(f"{kind}_*"), reverse=True):
@@ -283,13 +411,18 @@ def newest_good(
             return path, [*reports, *(put_aside(path, words) for path, words in unfit.items())]
     for path, words in unfit.items():
         raise ValueError(
-            f"The checkpoint {path} does not fit the settings and this version: {words}. If it was altered, remove it."
+            f"The checkpoint {path} does not match the settings or this version: {words}. If it was altered, remove it."
         )
     return None, reports
 
 
 def put_aside(path: Path, problem: str) -> str:
-    """Rename a checkpoint that is not to be used; returns a line that tells so."""
+    """Move a damaged checkpoint aside; returns a message about it.
+
+    Args:
+        path: folder of the checkpoint.
+        problem: what is wrong with it.
+    """
     aside = path.with_name(f"damaged_{path.name}")
     remove(aside)
     path.rename(aside)
@@ -297,8 +430,19 @@ def put_aside(path: Path, problem: str) -> str:
 
 
 def to_keep(times: Mapping[Path, float | None], *, count: int, every_hours: float | None = None) -> set[Path]:
-    """Of checkpoints in the order of their steps, with their times in seconds, the last `count`, and if `every_hours`
-    is given the first and then always the next that is so much later. Those without a time are kept by number only."""
+    """Return the checkpoints to keep: the last ones, and one every few hours. Those without a time are kept by number
+    only.
+
+    Args:
+        times: times in seconds, or None, of checkpoints in the order of their steps.
+        count: number of last checkpoints to keep, at least 1.
+        every_hours: keep the first, and then each next that is at least this many hours later; None for none.
+
+    Example:
+        >>> times = {Path(str(hour)): 3600.0 * hour for hour in range(5)}
+        >>> sorted(str(path) for path in to_keep(times, count=1, every_hours=2.0))
+        ['0', '2', '4']
+    """
     kept, last = set(list(times)[-count:]), -math.inf
     for path, time in times.items():
         if every_hours is not None and time is not None and time - last >= 3600 * every_hours:
@@ -308,7 +452,7 @@ def to_keep(times: Mapping[Path, float | None], *, count: int, every_hours: floa
 
 
 def time_of(path: Path) -> float | None:
-    """When the states of a checkpoint were taken, in seconds; None where it does not say."""
+    """Return the time of the snapshot of a checkpoint in seconds; None if it is unknown."""
     try:
         return datetime.fromisoformat(read_manifest(path)["time"]).timestamp()
     except (ValueError, KeyError, TypeError, OverflowError, OSError):
@@ -316,7 +460,14 @@ def time_of(path: Path) -> float | None:
 
 
 def remove_old(checkpoints: Path, *, count: int, every_hours: float | None = None, kind: str = "step") -> None:
-    """Remove all checkpoints but those `to_keep`, and what killed writers left. Call it after the newest is safe."""
+    """Remove all checkpoints except those `to_keep`, and files of killed writers. Call it after the newest is safe.
+
+    Args:
+        checkpoints: folder of all checkpoints.
+        count: number of last checkpoints to keep, at least 1.
+        every_hours: see `to_keep`.
+        kind: prefix of their names.
+    """
     times = {path: time_of(path) if every_hours else None for path in sorted(checkpoints.glob(f"{kind}_*"))}
     for path in times.keys() - to_keep(times, count=count, every_hours=every_hours):
         # Renamed first: a kill in the middle of the removal must not leave half a checkpoint under a good name.

@@ -1,6 +1,7 @@
-"""Whether what a training computes, and what it would keep, is finite: neither NaN nor infinite."""
+"""Whether the results of a training, and what it would save, are finite: neither NaN nor infinite."""
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,36 +13,81 @@ MOST_PENDING = 1024
 
 
 class NotFinite(ValueError):
-    """Numbers that are not finite where they must be. The same command would come to them again."""
+    """Numbers are not finite where they must be. The same command would reproduce them."""
 
 
 class LossWatch:
-    """Keeps the losses of updates on their device until they are read, so that no update waits for the device."""
+    """Watches the losses of updates without delaying them: losses on a GPU are copied to the host meanwhile.
+
+    Example:
+        >>> watch = LossWatch()
+        >>> watch.note(1, torch.tensor(0.5))
+        >>> watch.note(2, torch.tensor(float("inf")))
+        >>> watch.read()
+        (2, inf)
+    """
 
     def __init__(self) -> None:
-        self.pending: list[tuple[int, Tensor]] = []
+        self.pending: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
         self.found: tuple[int, float] | None = None
 
     def note(self, step: int, loss: Tensor) -> None:
-        """Take the loss of an update."""
-        self.pending.append((step, loss.detach()))
+        """Add the loss of an update.
+
+        Args:
+            step: number of the update.
+            loss: scalar on any device.
+        """
+        loss, event = loss.detach(), None
+        if loss.device.type == "cuda":
+            loss = torch.empty_like(loss, device="cpu", pin_memory=True).copy_(loss, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self.pending.append((step, loss, event))
         if len(self.pending) >= MOST_PENDING:
             self.read()
 
+    def seen(self) -> bool:
+        """Whether a loss that has reached the host was not finite. Does not wait."""
+        while self.pending and is_here(*self.pending[0][1:]):
+            self.take()
+        return self.found is not None
+
     def read(self) -> tuple[int, float] | None:
-        """The first update whose loss was not finite, and that loss; None where there is none. Waits for the device."""
-        if self.pending and self.found is None:
-            values = torch.stack([loss.float() for _, loss in self.pending]).tolist()
-            steps = [step for step, _ in self.pending]
-            bad = (each for each in zip(steps, values, strict=True) if not math.isfinite(each[1]))
-            self.found = next(bad, None)
-        self.pending.clear()
+        """Return the first update whose loss was not finite, and that loss, or None. Waits for the device."""
+        while self.pending:
+            self.take()
         return self.found
+
+    def take(self) -> None:
+        """Check the oldest loss."""
+        step, loss, event = self.pending.popleft()
+        if event is not None:
+            event.synchronize()
+        value = loss.item()
+        if self.found is None and not math.isfinite(value):
+            self.found = step, value
+
+
+def is_here(loss: Tensor, event: torch.cuda.Event | None) -> bool:
+    """Whether a loss is on the host.
+
+    Args:
+        loss: scalar on the host or on its way there.
+        event: event after its copy from a GPU; None for none.
+    """
+    return event.query() if event is not None else loss.device.type == "cpu"
 
 
 def is_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether all numbers of these tensors are finite; of sharded ones this rank's part. One pass over the memory, and
-    the device is waited for once."""
+    """Whether all numbers of these tensors are finite; of sharded tensors, those of this rank.
+
+    This takes one pass over the memory, and waits for the device once.
+
+    Example:
+        >>> is_finite([torch.ones(2)]), is_finite([torch.tensor([1.0, float("nan")])])
+        (True, False)
+    """
     local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     kept = [tensor.detach() for tensor in local if tensor.is_floating_point() and tensor.numel()]
     if not kept or math.isfinite(torch.nn.utils.get_total_norm(kept).item()):
@@ -51,7 +97,7 @@ def is_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def tensors_in(state: Any) -> Iterator[Tensor]:
-    """All tensors of a nested state."""
+    """Yield all tensors of a nested state."""
     if isinstance(state, Tensor):
         yield state
     elif isinstance(state, Mapping | list | tuple):

@@ -1,5 +1,5 @@
-"""Weights, gradients and optimizer states spread over the processes (fully sharded data parallel, Zhao et al. 2023,
-arXiv:2304.11277), by PyTorch's `fully_shard`."""
+"""Weights, gradients and optimizer states distributed over the processes (fully sharded data parallel, Zhao et al.
+2023, arXiv:2304.11277), by PyTorch's `fully_shard`."""
 
 import copy
 from collections.abc import Mapping
@@ -16,9 +16,15 @@ from torch.optim import Optimizer
 
 
 def shard(network: nn.Module, device: torch.device) -> None:
-    """Leave each process its part of each parameter, in place. The blocks of vision transformers are put together one
-    at a time when they are computed, all else at once. All processes must call it with equal parameters, and make the
-    optimizer afterwards."""
+    """Keep only this process's part of each parameter, in place.
+
+    Blocks of vision transformers are gathered one at a time when they are computed, everything else at once. All
+    processes must call this with equal parameters, and make the optimizer afterwards.
+
+    Args:
+        network: network, changed in place.
+        device: device of this process.
+    """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for module in list(network.modules()):
         if isinstance(module, Block):
@@ -27,7 +33,7 @@ def shard(network: nn.Module, device: torch.device) -> None:
 
 
 def shard_states(optimizer: Optimizer) -> None:
-    """Leave each process its part of the states that an optimizer has read, as it has of the parameters."""
+    """Keep only this process's part of the states that an optimizer has loaded, as for the parameters."""
     for parameter, states in optimizer.state.items():
         for name, value in states.items():
             if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
@@ -35,9 +41,13 @@ def shard_states(optimizer: Optimizer) -> None:
 
 
 def gathered(state: Any, *, keep: bool = True) -> Any:
-    """A state with all that is spread put together, one tensor at a time; None in place of these unless `keep`. What is
-    not spread, or whole on this process, is not copied. All
-    processes must call it."""
+    """Return a state with all sharded tensors gathered, one at a time. Other tensors are not copied. All processes must
+    call this.
+
+    Args:
+        state: nested dictionaries and lists.
+        keep: whether this process needs the result; if not, None takes the place of sharded tensors.
+    """
     if isinstance(state, DTensor):
         whole = state.full_tensor().detach()
         return whole.cpu() if keep else None
@@ -49,8 +59,13 @@ def gathered(state: Any, *, keep: bool = True) -> Any:
 
 
 def whole_copy(network: nn.Module, like: nn.Module, device: torch.device) -> nn.Module:
-    """A network that is not spread, with the weights of one that is; `like` is a copy of it from before. All processes
-    must call it."""
+    """Return an unsharded network with the weights of a sharded one. All processes must call this.
+
+    Args:
+        network: the sharded network.
+        like: a copy of it from before it was sharded.
+        device: device of the result.
+    """
     whole = copy.deepcopy(like).to(device)
     whole.load_state_dict(gathered(network.state_dict()))
     return whole

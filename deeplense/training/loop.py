@@ -1,22 +1,22 @@
-"""The one training loop, a generator: it makes updates and yields after each; the caller logs, evaluates, saves, stops.
+"""The training loop, a generator: it makes updates and yields after each; the caller logs, evaluates, saves, stops.
 
-Accelerate lives here and nowhere else.
+Accelerate is used here and nowhere else.
 """
 
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntFlag, auto
 from typing import Any, Literal, Protocol, Self, TypeVar, get_args
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast, broadcast_object_list, gather_object
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from deeplense.choices import require_choice
@@ -28,7 +28,7 @@ DEVICES = ("auto", "cuda", "mps", "cpu")
 
 
 class Divisible(Protocol):
-    """A batch of samples, as far as the loop knows it."""
+    """The interface of a batch of samples."""
 
     def __len__(self) -> int: ...
 
@@ -42,8 +42,13 @@ BatchT = TypeVar("BatchT", bound=Divisible)
 
 @dataclass(frozen=True)
 class Update:
-    """One update made: the number of updates so far, the learning rate used, and the mean of each metric over this
-    rank's samples."""
+    """One update that was made.
+
+    Args:
+        step: number of updates so far.
+        lr: learning rate that was used.
+        metrics: mean of each metric over this rank's samples.
+    """
 
     step: int
     lr: float
@@ -51,19 +56,23 @@ class Update:
 
 
 def make_accelerator(*, device: str, precision: Precision) -> Accelerator:
-    """The Accelerator of this process; ranks come from RANK, WORLD_SIZE, LOCAL_RANK, and nothing else from the
-    environment.
+    """Return the Accelerator of this process; of the environment, only RANK, WORLD_SIZE and LOCAL_RANK are used.
 
-    Raises ValueError where the device is not there or cannot compute with the precision, or where WORLD_SIZE processes
-    were started and do not form one group.
+    Args:
+        device: `auto`, `cuda`, `mps` or `cpu`.
+        precision: `fp32`, `bf16` or `fp16`.
+
+    Raises:
+        ValueError: the device is missing or does not support the precision, or WORLD_SIZE processes were started and do
+            not form one group.
     """
     require_choice("device", device, DEVICES)
     require_choice("precision", precision, get_args(Precision))
     ignore_surroundings()
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda, but torch sees no GPU here; use --device cpu, or a machine with a GPU.")
+        raise ValueError("device=cuda, but torch finds no GPU; use --device cpu, or a machine with a GPU.")
     if device == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device=mps, but torch sees no Apple GPU here; use --device cpu.")
+        raise ValueError("device=mps, but torch finds no Apple GPU; use --device cpu.")
     if os.environ.get("WORLD_SIZE", "1") == "1":
         # It would hold on to the precision of the first one of this process.
         AcceleratorState._reset_state()
@@ -72,7 +81,6 @@ def make_accelerator(*, device: str, precision: Precision) -> Accelerator:
     accelerator = Accelerator(
         cpu=device == "cpu" or not has_gpu,
         mixed_precision={"fp32": "no"}.get(precision, precision),
-        kwargs_handlers=[FIXED_BUCKETS],
     )
     # Accelerate would compute with fp32 and say nothing.
     if precision == "fp16" and accelerator.device.type == "cpu":
@@ -80,29 +88,73 @@ def make_accelerator(*, device: str, precision: Precision) -> Accelerator:
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
         raise ValueError(
-            f"{expected} processes were started (WORLD_SIZE), but they form groups of {accelerator.num_processes}; "
-            "RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT must be set too."
+            f"WORLD_SIZE is {expected}, but the process group has {accelerator.num_processes} processes; "
+            "also set RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT."
         )
     return accelerator
 
 
-FIXED_BUCKETS = DistributedDataParallelKwargs(find_unused_parameters=True)
-"""Without it DDP lays out its buckets anew after the first update of an attempt; with three ranks or more the order in
-which gradients are summed would then tell a resumed attempt from an unbroken one."""
 KEPT: list[nn.Module] = []
-"""Prepared models, kept to the end of the process. To free one that exchanges gradients through gloo joins gloo's
-thread with Python's lock held, which that thread may wait for (torch 2.11): ranks then hang when all is done."""
+"""Prepared models, kept until the end of the process. Freeing one that exchanges gradients through gloo joins gloo's
+thread with Python's lock held, which that thread may wait for (torch 2.11): ranks then hang at the end."""
 
 
 def prepare(
     accelerator: Accelerator, model: nn.Module, optimizer: Optimizer, *, wrap: bool = True
 ) -> tuple[nn.Module, Optimizer]:
-    """The model as it exchanges gradients with other ranks, and its optimizer; not `wrap` where it does so by itself.
-    The process must end by `os._exit` where there are other ranks."""
+    """Return the model as it exchanges gradients with other ranks, and its optimizer.
+
+    If there are other ranks, the process must end by `os._exit`.
+
+    Args:
+        accelerator: as made by `make_accelerator`.
+        model: the model.
+        optimizer: optimizer of its parameters.
+        wrap: False if the model exchanges gradients by itself.
+    """
     prepared = accelerator.prepare(model) if wrap else model
+    if isinstance(prepared, DistributedDataParallel):
+        fix_buckets(prepared)
     prepared_optimizer = accelerator.prepare(optimizer)
     KEPT.append(prepared)
     return prepared, prepared_optimizer
+
+
+def fix_buckets(model: DistributedDataParallel) -> None:
+    """Let DDP lay out its buckets now, in an order that depends on the list of parameters only.
+
+    DDP does this once, after the first gradients of an attempt, in the order in which they arrived; with three ranks or
+    more the layout decides the order of summation, so a resumed attempt would differ from an unbroken one. So the first
+    gradients are those of a sum of all parameters, and are not used.
+    """
+    network = model.module
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    # Accelerate may have put a forward of its own there, which computes in another precision.
+    own = vars(network).pop("forward", None)
+    network.forward = lambda: sum_of(learning)
+    model().backward()
+    del network.forward
+    if own is not None:
+        network.forward = own
+    network.zero_grad(set_to_none=True)
+
+
+def exchange_rest(learning: Sequence[nn.Parameter]) -> None:
+    """Complete an exchange of gradients in which some parameters, the same on all ranks, have none; they keep none.
+
+    DDP waits for the gradient of each, or else searches in every step for those without one, and all ranks agree on
+    them.
+    """
+    idle = [parameter for parameter in learning if parameter.grad is None]
+    if idle:
+        (0 * sum_of(idle)).backward()
+    for parameter in idle:
+        parameter.grad = None
+
+
+def sum_of(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Return the sum of all numbers; its gradients come in the reverse order of the parameters."""
+    return torch.stack([parameter.sum() for parameter in parameters]).sum()
 
 
 def fit(
@@ -124,22 +176,25 @@ def fit(
     """Make the updates first_step ... num_steps - 1, yielding after each.
 
     Args:
-        step: gives the metrics of a batch, each a mean over its samples; `loss` is what is minimised.
+        step: returns the metrics of a batch, each a mean over its samples; `loss` is minimised.
         batches: this rank's part of the batch of each step, from `first_step` on.
         accelerator: as made by `make_accelerator`.
         model: the prepared model.
         optimizer: the prepared optimizer of its parameters.
-        learning_rate: of the update after so many updates, for all groups of parameters but those with `fix_lr`.
-        weight_decay: of the same, for the parameters that have one; None to leave it.
-        first_step: updates made before.
-        num_steps: updates of the whole training.
-        step_seed: seed of the generators that libraries share (dropout and the like) for each update, so that they
+        learning_rate: returns the learning rate after a number of updates, for all groups of parameters except those
+            with `fix_lr`.
+        weight_decay: returns the weight decay after a number of updates, for the parameters that have one; None to
+            leave it.
+        first_step: number of updates made before; 0 for a new training.
+        num_steps: number of updates of the whole training.
+        step_seed: returns the seed of the libraries' generators (dropout and the like) for each update, so that they
             need not be saved; it must differ between ranks.
-        accumulate: pieces that a batch is worked through in.
-        clip_grad: largest norm of the gradient, if any.
-        ema: running mean of the weights, updated after each step.
+        accumulate: number of pieces in which a batch is processed, at least 1.
+        clip_grad: largest norm of the gradient; None for no clipping.
+        ema: running mean of the weights, updated after each step; None for none.
     """
     model.train()
+    learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number in range(first_step, num_steps):
         batch = next(batches).to(accelerator.device)
         seed_generators(step_seed(number))
@@ -150,6 +205,8 @@ def fit(
             if decay is not None and group["weight_decay"] > 0:
                 group["weight_decay"] = decay
         metrics = accumulate_gradients(step, batch.split(accumulate), accelerator=accelerator, model=model)
+        if isinstance(model, DistributedDataParallel):
+            exchange_rest(learning)
         if clip_grad is not None:
             accelerator.clip_grad_norm_(model.parameters(), clip_grad)
         optimizer.step()
@@ -160,7 +217,7 @@ def fit(
 
 
 def seed_generators(seed: int) -> None:
-    """Seed the generators that libraries share: Python's, NumPy's and PyTorch's, on all devices."""
+    """Seed the global generators of Python, NumPy and PyTorch, on all devices."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -169,7 +226,15 @@ def seed_generators(seed: int) -> None:
 def accumulate_gradients(
     step: Callable[[BatchT], Mapping[str, Tensor]], pieces: list[BatchT], *, accelerator: Accelerator, model: nn.Module
 ) -> dict[str, Tensor]:
-    """Gradients of the mean loss over the pieces; ranks exchange them with the last. Returns the mean metrics."""
+    """Compute the gradients of the mean loss over the pieces; ranks exchange them with the last. Returns the mean
+    metrics.
+
+    Args:
+        step: returns the metrics of a piece.
+        pieces: pieces of the batch.
+        accelerator: as made by `make_accelerator`.
+        model: the prepared model.
+    """
     total = sum(len(piece) for piece in pieces)
     metrics: dict[str, Tensor] = {}
     for k, piece in enumerate(pieces):
@@ -183,43 +248,37 @@ def accumulate_gradients(
     return metrics
 
 
-class Request(IntFlag):
-    """What a rank wants of all at the end of a step."""
-
-    STOP = auto()
-    SAVE = auto()
-    FAIL = auto()
-    DIVERGED = auto()
-
-
-def agree(accelerator: Accelerator, requests: Request, *, loss: Tensor | None = None) -> Request:
-    """All that any rank requests; every rank must call it at the same step. A loss that is not finite requests
-    DIVERGED: one process on a GPU does not wait for its own, and has to look at it elsewhere."""
-    if accelerator.num_processes == 1:
-        seen = loss is not None and loss.device.type == "cpu" and not bool(torch.isfinite(loss))
-        return requests | Request.DIVERGED if seen else requests
-    flags = torch.tensor([request in requests for request in Request], device=accelerator.device, dtype=torch.int32)
-    if loss is not None:
-        flags[list(Request).index(Request.DIVERGED)] = (~torch.isfinite(loss)).int()
-    counts = accelerator.reduce(flags, reduction="sum").tolist()  # type: ignore[union-attr]
-    return Request(sum(request for request, count in zip(Request, counts, strict=True) if count))
-
-
 def mean_over_ranks(accelerator: Accelerator, values: Mapping[str, Tensor]) -> dict[str, float]:
-    """Metrics as the mean over ranks; all ranks have batches of the same size."""
+    """Return metrics as their mean over ranks; all ranks have batches of the same size.
+
+    Args:
+        accelerator: as made by `make_accelerator`.
+        values: scalars by name.
+    """
     stacked = torch.stack([value.float() for value in values.values()])
     means = accelerator.reduce(stacked, reduction="mean").tolist()  # type: ignore[union-attr]
     return dict(zip(values, means, strict=True))
 
 
 def sum_over_ranks(accelerator: Accelerator, values: Tensor) -> Tensor:
-    """The sum over ranks of what each has."""
+    """Return the sum of a tensor over ranks.
+
+    Args:
+        accelerator: as made by `make_accelerator`.
+        values: tensor of the same shape on all ranks.
+    """
     return accelerator.reduce(values, reduction="sum") if accelerator.num_processes > 1 else values  # type: ignore[return-value]
 
 
 @torch.no_grad()
 def share_buffers(accelerator: Accelerator, module: nn.Module) -> None:
-    """Give all ranks the buffers of the main process, which are what is saved: ranks gather their own statistics."""
+    """Give all ranks the buffers of the main process, which are the ones that are saved: ranks gather their own
+    statistics.
+
+    Args:
+        accelerator: as made by `make_accelerator`.
+        module: module whose buffers are changed in place.
+    """
     if accelerator.num_processes > 1:
         buffers = list(module.buffers())
         for buffer, shared in zip(buffers, broadcast(buffers), strict=True):
@@ -227,10 +286,20 @@ def share_buffers(accelerator: Accelerator, module: nn.Module) -> None:
 
 
 def from_main(accelerator: Accelerator, value: Any) -> Any:
-    """The value that the main process has, on every rank."""
+    """Return the value of the main process on every rank.
+
+    Args:
+        accelerator: as made by `make_accelerator`.
+        value: picklable value; only that of the main process matters.
+    """
     return broadcast_object_list([value])[0]
 
 
 def gather_lists(accelerator: Accelerator, values: list[Any]) -> list[Any]:
-    """The lists of all ranks, joined in the order of ranks."""
+    """Return the lists of all ranks, joined in the order of ranks.
+
+    Args:
+        accelerator: as made by `make_accelerator`.
+        values: list of picklable values.
+    """
     return gather_object(values) if accelerator.num_processes > 1 else values

@@ -1,7 +1,7 @@
 """How the ranks of one machine find each other: by a file that only their user can read.
 
-Left to itself torch has them meet at a port, on which it listens on all networks of the machine, and ranks trust what
-they are sent there.
+By default torch lets them meet at a port, on which it listens on all networks of the machine, and ranks trust what they
+receive there.
 """
 
 import os
@@ -11,7 +11,7 @@ VARIABLE = "DEEPLENSE_MEETING_FILE"
 
 
 def join(backend: str) -> None:
-    """Form the group of the ranks by their file, where there is one; Accelerate then uses this group."""
+    """Form the group of the ranks by their file, if there is one; Accelerate then uses this group."""
     # Read by the launcher, too, which does without torch.
     import torch.distributed
 

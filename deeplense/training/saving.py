@@ -1,4 +1,4 @@
-"""Checkpoints written while the training goes on: only the copy of the states holds it up."""
+"""Checkpoints that are written while the training continues: only the copy of the states delays it."""
 
 import threading
 import time
@@ -8,10 +8,9 @@ from deeplense.training.checkpoint import Buffers, Snapshot, State, prepare, sna
 
 
 class Saver:
-    """Takes snapshots and writes them in a thread, one at a time, from memory that it keeps.
+    """Takes snapshots and writes them in a thread, one at a time, into memory that is reused.
 
-    The thread ends with the process, whatever it is at. To write or prepare anything waits for what is under way, and
-    raises what that failed with.
+    The thread ends with the process. To write or prepare waits for the operation under way, and raises its error.
     """
 
     def __init__(self) -> None:
@@ -27,27 +26,33 @@ class Saver:
 
     @property
     def failed(self) -> bool:
-        """Whether a write failed, which nobody was told yet."""
+        """Whether a write has failed and the error has not been reported yet."""
         return self.failure is not None
 
     @property
     def seconds(self) -> float:
-        """How long the write under way has taken so far; 0 where there is none."""
+        """Seconds since the start of the write under way; 0 if there is none."""
         return time.monotonic() - self.begun if self.writing else 0.0
 
     def prepare(self, states: Mapping[str, State]) -> None:
-        """Get the memory for such states in the background, so that their first snapshot is as fast as later ones."""
+        """Allocate the memory for such states in the background, so that their first snapshot is as
+        fast as later ones."""
         self.wait()
         self.start(lambda: prepare(states, self.buffers))
 
     def begin(self, states: Mapping[str, State], write: Callable[[Snapshot], None]) -> None:
-        """Copy the states, which may change from then on, and let `write` write the copy in the background."""
+        """Copy the states, which may change from then on, and write the copy in the background.
+
+        Args:
+            states: states by name.
+            write: writes a snapshot.
+        """
         self.wait()
         taken = snapshot(states, self.buffers)
         self.start(lambda: write(taken))
 
     def start(self, action: Callable[[], None]) -> None:
-        """Do something in the background."""
+        """Run an action in the background."""
 
         def act() -> None:
             try:
@@ -60,7 +65,7 @@ class Saver:
         self.thread.start()
 
     def wait(self) -> None:
-        """Wait for the end of the write under way. Raises what it, or one before, failed with."""
+        """Wait for the end of the write under way. Raises its error, or that of an earlier one."""
         if self.thread.ident is not None:
             self.thread.join()
         failure, self.failure = self.failure, None

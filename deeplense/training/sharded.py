@@ -1,7 +1,7 @@
-"""Tensors that were saved in pieces: a rank's files hold its pieces and their places, from which the whole is read.
-The jobs write whole tensors; a checkpoint with pieces is read all the same.
+"""Tensors that were saved in pieces: a rank's files hold its pieces and their positions, from which the whole is read.
+The jobs write whole tensors; checkpoints with pieces can still be read.
 
-    NAME.rank-00003.safetensors   NAME.rank-00003.json: {PATH: {"shape": of the whole, "offset": of the piece}, ...}
+NAME.rank-00003.safetensors   NAME.rank-00003.json: {PATH: {"shape": of the whole, "offset": of the piece}, ...}
 """
 
 from collections.abc import Iterable
@@ -16,14 +16,31 @@ RANK = ".rank-"
 
 
 def is_piece(file: str, *, of: str | None = None) -> bool:
-    """Whether a file has pieces, of this state if one is given."""
+    """Whether a file has pieces.
+
+    Args:
+        file: name of the file, with or without ending.
+        of: name of the state; None for any.
+
+    Example:
+        >>> is_piece("model.rank-00003.json", of="model"), is_piece("model.json")
+        (True, False)
+    """
     name, mark, _ = file.rpartition(RANK)
     return bool(mark) and of in (None, name)
 
 
 def put_together(parts: Iterable[tuple[dict[str, Any], dict[str, Tensor]]]) -> dict[str, Tensor]:
-    """The whole tensors, from the places and pieces of all ranks. Raises ValueError where pieces are missing, or their
-    places are none."""
+    """Return the whole tensors, from the positions and pieces of all ranks.
+
+    Raises:
+        ValueError: pieces are missing, overlap, or have invalid positions.
+
+    Example:
+        >>> places = [{"w": {"shape": [4], "offset": [offset]}} for offset in (0, 2)]
+        >>> put_together((place, {"w": torch.ones(2)}) for place in places)
+        {'w': tensor([1., 1., 1., 1.])}
+    """
     whole: dict[str, Tensor] = {}
     missing: dict[str, int] = {}
     filled: dict[str, list[tuple[slice, ...]]] = {}
@@ -45,24 +62,51 @@ def put_together(parts: Iterable[tuple[dict[str, Any], dict[str, Tensor]]]) -> d
 
 
 def place_of(path: str, piece: Tensor, places: Any) -> tuple[list[int], list[int]]:
-    """The shape of the whole tensor and where a piece of it begins. Raises ValueError where it cannot be there."""
+    """Return the shape of the whole tensor and the offset of a piece.
+
+    Args:
+        path: name of the tensor.
+        piece: the piece.
+        places: positions of the pieces by name.
+
+    Raises:
+        ValueError: the position is missing, or outside the whole.
+    """
     place = places.get(path) if isinstance(places, dict) else None
     shape, offset = (place.get(key) if isinstance(place, dict) else None for key in ("shape", "offset"))
     if not (is_sizes(shape) and is_sizes(offset) and len(shape) == len(offset) == piece.ndim) or any(
         begin + size > whole for begin, size, whole in zip(offset, piece.shape, shape, strict=True)
     ):
-        raise ValueError(f"the place of a piece of {path} is not in the whole")
+        raise ValueError(f"a piece of {path} lies outside of the tensor")
     return shape, offset
 
 
 def empty(path: str, shape: list[int], dtype: torch.dtype) -> Tensor:
-    """Memory for a tensor. Raises ValueError where it is more than there is."""
+    """Allocate memory for a tensor.
+
+    Args:
+        path: name of the tensor, for messages.
+        shape: its shape.
+        dtype: its type.
+
+    Raises:
+        ValueError: there is not enough memory.
+    """
     try:
         return torch.empty(shape, dtype=dtype)
     except RuntimeError as error:
-        raise ValueError(f"{path} is {shape}, more than the memory") from error
+        raise ValueError(f"{path} has shape {shape} and does not fit in memory") from error
 
 
 def overlaps(area: tuple[slice, ...], others: Iterable[tuple[slice, ...]]) -> bool:
-    """Whether an area has a place with one of the others in common."""
+    """Whether an area overlaps one of the others.
+
+    Args:
+        area: a slice per dimension.
+        others: other areas of the same tensor.
+
+    Example:
+        >>> overlaps((slice(0, 2),), [(slice(2, 4),)])
+        False
+    """
     return any(all(a.start < b.stop and b.start < a.stop for a, b in zip(area, other, strict=True)) for other in others)

@@ -1,4 +1,4 @@
-"""Stopping on request: a signal only sets a flag; all ranks agree on it at the boundary of a step."""
+"""Stop on request: a signal only sets a flag; all ranks agree on it at the end of a step."""
 
 import os
 import signal
@@ -11,9 +11,15 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopFlag:
-    """Context manager that turns SIGTERM, SIGINT, SIGUSR1 and SIGUSR2, however often they come, into a flag.
+    """Context manager that turns SIGTERM, SIGINT, SIGUSR1 and SIGUSR2, even repeated ones, into a flag.
 
     Only the process that entered it listens: a forked child that inherited the handlers sets nothing.
+
+    Example:
+        >>> with StopFlag() as flag:
+        ...     signal.raise_signal(signal.SIGUSR1)
+        ...     flag.signal_name
+        'SIGUSR1'
     """
 
     def __init__(self) -> None:
@@ -32,15 +38,21 @@ class StopFlag:
             signal.signal(number, handler)
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """The handler: remember the first signal."""
+        """Remember the first signal; this is the signal handler.
+
+        Args:
+            number: number of the signal.
+            frame: not used.
+        """
         if os.getpid() == self.process and self.signal_name is None:
             self.signal_name = signal.Signals(number).name
 
 
 @contextmanager
 def signals_held_back() -> Iterator[None]:
-    """What starts in it, processes that fork later included, does not see the signals by which a scheduler asks all
-    processes of a job to stop: only the main one may act on them. Those to this process come after."""
+    """Block the signals by which a scheduler stops all processes of a job, for everything that is started within,
+    including processes forked later: only the main process may act on them. Signals to this process are delivered
+    afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield

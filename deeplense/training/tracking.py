@@ -1,4 +1,4 @@
-"""Metrics of a run: JSON lines always, Weights & Biases when asked, with one id over all attempts."""
+"""Metrics of a run: JSON lines always, Weights & Biases on request, with one id for all attempts."""
 
 import json
 import logging
@@ -25,10 +25,18 @@ ID = re.compile(r"[\w-]{1,128}", re.ASCII)
 
 
 def trim(path: Path, *, last_step: int, expected: Mapping[str, Any] | None = None) -> str:
-    """Cut from a metrics file what a killed attempt wrote after the step that is resumed, and a torn last line.
+    """Remove lines of a killed attempt after the step that is resumed from a metrics file, and a torn last line.
 
-    A file with other bad lines, or with other bytes up to that step than `expected` (see `Tracker.mark`), is kept under
-    another name; what can be read of it stays. Returns a line that tells so, or nothing.
+    A file with other damaged lines, or whose content up to that step differs from `expected`, is copied to another
+    name; the readable lines are kept.
+
+    Args:
+        path: metrics file.
+        last_step: number of updates of the checkpoint that is resumed.
+        expected: size and hash of the lines up to that step (see `Tracker.mark`); None for unknown.
+
+    Returns:
+        A message about damage, or "".
     """
     if not path.exists():
         return ""
@@ -39,19 +47,19 @@ def trim(path: Path, *, last_step: int, expected: Mapping[str, Any] | None = Non
     torn = lines.torn and texts[-1] != b""
     report = ""
     if (lines.bad and not torn) or (expected is not None and expected != mark_of(content)):
-        report = f"{path} is damaged; it is kept as {keep_copy(path).name}, and what can be read of it is used"
+        report = f"{path} is damaged; it is kept as {keep_copy(path).name}, and the readable part is used"
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     return report
 
 
 def mark_of(content: bytes) -> dict[str, Any]:
-    """The length of bytes and their hash."""
+    """Return the length and the hash of some bytes."""
     return {"bytes": len(content), "xxh3_128": xxhash.xxh3_128_hexdigest(content)}
 
 
 def read_wandb_id(run: Path) -> str | None:
-    """The id of the run at W&B; None where there is none, or it is damaged."""
+    """Return the W&B id of the run; None if there is none, or it is damaged."""
     try:
         text = (run / WANDB_ID).read_bytes().decode(errors="replace").strip()
     except FileNotFoundError:
@@ -60,13 +68,18 @@ def read_wandb_id(run: Path) -> str | None:
 
 
 def wandb_id(run: Path) -> str:
-    """The id of the run at W&B, the same in all attempts; a new one where there is none that can be read."""
+    """Return the W&B id of the run, the same in all attempts; a new one if none can be read."""
     known = read_wandb_id(run)
     return known or write_wandb_id(run, uuid4().hex[:12])
 
 
 def write_wandb_id(run: Path, number: str) -> str:
-    """Give a run an id at W&B; a damaged one is kept under another name."""
+    """Give a run a W&B id; a damaged one is moved aside. Returns the id.
+
+    Args:
+        run: folder of the run.
+        number: the id, of letters, digits, `_` and `-`.
+    """
     path = run / WANDB_ID
     if path.exists():
         aside = set_aside(path)
@@ -77,7 +90,19 @@ def write_wandb_id(run: Path, number: str) -> str:
 
 
 class Tracker:
-    """Writes metrics of a run folder. Only one process of a run has one."""
+    """Writes the metrics of a run. Only one process of a run has one.
+
+    Args:
+        run: folder of the run.
+        mode: W&B `off`, `offline` or `online`.
+        project: W&B project.
+        config: settings for W&B.
+        last_step: number of updates of the checkpoint that is resumed; 0 for a new run.
+        expected: see `trim`.
+
+    Raises:
+        ValueError: unknown mode.
+    """
 
     def __init__(
         self,
@@ -97,7 +122,12 @@ class Tracker:
         self.wandb = start_wandb(run, mode=mode, project=project, config=config) if mode != "off" else None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one line; `step` is the number of updates made."""
+        """Write one line.
+
+        Args:
+            step: number of updates made.
+            values: metrics by name; null is written for numbers that are not finite.
+        """
         line = json.dumps(finite({"step": step, **values})) + "\n"
         self.file.write(line)
         self.num_bytes += len(line.encode())
@@ -105,38 +135,47 @@ class Tracker:
         self.tell_wandb(lambda wandb: wandb.log(dict(values), step=step))
 
     def mark(self) -> dict[str, Any]:
-        """How many bytes the lines so far are, and their hash: a checkpoint that has it tells damaged lines."""
+        """Return the size and the hash of the lines so far; a checkpoint that stores them detects damaged lines."""
         return {"bytes": self.num_bytes, "xxh3_128": self.digest.hexdigest()}
 
     def sync(self) -> None:
-        """Force the lines so far to the disk; a checkpoint that counts their steps as made must not outlive them."""
+        """Flush the lines so far to the disk, before a checkpoint that counts their steps as made."""
         os.fsync(self.file.fileno())
 
     def mark_preempting(self) -> None:
-        """Tell W&B that the run goes on in another attempt."""
+        """Tell W&B that the run will continue in another attempt."""
         self.tell_wandb(lambda wandb: wandb.mark_preempting())
 
     def close(self, *, exit_code: int) -> None:
-        """Finish both."""
+        """Close the file and finish the W&B run."""
         self.file.close()
         self.tell_wandb(lambda wandb: wandb.finish(exit_code=exit_code))
 
     def tell_wandb(self, tell: Callable[[Any], object]) -> None:
-        """Say something to W&B, which must never end a training: where it fails, it is left out from then on."""
+        """Call W&B, which must never end a training: after an error it is not called again."""
         if self.wandb is None:
             return
         try:
             tell(self.wandb)
         except Exception as error:
             self.wandb = None
-            warnings.warn(f"W&B failed and gets nothing more ({error!r}); all is in {METRICS}.", stacklevel=2)
+            warnings.warn(f"W&B failed ({error!r}) and is no longer used; all metrics are in {METRICS}.", stacklevel=2)
 
 
 def start_wandb(run: Path, *, mode: WandbMode, project: str, config: Mapping[str, Any]) -> Any:
-    """A W&B run with the id of the folder. Offline needs no login and no network.
+    """Return a W&B run with the id of the folder. Offline mode needs no login and no network.
 
     W&B's service ends on SIGTERM, which a scheduler sends to all processes of a job, so that the metrics of the last
     step may be in metrics.jsonl only; SIGUSR1 and SIGUSR2 do not reach it.
+
+    Args:
+        run: folder of the run.
+        mode: `offline` or `online`.
+        project: W&B project.
+        config: settings for W&B.
+
+    Raises:
+        ValueError: unknown mode.
     """
     import wandb
 

@@ -6,6 +6,7 @@ Each cluster has a number, and by it addresses, ports and bridge of its own; all
 """
 
 import argparse
+import fcntl
 import os
 import shutil
 import signal
@@ -13,15 +14,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.cluster.boxes import Box, missing_for_boxes
+from tests.cluster.configuration import CGROUP_CONF, NUM_HOSTS, slurm_conf, slurmdbd_conf
+
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "ip", "nsenter", "unshare")
 ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db")
-NUM_HOSTS = 4
-KILL_WAIT_S = 5
-GRACE_S = 10
 SMALL_DISK_MB = 32
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
@@ -32,17 +34,7 @@ def missing_programs(*, accounting: bool) -> list[str]:
     return [name for name in wanted if not shutil.which(name, path=PATH)]
 
 
-def call(*words: str | Path, check: bool = True) -> str:
-    """Run a command to its end; returns what it says."""
-    done = subprocess.run(
-        [str(word) for word in words], capture_output=True, text=True, env=os.environ | {"PATH": PATH}
-    )
-    if check and done.returncode:
-        raise RuntimeError(f"{' '.join(map(str, words))}: {done.stderr or done.stdout}")
-    return done.stdout
-
-
-def wait_for(condition: Callable[[], object], what: str, *, seconds: float = 10.0) -> None:
+def wait_for(condition: Callable[[], object], what: str, *, seconds: float = 60.0) -> None:
     """Wait until something holds. Raises TimeoutError."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -53,18 +45,39 @@ def wait_for(condition: Callable[[], object], what: str, *, seconds: float = 10.
 
 @dataclass(frozen=True)
 class PrivateSlurm:
-    """One cluster. `folder` must be short (a socket lies in it) and new."""
+    """One cluster. `folder` must be short (a socket lies in it) and new. With a `suite` of Debian it is of that suite's
+    Slurm, in a box."""
 
     folder: Path
     number: int = 1
     accounting: bool = True
     user_signal: bool = False
     resolvable: bool = True
+    suite: str | None = None
+
+    @property
+    def box(self) -> Box | None:
+        """Where its programs are; None where they are this machine's."""
+        return Box(self.suite, self.folder / "box") if self.suite else None
 
     @property
     def environment(self) -> dict[str, str]:
         """What the clients need."""
-        return {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": PATH}
+        path = f"{self.box.clients}:{PATH}" if self.box else PATH
+        return {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": path}
+
+    @property
+    def missing(self) -> list[str]:
+        """What must be installed first."""
+        return missing_for_boxes() if self.suite else missing_programs(accounting=self.accounting)
+
+    def call(self, *words: str | Path, check: bool = True) -> str:
+        """Run a command to its end, in the box if there is one; returns what it says."""
+        command = [*(self.box.words() if self.box else []), *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": PATH})
+        if check and done.returncode:
+            raise RuntimeError(f"{' '.join(map(str, words))}: {done.stderr or done.stdout}")
+        return done.stdout
 
     @property
     def small_disk(self) -> Path:
@@ -103,19 +116,23 @@ class PrivateSlurm:
 
     def start(self) -> None:
         """Start everything; takes some seconds. What is started is stopped again where a part fails."""
-        if missing := missing_programs(accounting=self.accounting):
-            raise RuntimeError(f"not installed: {', '.join(missing)}")
-        for name in ("state", "log", "run", self.small_disk.name):
+        if self.missing:
+            raise RuntimeError(f"not installed: {', '.join(self.missing)}")
+        spools = [f"spool-{self.node(host)}" for host in range(1, NUM_HOSTS + 1)]
+        for name in ("state", "log", "run", self.small_disk.name, *spools):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         try:
-            call("mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_MB}M", "tmpfs", self.small_disk)
-            self.remove_network()  # of a cluster whose test was killed
+            mount_small_disk(self.small_disk)
+            if self.box:
+                self.box.start()
+            else:
+                self.remove_network()  # of a cluster whose test was killed
             self.make_network()
             self.write_configuration()
             self.start_munge()
             if self.accounting:
                 self.start_accounting()
-            self.spawn("slurmctld", "slurmctld", "-D", "-c", "-f", self.folder / "slurm.conf")
+            self.start_controller("-c")
             for host in range(1, NUM_HOSTS + 1):
                 self.start_host(host)
             wait_for(self.is_up, "the hosts are not idle")
@@ -125,84 +142,39 @@ class PrivateSlurm:
 
     def make_network(self) -> None:
         """A bridge, and for each host a namespace with a cable to it."""
-        call("ip", "link", "add", self.bridge, "type", "bridge")
-        call("ip", "addr", "add", f"{self.controller_address}/24", "dev", self.bridge)
-        call("ip", "link", "set", self.bridge, "up")
+        self.call("ip", "link", "add", self.bridge, "type", "bridge")
+        self.call("ip", "addr", "add", f"{self.controller_address}/24", "dev", self.bridge)
+        self.call("ip", "link", "set", self.bridge, "up")
         for host in range(1, NUM_HOSTS + 1):
             space, cable = self.namespace(host), self.cable(host)
-            call("ip", "netns", "add", space)
-            call("ip", "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", space)
-            call("ip", "link", "set", cable, "master", self.bridge, "up")
-            call("ip", "-n", space, "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
-            call("ip", "-n", space, "link", "set", "eth0", "up")
-            call("ip", "-n", space, "link", "set", "lo", "up")
+            self.call("ip", "netns", "add", space)
+            self.call("ip", "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", space)
+            self.call("ip", "link", "set", cable, "master", self.bridge, "up")
+            self.call("ip", "-n", space, "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
+            self.call("ip", "-n", space, "link", "set", "eth0", "up")
+            self.call("ip", "-n", space, "link", "set", "lo", "up")
 
     def write_configuration(self) -> None:
         """slurm.conf, and hosts with names where this cluster has them."""
-        (self.folder / "slurm.conf").write_text(self.slurm_conf())
+        (self.folder / "slurm.conf").write_text(slurm_conf(self))
+        if self.box:
+            (self.folder / "cgroup.conf").write_text(CGROUP_CONF)
         hosts = range(1, NUM_HOSTS + 1)
         names = [f"{self.address(host)} {self.node(host)}" for host in hosts] if self.resolvable else []
         machine = f"127.0.0.1 localhost\n{self.controller_address} {socket.gethostname()}\n"
         (self.folder / "hosts").write_text(machine + "".join(f"{name}\n" for name in names))
 
-    def slurm_conf(self) -> str:
-        """The configuration of the scheduler."""
-        accounting = (
-            f"AccountingStorageType=accounting_storage/slurmdbd\nAccountingStorageHost={self.controller_address}\n"
-            f"AccountingStoragePort={self.port(3)}\nAccountingStoragePass={self.folder}/munge.socket"
-            if self.accounting
-            else "AccountingStorageType=accounting_storage/none"
-        )
-        return f"""\
-ClusterName=rehearsal{self.number}
-SlurmctldHost={socket.gethostname()}({self.controller_address})
-SlurmctldPort={self.port(1)}
-SlurmdPort={self.port(2)}
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-AuthInfo=socket={self.folder}/munge.socket,cred_expire=5
-StateSaveLocation={self.folder}/state
-SlurmdSpoolDir={self.folder}/spool-%n
-SlurmctldPidFile={self.folder}/run/slurmctld.pid
-SlurmdPidFile={self.folder}/run/slurmd-%n.pid
-SlurmctldLogFile={self.folder}/log/slurmctld
-SlurmdLogFile={self.folder}/log/slurmd-%n
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-MpiDefault=none
-SwitchType=switch/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
-SlurmdParameters=config_overrides
-SchedulerParameters=bf_interval=1,sched_interval=1,sched_min_interval=0,batch_sched_delay=0
-{"SlurmctldParameters=preempt_send_user_signal" if self.user_signal else "# no preempt_send_user_signal"}
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-JobRequeue=1
-KillWait={KILL_WAIT_S}
-SlurmdTimeout=10
-ReturnToService=2
-MinJobAge=300
-CompleteWait=0
-{accounting}
-NodeName=node[1-{NUM_HOSTS}] NodeAddr=10.77.{self.number}.1[1-{NUM_HOSTS}] CPUs=4 RealMemory=8000
-PartitionName=DEFAULT Nodes=node[1-{NUM_HOSTS}] State=UP MaxTime=INFINITE
-PartitionName=normal Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={GRACE_S} MaxTime=24:00:00
-PartitionName=nograce PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
-PartitionName=urgent PriorityTier=10 PreemptMode=OFF
-"""
-
-    def spawn(self, name: str, *words: str | Path, prefix: Sequence[str] = ()) -> None:
+    def spawn(self, name: str, *words: str | Path, variables: Mapping[str, str] | None = None) -> None:
         """Start a program that stays, in a session of its own; its process id goes to a file."""
+        inside = self.box.words() if self.box else []
         with (self.folder / "log" / f"{name}.out").open("a") as log:
             process = subprocess.Popen(
-                [*prefix, *map(str, words)],
+                [*inside, *map(str, words)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**clean_environment(), **self.environment},
+                env={**clean_environment(), **self.environment, "PATH": PATH, **(variables or {})},
             )
         (self.folder / "run" / f"{name}.started").write_text(str(process.pid))
 
@@ -220,10 +192,12 @@ PartitionName=urgent PriorityTier=10 PreemptMode=OFF
     def start_accounting(self) -> None:
         """MariaDB on a socket, and slurmdbd."""
         data, sock = self.folder / "database", self.folder / "db.socket"
-        call(
+        self.call(
             "mariadb-install-db",
             "--user=root",
             f"--datadir={data}",
+            # Where several are made at a time, each needs its own.
+            f"--tmpdir={self.folder}/run",
             "--skip-test-db",
             "--auth-root-authentication-method=normal",
         )
@@ -236,30 +210,26 @@ PartitionName=urgent PriorityTier=10 PreemptMode=OFF
             f"--socket={sock}",
             "--skip-networking",
             f"--pid-file={self.folder}/run/mariadbd.pid",
+            f"--tmpdir={self.folder}/run",
             "--innodb-flush-log-at-trx-commit=0",
+            "--loose-innodb-snapshot-isolation=OFF",
         )
         wait_for(sock.exists, "mariadbd does not listen")
         configuration = self.folder / "slurmdbd.conf"
-        configuration.write_text(f"""\
-AuthType=auth/munge
-AuthInfo=socket={self.folder}/munge.socket
-DbdAddr={self.controller_address}
-DbdHost={socket.gethostname()}
-DbdPort={self.port(3)}
-SlurmUser=root
-LogFile={self.folder}/log/slurmdbd
-PidFile={self.folder}/run/slurmdbd.pid
-StorageType=accounting_storage/mysql
-StorageHost=localhost
-StorageUser=root
-StorageLoc=slurm_acct_db
-""")
+        configuration.write_text(slurmdbd_conf(self))
         configuration.chmod(0o600)
         # libmariadb finds the socket by this variable.
-        os.environ["MYSQL_UNIX_PORT"] = str(sock)
-        self.spawn("slurmdbd", "slurmdbd", "-D")
+        self.spawn("slurmdbd", "slurmdbd", "-D", variables={"MYSQL_UNIX_PORT": str(sock)})
         wait_for(lambda: self.ask("sacctmgr", "-n", "list", "cluster") is not None, "slurmdbd does not answer")
         self.ask("sacctmgr", "-i", "add", "cluster", f"rehearsal{self.number}")
+
+    def start_controller(self, *options: str) -> None:
+        """slurmctld; with -c, without what it knew."""
+        self.spawn("slurmctld", "slurmctld", "-D", *options, "-f", self.folder / "slurm.conf")
+
+    def signal_daemon(self, name: str, number: signal.Signals) -> None:
+        """Signal slurmctld or slurmdbd."""
+        kill(int((self.folder / "run" / f"{name}.started").read_text()), number)
 
     def start_host(self, host: int) -> None:
         """slurmd of one host."""
@@ -309,7 +279,7 @@ StorageLoc=slurm_acct_db
         """Start slurmd of a host anew, with nothing left of what it ran, as after a reboot."""
         self.kill_host(host)
         self.start_host(host)
-        wait_for(lambda: self.is_back(host), f"{self.node(host)} does not come back", seconds=60)
+        wait_for(lambda: self.is_back(host), f"{self.node(host)} does not come back", seconds=120)
 
     def is_back(self, host: int) -> bool:
         """Whether a host that was down takes jobs, asking for it."""
@@ -324,31 +294,53 @@ StorageLoc=slurm_acct_db
 
     def cut(self, host: int) -> None:
         """Pull the cable of a host."""
-        call("ip", "link", "set", self.cable(host), "down")
+        self.call("ip", "link", "set", self.cable(host), "down")
 
     def mend(self, host: int) -> None:
         """Put it back."""
-        call("ip", "link", "set", self.cable(host), "up")
+        self.call("ip", "link", "set", self.cable(host), "up")
 
     def processes_of(self, host: int) -> list[int]:
         """All processes in a host's network namespace."""
-        return [int(pid) for pid in call("ip", "netns", "pids", self.namespace(host), check=False).split()]
+        return [int(pid) for pid in self.call("ip", "netns", "pids", self.namespace(host), check=False).split()]
 
     def stop(self) -> None:
         """End what `start` started, by the ids it noted, and remove the network."""
         for file in (self.folder / "run").glob("*.started"):
             kill(int(file.read_text()), signal.SIGKILL)
             file.unlink()
-        self.remove_network()
-        call("umount", "--lazy", self.small_disk, check=False)
+        if self.box:
+            self.box.stop()
+        else:
+            self.remove_network()
+        subprocess.run(["umount", "--lazy", self.small_disk], capture_output=True)
 
     def remove_network(self) -> None:
         """End what runs on the hosts, and remove them."""
         for host in range(1, NUM_HOSTS + 1):
             self.kill_host(host)
-            call("ip", "netns", "del", self.namespace(host), check=False)
-            call("ip", "link", "del", self.cable(host), check=False)
-        call("ip", "link", "del", self.bridge, check=False)
+            self.call("ip", "netns", "del", self.namespace(host), check=False)
+            self.call("ip", "link", "del", self.cable(host), check=False)
+        self.call("ip", "link", "del", self.bridge, check=False)
+
+
+def take_number(stack: ExitStack, first: int) -> int:
+    """A number, this or a greater one, that no cluster of another process has until the end of a stack."""
+    for number in range(first, 255):
+        descriptor = os.open(f"/tmp/deeplense-cluster-{number}.lock", os.O_RDWR | os.O_CREAT)
+        stack.callback(os.close, descriptor)
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return number
+    raise RuntimeError("no number is left")
+
+
+def mount_small_disk(folder: Path, options: str = f"size={SMALL_DISK_MB}M") -> None:
+    """A file system of its own in a folder; with `remount,ro` it can no longer be written."""
+    words = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
 
 
 def clean_environment() -> dict[str, str]:

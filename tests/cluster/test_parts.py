@@ -1,7 +1,6 @@
 """A data set that an array of jobs makes on a real Slurm, by simulation or by diffusion, one of them requeued and one
 killed."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,7 +54,7 @@ def test_an_array_whose_tasks_are_requeued_and_killed_makes_the_bytes_of_one_pro
     (tmp_path / "hold_shards").unlink()
     for part in parts:
         part.wait_until_over()
-    kinds = [[re.split(r"[:(]", end)[0] for end in part.ends()] for part in parts]
+    kinds = [part.kinds() for part in parts]
     assert kinds == [["requeued", "finished"], ["crash", "finished"], ["finished"]], parts[0].describe()
     parts[0].deeplense(*words, f"--output={tmp_path / 'one'}")
     one, found = ({p.name: p for p in (tmp_path / name / "train").iterdir()} for name in ("one", "parts"))

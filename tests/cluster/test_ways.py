@@ -2,13 +2,18 @@
 
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
-from jobs.attempts import read_attempts
+from jobs.runs.attempts import read_attempts
+from launch.record import keep, told_in
+from tests.cluster.private_slurm import PrivateSlurm
 from tests.cluster.trainings import (
     NEVER,
+    ROOT,
     Training,
+    assert_counted_to_the_end,
     assert_nothing_was_lost,
     kill,
     steps_lost,
@@ -49,30 +54,8 @@ def test_in_a_container_signals_come_twice_and_scontrol_is_missing_but_nothing_i
     assert steps_lost(training)[:2] == [0, 0]
 
 
-def test_a_script_without_submitit_is_requeued_and_finishes(unbroken: Training, training: Training) -> None:
-    training.hold(8)
-    script = training.home / "job.sh"
-    training.submit("--export", str(script))
-    answer = training.slurm.ask("sbatch", "--parsable", str(script))
-    assert answer
-    note_job_id(training, answer.strip())
-    training.wait_until_held(attempt=1, step=8)
-    take_all_nodes(training.slurm)
-    training.wait_for_end(1)
-    training.hold(NEVER)
-    training.wait_until_over()
-    assert training.ends() == ["preempted, with grace", "finished"], training.describe()
-    assert_nothing_was_lost(training, unbroken)
-    assert steps_lost(training) == [0]
-
-
-def note_job_id(training: Training, job_id: str) -> None:
-    """Tell the test which job the script became."""
-    path = training.run / "launch.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"job_id": job_id}))
-
-
-def test_a_requeued_element_of_an_array_leaves_the_others_alone(training: Training) -> None:
+def test_a_requeued_element_of_an_array_leaves_the_others_alone(counted: Training) -> None:
+    training = counted
     training.hold(10)
     training.submit(
         "--folder",
@@ -100,3 +83,36 @@ def test_a_requeued_element_of_an_array_leaves_the_others_alone(training: Traini
 def has_begun(folder: Path) -> bool:
     """Whether a run works."""
     return any(attempt["first_step"] is not None for attempt in read_attempts(folder))
+
+
+def test_a_script_without_submitit(counted: Training) -> None:
+    counted.hold(5)
+    script = counted.home / "job.sh"
+    counted.submit("--export", str(script))
+    answer = counted.slurm.ask("sbatch", "--parsable", str(script))
+    assert answer
+    keep(counted.run, told_in(counted.run) | {"job_id": answer.strip()})
+    counted.wait_until_held(attempt=1, step=5)
+    take_all_nodes(counted.slurm)
+    counted.wait_for_end(1)
+    counted.hold(NEVER)
+    counted.wait_until_over()
+    assert_counted_to_the_end(counted)
+    assert counted.ends() == ["preempted, with grace", "finished"], counted.describe()
+
+
+def test_on_this_machine_inside_a_batch_script(each_slurm: PrivateSlurm, tmp_path: Path) -> None:
+    submit = [sys.executable, "-m", "launch", "submit", "--on", "local", "--allow_untracked"]
+    submit += ["--folder", str(tmp_path / "there")]
+    words = ["simulate", "--num_per_class=1", "--num_workers=1", f"--output={tmp_path / 'made'}"]
+    made, log = tmp_path / "made" / "train" / "manifest.json", tmp_path / "outer.txt"
+    waiting = f"until [ -e {made} ]; do sleep 0.2; done"
+    script = f"cd {ROOT} && PYTHONPATH={ROOT} {shlex.join(submit + words)} && {waiting}"
+    asked = ("sbatch", "--parsable", "-p", "normal", "-t", "5", "-o", str(log), "--wrap", script)
+    assert each_slurm.ask(*asked)
+
+    def describe() -> str:
+        return "\n".join(path.read_text() for path in [log, *(tmp_path / "there").rglob("*.out")] if path.exists())
+
+    wait_for(made.exists, describe)
+    each_slurm.clear()

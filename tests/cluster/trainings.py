@@ -1,7 +1,6 @@
 """Trainings on a real Slurm that a test stops, breaks and compares."""
 
 import itertools
-import json
 import os
 import re
 import signal
@@ -17,7 +16,10 @@ import torch
 import yaml
 
 from deeplense.training import checkpoint
-from jobs.attempts import read_attempts
+from jobs.runs.attempts import read_attempts
+from launch.record import launched
+from launch.slurm import jobs_before
+from tests.cluster.hooks.counted_state import last_state, newest
 from tests.cluster.private_slurm import NUM_HOSTS, PrivateSlurm
 
 HOOKS = Path(__file__).parent / "hooks"
@@ -37,6 +39,8 @@ SETTINGS = {
     "pretrain": COMMON | {"model_name": "test_vit", "num_local": 2, "hidden_dim": 16, "out_dim": 32, "drop_path": 0.1},
     "diffuse": COMMON | {"model_name": "unet_small", "conditions": "class", "num_times": 50, "num_sampled": 4},
 }
+COUNTS = {"epochs": len(STEPS), "device": "cpu"}
+"""Settings of a job that counts its epochs as steps."""
 
 
 def wait_for(condition: Callable[[], Any], what: Callable[[], str], *, seconds: float = 120.0) -> Any:
@@ -51,14 +55,16 @@ def wait_for(condition: Callable[[], Any], what: Callable[[], str], *, seconds: 
 
 @dataclass(frozen=True)
 class Training:
-    """One submitted training on 2 nodes, in a folder of the test with hooks for its ranks."""
+    """One submitted training on 2 nodes, in a folder of the test with hooks for its ranks; with `counts`, ranks that
+    count, without torch, in its place."""
 
     slurm: PrivateSlurm
     home: Path
     dataset: Path
     run_folder: Path | None = None
     job: Literal["train", "pretrain", "diffuse"] = "train"
-    tasks_per_node: int = 2
+    tasks_per_node: int = 1
+    counts: bool = False
 
     @property
     def num_ranks(self) -> int:
@@ -72,13 +78,15 @@ class Training:
 
     @property
     def job_id(self) -> str:
-        """Slurm's name for it."""
-        return json.loads((self.run / "launch.json").read_text())["job_id"]
+        """Slurm's name for it, or for the job that goes on in its place."""
+        return launched(self.run).job_id or ""
 
     def deeplense(self, *words: str, check: bool = True) -> str:
         """A `deeplense` command as a user types it; returns what it says."""
-        environment = {**os.environ, "DEEPLENSE_CLUSTERS": str(self.home / "clusters.yaml")}
-        command = [sys.executable, "-m", "launch", *words]
+        path = self.slurm.environment["PATH"]
+        environment = {**os.environ, "DEEPLENSE_CLUSTERS": str(self.home / "clusters.yaml"), "PATH": path}
+        # Jobs have the priority of what submits them; ranks that count mostly wait, and are to come first.
+        command = [*([] if self.counts else ["nice", "-n", "5"]), sys.executable, "-m", "launch", *words]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
         assert done.returncode == 0 or not check, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -88,9 +96,12 @@ class Training:
     ) -> None:
         """Submit it, with these options and settings, and changes of the profile."""
         self.write_profile(profile or {})
-        values = SETTINGS[self.job] | {"dataset": self.dataset, "run": self.run} | settings
-        words = [f"--{name}={value}" for name, value in values.items()]
-        self.deeplense(verb, "--on", "test", "--allow_untracked", *options, self.job, *words)
+        self.deeplense(verb, "--on", "test", "--allow_untracked", *options, *self.job_words(**settings))
+
+    def job_words(self, **settings: Any) -> list[str]:
+        """The job as it stands on the command line."""
+        values = (COUNTS if self.counts else SETTINGS[self.job]) | {"dataset": self.dataset, "run": self.run} | settings
+        return [self.job, *(f"--{name}={value}" for name, value in values.items())]
 
     def write_profile(self, profile: Mapping[str, Any]) -> None:
         """The cluster as the command line knows it."""
@@ -100,7 +111,8 @@ class Training:
             "nodes": 2,
             "tasks_per_node": self.tasks_per_node,
             "hours": 0.5,
-            "environment": {"DEEPLENSE_TEST": str(self.home), "OMP_NUM_THREADS": "1"},
+            "environment": {"DEEPLENSE_TEST": str(self.home), "OMP_NUM_THREADS": "1"}
+            | ({"DEEPLENSE_COUNTS": "1"} if self.counts else {}),
             "setup": [f'export PYTHONPATH="$PYTHONPATH:{HOOKS}"'],
         }
         (self.home / "clusters.yaml").write_text(yaml.safe_dump({"test": basic | dict(profile)}))
@@ -119,11 +131,14 @@ class Training:
         """Why they ended, those that did."""
         return [attempt["ended"] for attempt in self.attempts() if attempt["ended"]]
 
+    def kinds(self) -> list[str]:
+        """The same without details."""
+        return [re.split(r"[:(]", end)[0] for end in self.ends()]
+
     def describe(self) -> str:
         """All that helps to see what went wrong."""
-        logs = "\n".join(
-            f"== {path.name}\n{path.read_text()[-3000:]}" for path in sorted((self.run / "logs").glob("*_log.out"))
-        )
+        paths = sorted(launched(self.run).logs.glob("*_log.out"))
+        logs = "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in paths)
         queue = self.slurm.ask("squeue", "--long") or ""
         return f"{self.attempts()}\n{queue}\n{logs}"
 
@@ -142,11 +157,12 @@ class Training:
         wait_for(there, self.describe)
         time.sleep(0.3)
 
-    def wait_for_attempt(self, number: int) -> None:
+    def wait_for_attempt(self, number: int, *, seconds: float = 120.0) -> None:
         """Wait until an attempt works."""
         wait_for(
             lambda: len(self.attempts()) >= number and self.attempts()[number - 1]["first_step"] is not None,
             self.describe,
+            seconds=seconds,
         )
 
     def wait_for_end(self, attempt: int) -> None:
@@ -158,8 +174,16 @@ class Training:
         wait_for(lambda: not self.state(), self.describe, seconds=seconds)
 
     def state(self) -> str:
-        """Its state in the queue; empty when it is over."""
-        return (self.slurm.ask("squeue", "-h", "-j", self.job_id, "-o", "%T") or "").strip()
+        """Its state in the queue, of its own job or of one that goes on in its place; empty when it is over."""
+        ours = self.job_id
+        rows = [line.split("|") for line in (self.slurm.ask("squeue", "-h", "-r", "-o", "%i|%T|%j") or "").splitlines()]
+        states = [row[1] for row in rows if row[0] == ours] + [row[1] for row in rows if ours in jobs_before(row[2])]
+        return next(iter(states), "")
+
+    def accounted(self) -> str:
+        """The state of its last start in the accounting."""
+        words = ("--noheader", "--parsable2", "--allocations", "--format=State", f"--jobs={self.job_id}")
+        return (self.slurm.ask("sacct", *words) or "").split("\n")[0].split(" ")[0]
 
     def ranks(self) -> dict[int, int]:
         """Process ids of its ranks on all hosts, by rank."""
@@ -168,9 +192,42 @@ class Training:
             for pid in self.slurm.processes_of(host):
                 variables, command = environment_of(pid), command_of(pid)
                 is_rank = "python" in command.split(" ")[0] and "submitit.core._submit" in command
-                if is_rank and variables.get("DEEPLENSE_FOLDER") == str(self.run) and "SLURM_STEP_ID" in variables:
+                if (
+                    is_rank
+                    and variables.get("DEEPLENSE_FOLDER") == str(self.run)
+                    and "SLURM_STEP_NUM_TASKS" in variables
+                ):
                     found.setdefault(int(variables["SLURM_PROCID"]), pid)
         return found
+
+    def programs(self, name: str) -> list[int]:
+        """Process ids of `srun`, `slurmstepd` or the batch `script` of this job, on the node of the first rank."""
+        found, hosts = [], self.hosts()
+        for pid in self.slurm.processes_of(hosts[0]) if hosts else ():
+            command = command_of(pid)
+            if name == "slurmstepd":
+                is_it = command.startswith(f"slurmstepd: [{self.job_id}.") and "batch" not in command
+            elif environment_of(pid).get("SLURM_JOB_ID") != self.job_id:
+                is_it = False
+            elif name == "script":
+                is_it = "/slurm_script" in command
+            else:
+                is_it = command.split(" ")[0].endswith("srun")
+            found += [pid] if is_it else []
+        return found
+
+    def wait_until_lost(self) -> None:
+        """Wait until Slurm has noticed that a node of the job is gone, or a minute."""
+        restarts = self.restarts()
+        deadline = time.monotonic() + 60
+        while self.restarts() == restarts and self.state() and time.monotonic() < deadline:
+            time.sleep(0.2)
+
+    def restarts(self) -> int:
+        """How often Slurm has started the job again."""
+        fields = self.slurm.ask("scontrol", "show", "job", self.job_id) or ""
+        match = re.search(r"\bRestarts=(\d+)", fields)
+        return int(match[1]) if match else 0
 
     def hosts(self) -> list[int]:
         """The hosts that it runs on, the first rank's first."""
@@ -204,6 +261,14 @@ class Training:
     def wandb_ids(self) -> set[str]:
         """Ids under which attempts were logged."""
         return {path.name.rpartition("-")[2] for path in (self.run / "wandb").glob("offline-run-*")}
+
+
+def counting(slurm: PrivateSlurm, home: Path) -> Training:
+    """A job that counts, not yet submitted; of its data only the name is asked for."""
+    dataset = home / "data"
+    (dataset / "train").mkdir(parents=True)
+    (dataset / "train" / "manifest.json").write_text("{}")
+    return Training(slurm, home, dataset, counts=True)
 
 
 def last_step(path: Path) -> int:
@@ -277,6 +342,29 @@ def assert_nothing_was_lost(training: Training, unbroken: Training) -> None:
     differing = [name for name in states if not same(first[name], second[name])]
     assert differing == [], training.describe()
     assert_no_process_is_left(training)
+
+
+def assert_counted_to_the_end(training: Training) -> None:
+    """Every step was made, and the accounting says that the job is completed."""
+    assert_every_step_was_made(training)
+    assert_accounted(training, "COMPLETED")
+
+
+def assert_every_step_was_made(training: Training) -> None:
+    """Every step was made once, none with another left out before it; the run says that it is finished; no process is
+    left."""
+    step, state = newest(training.run / "checkpoints")
+    assert (step, state) == (len(STEPS), last_state(len(STEPS))), training.describe()
+    # Ranks may finish a run after the script that started them has given them up.
+    assert (training.run / "finished.json").exists(), training.describe()
+    assert_no_process_is_left(training)
+
+
+def assert_accounted(training: Training, state: str) -> None:
+    """The last start of the job has this state in the accounting, which learns of it a moment later."""
+    wait_for(
+        lambda: training.accounted() == state, lambda: f"{training.accounted()}\n{training.describe()}", seconds=20
+    )
 
 
 def assert_no_process_is_left(training: Training) -> None:

@@ -26,8 +26,8 @@ from deeplense.data import building
 from deeplense.data.building import Make, build_part, complete, missing_shards, num_samples_of, shards_of
 from deeplense.data.shards import MANIFEST, Manifest, Samples, Schema, shard_ranges
 from deeplense.files import TEMPORARY
-from jobs import simulate
-from jobs.simulate import make_samples, schema_of
+from jobs.simulate import settings as simulate_settings
+from jobs.simulate.work import make_samples, schema_of
 from tests.data.made_up import NUM_SAMPLES, SCHEMA, content, made, samples, spoilt
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +85,7 @@ def test_a_killed_writer_leaves_whole_shards_and_is_continued(tmp_path: Path, mo
     left, whole = whole_files(torn), content(tmp_path / "unbroken")
     assert MANIFEST not in left
     assert left.items() <= whole.items()
-    with pytest.raises(ValueError, match="no finished split"):
+    with pytest.raises(ValueError, match="not a finished split"):
         Manifest.read(torn)
     assert made(torn)[0] == sum(len(rows) for rows in shard_ranges(SCHEMA)[: len(left)])
     assert content(torn) == whole
@@ -95,7 +95,7 @@ def simulated(folder: Path, *, num_workers: int) -> None:
     from deeplense.simulation.populations import Population
 
     population = Population("Model_III", "noisy", -0.9)
-    schema = schema_of(simulate.Settings(output=folder, num_per_class=22), population)
+    schema = schema_of(simulate_settings.Settings(output=folder, num_per_class=22), population)
     make = partial(make_samples, population=population, seed=0, split="train")
     made(folder / "train", schema, make, num_workers=num_workers)
 
@@ -163,9 +163,9 @@ def test_other_parameters_are_refused(tmp_path: Path, change: dict[str, Any]) ->
     made(tmp_path)
     before = content(tmp_path)
     for _ in range(2):
-        with pytest.raises(ValueError, match="other parameters"):
+        with pytest.raises(ValueError, match="parameters that differ"):
             made(tmp_path, replace(SCHEMA, **change))
-        with pytest.raises(ValueError, match="other parameters"):
+        with pytest.raises(ValueError, match="parameters that differ"):
             made_part(tmp_path, (2, 2), replace(SCHEMA, **change))
         (tmp_path / MANIFEST).unlink(missing_ok=True)
     made(tmp_path)
@@ -178,9 +178,7 @@ def test_shards_of_the_first_version_are_refused_and_kept(tmp_path: Path) -> Non
     with h5py.File(tmp_path / "shard-00002.h5", "r+") as file:
         file.attrs.modify("format", "deeplense-shards/1")
     before = content(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"shard-00002.h5 is of the format deeplense-shards/1.*make the data set again"
-    ):
+    with pytest.raises(ValueError, match=r"shard-00002.h5 has the format deeplense-shards/1.*make the data set again"):
         made(tmp_path)
     assert content(tmp_path) == before
 
@@ -288,7 +286,7 @@ def test_no_split_is_completed_while_a_shard_of_another_is_missing(tmp_path: Pat
 def test_a_shard_of_something_else_is_not_taken_into_a_manifest(tmp_path: Path) -> None:
     list(build_part(tmp_path / "parts", SCHEMA, samples, part=(1, 2)))
     list(build_part(tmp_path / "parts", replace(SCHEMA, provenance={"seed": 4}), samples, part=(2, 2)))
-    with pytest.raises(ValueError, match=r"shard-00001.h5 was made with other parameters"):
+    with pytest.raises(ValueError, match=r"shard-00001.h5 was made with parameters that differ"):
         complete({tmp_path / "parts": SCHEMA})
     assert MANIFEST not in content(tmp_path / "parts")
 
@@ -316,7 +314,7 @@ def test_a_writer_whose_file_another_removes_says_so_and_touches_nothing(
             monkeypatch.setattr("deeplense.files.sync_tree", lambda path: path.unlink() if path.exists() else None)
         return samples(rows)
 
-    with pytest.raises(ValueError, match=r"shard-00001\.h5 was removed while it was written: another process"):
+    with pytest.raises(ValueError, match=r"shard-00001\.h5 was removed while it was being written: another process"):
         made(tmp_path / "train", make=disturbed)
     assert [path.name for path in (tmp_path / "train").iterdir()] == ["shard-00000.h5"]
     monkeypatch.undo()

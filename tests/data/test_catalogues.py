@@ -67,9 +67,9 @@ def test_by_order_lines_in_another_order_are_wrong_which_is_why_it_must_be_asked
     named = npz(archive(tmp_path, name=np.array(NAMES)))
     assert truth(attach(named, catalogue, join="order")) != RIGHT, "the control"
     unnamed = npz(archive(tmp_path))
-    with pytest.raises(ValueError, match=r"names its lines \(name\).*--join order"):
+    with pytest.raises(ValueError, match=r"has image names \(name\).*--join order"):
         attach(unnamed, catalogue)
-    assert any("as asked for" in note for note in attach(unnamed, catalogue, join="order").notes)
+    assert any("as --join requests" in note for note in attach(unnamed, catalogue, join="order").notes)
 
 
 @pytest.mark.parametrize("column", ["index", "id", "row"])
@@ -90,7 +90,7 @@ def test_a_catalogue_without_names_is_taken_in_order_and_must_have_as_many_lines
     assert truth(found) == RIGHT
     assert any("line k of" in note for note in found.notes)
     for wrong in (rows[1:], [*rows, rows[0]]):
-        with pytest.raises(ValueError, match=f"{len(wrong)} labels for {COUNT} images"):
+        with pytest.raises(ValueError, match=f"{len(wrong)} lines for {COUNT} images"):
             attach(layout, read_catalogue(table(tmp_path, "note,label", wrong)))
 
 
@@ -118,8 +118,8 @@ def test_what_has_no_counterpart_is_left_out_on_demand_and_told(tmp_path: Path) 
     catalogue = read_catalogue(table(tmp_path, "name,label", shuffled([*ROWS[2:], "object 98,a"])))
     found = attach(layout, catalogue, leave_out=True)
     assert truth(found) == {k: label for k, label in RIGHT.items() if k > 1}
-    assert [note for note in found.notes if note.startswith("left out, 2 images")]
-    assert [note for note in found.notes if note.startswith("left out, 1 lines")]
+    assert [note for note in found.notes if note.startswith("ignored: 2 images")]
+    assert [note for note in found.notes if note.startswith("ignored: 1 lines")]
 
 
 @pytest.mark.parametrize("written", ["{kind}/{k}", "{k}", "{k}.npy", "{kind}/{k}.npy", "./{kind}/{k}.NPY"])
@@ -151,18 +151,18 @@ def test_a_flat_folder_gets_its_labels_from_a_catalogue(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"name,label\na,x\nb\nc,x\n", "line 3 has 1 cells where the header has 2"),
+        (b"name,label\na,x\nb\nc,x\n", "line 3 has 1 cells, but the header has 2"),
         (b"name,label\na,x\nb,x,y\n", "line 3 has 3 cells"),
-        (b'name,label\na,x\n"b\n', "after line 2 is no readable CSV"),
-        (b"name,name\na,x\n", "several columns of the name name"),
-        (b"name,label,label \na,x,y\n", "several columns of the name label"),
+        (b'name,label\na,x\n"b\n', "CSV cannot be read after line 2"),
+        (b"name,name\na,x\n", "several columns have the name name"),
+        (b"name,label,label \na,x,y\n", "several columns have the name label"),
         (b"name;label\na;x\n", "not separated by commas"),
         (b"name\tlabel\na\tx\n", "not separated by commas"),
         (b"name,label\na,\xff\n", "UTF-8"),
-        (b"name,label\na," + b"x" * 200_000 + b"\n", "after line 1 is no readable CSV"),
-        (b"", "without lines"),
-        (b"name,label\n", "without lines"),
-        (b"\n\n", "without lines"),
+        (b"name,label\na," + b"x" * 200_000 + b"\n", "CSV cannot be read after line 1"),
+        (b"", "has no lines"),
+        (b"name,label\n", "has no lines"),
+        (b"\n\n", "has no lines"),
     ],
 )
 def test_a_table_that_is_not_clear_is_refused_by_file_and_line(tmp_path: Path, content: bytes, told: str) -> None:
@@ -191,6 +191,6 @@ def test_names_that_are_none_are_not_taken_unless_asked_for(tmp_path: Path, name
     source = archive(tmp_path, name=np.array(names))
     layout = npz(source)
     assert [record.name for record in layout.records] == [f"stamps-{k:06d}" for k in range(COUNT)]
-    assert any("named by their place" in note for note in layout.notes)
-    with pytest.raises(ValueError, match="not one for each image"):
+    assert any("named by their index" in note for note in layout.notes)
+    with pytest.raises(ValueError, match="does not have one name per image"):
         npz(source, name_key="name")

@@ -54,7 +54,9 @@ def test_a_value_may_hold_any_sign_but_the_first_decides() -> None:
     assert parse_condition("name != a=b") == ("name", "!=", "a=b")
 
 
-@pytest.mark.parametrize(("text", "why"), [("grade", "is no condition"), ("grade>high", "'high', which is no number")])
+@pytest.mark.parametrize(
+    ("text", "why"), [("grade", "is not a condition"), ("grade>high", "'high', which is not a number")]
+)
 def test_what_is_no_condition_is_refused(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         parse_condition(text)
@@ -63,10 +65,10 @@ def test_what_is_no_condition_is_refused(text: str, why: str) -> None:
 def test_classes_are_told_by_conditions_or_by_labels_but_not_by_both() -> None:
     assert split_classes(["lens:grade>=2", "other: grade<1"]) == {"lens": "grade>=2", "other": " grade<1"}
     assert split_classes(["ring", "arc"]) == {}
-    with pytest.raises(ValueError, match="all of them"):
+    with pytest.raises(ValueError, match="give all classes as"):
         split_classes(["lens:grade>=2", "other"])
     for entries in (["lens:grade>=2", "lens:grade<1"], ["lens:grade>=2", ":grade<1"]):
-        with pytest.raises(ValueError, match="one name of its own"):
+        with pytest.raises(ValueError, match="a unique name"):
             split_classes(entries)
 
 
@@ -96,5 +98,5 @@ def test_images_are_given_the_class_whose_condition_holds_and_left_out_where_non
 
 
 def test_classes_that_overlap_are_refused_by_the_first_image_of_both(graded: tuple[Path, Path]) -> None:
-    with pytest.raises(ValueError, match=r"image 2 is of the classes \['lens', 'other'\]"):
+    with pytest.raises(ValueError, match=r"image 2 satisfies the conditions of several classes, \['lens', 'other'\]"):
         read(graded, ["lens:grade>=1", "other:grade<2"], [])

@@ -119,7 +119,7 @@ def test_data_sets_that_are_stored_in_different_ways_are_joined_by_their_values(
 
 
 def test_data_sets_of_other_shapes_or_classes_are_not_mixed(split: Split, dataset: Path) -> None:
-    with pytest.raises(ValueError, match=r"has shape \(2, 6, 6\), and .*train \(1, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"has shape \(2, 6, 6\), but .*train has \(1, 16, 16\)"):
         Split(split.folders[0], dataset / "train")
 
 

@@ -93,13 +93,13 @@ def test_what_holds_no_images_is_left_out_and_named(tmp_path: Path, extra: str) 
     (tmp_path / extra).write_text("text")
     layout = deeplense(tmp_path)
     assert len(layout.records) == 6
-    assert any(extra.removesuffix("/1.npy") in note and "left out" in note for note in layout.notes)
+    assert any(extra.removesuffix("/1.npy") in note and "ignored" in note for note in layout.notes)
 
 
 def test_an_empty_folder_of_a_class_is_refused_unless_another_split_has_the_class(tmp_path: Path) -> None:
     folder_of(tmp_path, "train/cdm", "train/no", "val/cdm")
     (tmp_path / "train" / "axion").mkdir()
-    with pytest.raises(ValueError, match="train/axion is there for the class axion, but holds no"):
+    with pytest.raises(ValueError, match="train/axion, the folder of the class axion, contains no"):
         deeplense(tmp_path)
     folder_of(tmp_path, "val/axion")
     assert any("train/axion" in note for note in deeplense(tmp_path).notes)
@@ -107,7 +107,7 @@ def test_an_empty_folder_of_a_class_is_refused_unless_another_split_has_the_clas
 
 def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
     folder_of(tmp_path, "val/cdm", "validation/cdm", "train/cdm")
-    with pytest.raises(ValueError, match="holds splits"):
+    with pytest.raises(ValueError, match="contains splits"):
         deeplense(tmp_path)
 
 

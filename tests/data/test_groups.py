@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplense.data.groups import groups_of_values, groups_on_sky, united
-from deeplense.data.order import GROUPS, first_of_each, fold_of, several, some_of_each, split_off, uniforms
+from deeplense.data.subsets import first_of_each, fold_of, several, some_of_each, split_off
+from deeplense.random.draws import GROUPS, uniforms
 
 few = settings(deadline=None, max_examples=40, derandomize=True)
 SECOND = 1 / 3600

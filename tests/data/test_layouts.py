@@ -82,9 +82,9 @@ def test_a_file_that_is_no_image_is_refused_by_name(tmp_path: Path, bad: np.ndar
 
 @pytest.mark.parametrize("reader", [deeplense, gsoc, lens_finding])
 def test_an_empty_or_absent_folder_is_refused(tmp_path: Path, reader: Any) -> None:
-    with pytest.raises(ValueError, match=r"holds no \.npy files"):
+    with pytest.raises(ValueError, match=r"contains no \.npy files"):
         reader(tmp_path)
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         reader(tmp_path / "absent")
 
 
@@ -99,13 +99,13 @@ def lenses(folder: Path, index: Any = None) -> Path:
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ({"train": {"lenses": ["9.npy"]}}, "lenses/9.npy, which is not there"),
+        ({"train": {"lenses": ["9.npy"]}}, "lenses/9.npy, which does not exist"),
         ({"train": {"lenses": ["1.npy"]}, "test": {"lenses": ["1.npy"]}}, "in two splits"),
-        ({"../out": {"lenses": ["1.npy"]}}, "names the split '../out'; understood are train"),
-        ({"train": ["1.npy"]}, "is not {split"),
-        (["1.npy"], "is not {split"),
-        ({"train": {"lenses": 3}}, "is not {split"),
-        ({"train": {"..": ["1.npy"]}}, "not there"),
+        ({"../out": {"lenses": ["1.npy"]}}, "unknown split '../out'; known splits are train"),
+        ({"train": ["1.npy"]}, ": not {split"),
+        (["1.npy"], ": not {split"),
+        ({"train": {"lenses": 3}}, ": not {split"),
+        ({"train": {"..": ["1.npy"]}}, "which does not exist"),
     ],
 )
 def test_an_index_file_that_does_not_fit_is_refused(tmp_path: Path, index: Any, message: str) -> None:
@@ -118,7 +118,7 @@ def test_what_an_index_file_does_not_name_is_left_out_and_told(tmp_path: Path) -
     index = {"Training": {"lenses": ["1.npy", "1.npy"]}, "validation": {"nonlenses": ["3.npy"]}}
     layout = lens_finding(lenses(tmp_path, index))
     assert [(record.name, record.split) for record in layout.records] == [("lenses/1", "train"), ("nonlenses/3", "val")]
-    assert layout.notes == ["left out, not named by indices.pkl: lenses/2.npy, nonlenses/1.npy"]
+    assert layout.notes == ["ignored, not listed in indices.pkl: lenses/2.npy, nonlenses/1.npy"]
 
 
 @settings(deadline=None, max_examples=30, derandomize=True)
@@ -143,11 +143,11 @@ def archive(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"label_key": "kind"}, r"has no 'kind'; it has \['label'\]"),
-        ({"where": ["grade=3"]}, "has no 'grade'"),
+        ({"label_key": "kind"}, r"no column 'kind'; the columns are \['label'\]"),
+        ({"where": ["grade=3"]}, "no column 'grade'"),
         ({"classes": ["ring", "arc"]}, "image 4 has the label 'none'"),
-        ({"where": ["label=spiral"]}, "no image is left of 6"),
-        ({"bands": ["g", "r"]}, "has 3 bands"),
+        ({"where": ["label=spiral"]}, "none of 6 images satisfies"),
+        ({"bands": ["g", "r"]}, "have 3 bands"),
     ],
 )
 def test_a_choice_that_does_not_fit_the_archive_is_refused(archive: Path, choice: dict[str, Any], message: str) -> None:
@@ -158,10 +158,10 @@ def test_a_choice_that_does_not_fit_the_archive_is_refused(archive: Path, choice
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "without lines"),
-        ("kind\n", "without lines"),
-        ("kind\narc\n", "1 labels for 6 images"),
-        ("kind\n\xff\n", "no readable CSV"),
+        ("", "has no lines"),
+        ("kind\n", "has no lines"),
+        ("kind\narc\n", "1 lines for 6 images"),
+        ("kind\n\xff\n", "not a readable CSV"),
     ],
 )
 def test_a_catalogue_that_does_not_fit_is_refused_by_name(archive: Path, text: str, message: str) -> None:

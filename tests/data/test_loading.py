@@ -10,7 +10,7 @@ import torch
 from deeplense.data.building import build
 from deeplense.data.dataset import TENSORS, Batch, Split
 from deeplense.data.loading import StepBatches, read_ahead, step_loader
-from deeplense.data.sampling import Order, Shuffle
+from deeplense.data.order import Order, Shuffle
 from deeplense.data.shards import Samples, Schema
 
 NUM_SAMPLES = 200
@@ -64,7 +64,7 @@ def test_all_ranks_together_see_the_same_step_whatever_their_number(split: Split
 
 
 @pytest.mark.parametrize("reading", [{"num_workers": 1}, {"num_threads": 1}, {"num_threads": 3}])
-def test_batches_read_ahead_are_the_same(split: Split, reading: dict[str, int]) -> None:
+def test_batches_read_ahead_are_the_same(split: Split, reading: dict[str, Any]) -> None:
     batches = step_batches(split, block=4)
     found = list(step_loader(batches, range(4, 9), **reading))
     assert len(found) == 5

@@ -37,7 +37,7 @@ def lenses() -> dict[str, np.ndarray]:
 
 def found(first: np.ndarray, second: np.ndarray) -> Copy | None:
     """What is found of a pair of images (C, H, W)."""
-    aligned = align(phase_images(first[None]), phase_images(second[None]))
+    aligned = align(phase_images(np.stack([first, second])), np.array([0]), np.array([1]))
     if not worth_a_look(first[None], second[None], aligned)[0]:
         return None
     return find_copy(first, second, int(aligned.turn[0]), (int(aligned.shift[0, 0]), int(aligned.shift[0, 1])))
@@ -70,18 +70,18 @@ CHANGES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
     "turn 180": (lambda image: turned(image, 2), "turned by 180 degrees"),
     "turn 270": (lambda image: turned(image, 3), "turned by 270 degrees"),
     "flip": (lambda image: turned(image, 4), "flipped left to right"),
-    "transpose": (lambda image: image.swapaxes(-2, -1), "mirrored on the other diagonal"),
+    "transpose": (lambda image: image.swapaxes(-2, -1), "mirrored along the other diagonal"),
     "flux": (lambda image: image * np.float32(1.1), "times 1.1"),
     "shift": (lambda image: np.roll(image, (3, -4), axis=(-2, -1)), "shifted by (3, -4)"),
     "edge": (emptied_edge, "shifted by (2, -1)"),
     "part of a pixel": (between_pixels, "shifted by (0.3, -0.2)"),
-    "pixels": (with_pixels, "changed a little"),
+    "pixels": (with_pixels, "slightly changed"),
     "noise": (with_noise, ""),
-    "half precision": (lambda image: image.astype(np.float16).astype(np.float32), "changed a little"),
-    "background": (lambda image: image + np.float32(0.5), "changed a little"),
+    "half precision": (lambda image: image.astype(np.float16).astype(np.float32), "slightly changed"),
+    "background": (lambda image: image + np.float32(0.5), "slightly changed"),
     "all": (
         lambda image: with_pixels(np.roll(turned(image, 5), (1, 2), axis=(-2, -1)) * np.float32(0.7)),
-        "mirrored on a diagonal, shifted by (1, 2), times 0.7",
+        "mirrored along one diagonal, shifted by (1, 2), times 0.7",
     ),
 }
 
@@ -199,7 +199,7 @@ def test_several_processes_find_the_same_and_small_images_are_refused(planted: P
     searched = Searched([Split(planted / name) for name in ("test", "train")])
     assert near_copies(searched, num_workers=2) == near_copies(searched)
     made(tmp_path / "tiny" / "train", np.zeros((3, 1, 8, 8), np.float32), labels=np.zeros(3, int))
-    with pytest.raises(ValueError, match="8 x 8 pixels: near copies are found from 16 x 16"):
+    with pytest.raises(ValueError, match="8 x 8 pixels are too small; near copies need at least 16 x 16"):
         near_copies(Searched([Split(tmp_path / "tiny" / "train")]))
 
 
@@ -236,3 +236,16 @@ def test_the_unit_of_the_pixels_may_be_any(factor: float) -> None:
     beyond = np.where(images[:1] > 2.5, np.finfo(np.float32).max, images[:1]).astype(np.float32)
     assert np.isfinite(fingerprints(beyond).detail).all()
     assert found(beyond[0], turned(beyond[0], 1)) is not None
+
+
+def test_of_lenses_alike_under_noise_only_the_nearest_is_the_original(tmp_path: Path) -> None:
+    published = population("Model_III", "published")
+    system = draw_system(published, 0, image_generator(0, "train", 0, PARAMETERS))
+    alike = [replace(system, source_x=system.source_x + 0.002 * k) for k in range(3)]
+    clean = render(alike, population=published, dtype=torch.float64).numpy()[:, None].astype(np.float32)
+    noisy = clean[1] + 0.02 * clean.max() * np.random.default_rng(1).normal(size=clean[1].shape).astype(np.float32)
+    assert [found(image, noisy) is not None for image in clean] == [True] * 3
+    images = np.stack([*clean, noisy, turned(clean[1], 2)])
+    made(tmp_path / "data" / "train", images, labels=np.zeros(5, int))
+    pairs = near_copies(Searched([Split(tmp_path / "data" / "train")]))
+    assert [(pair.first, pair.second) for pair in pairs] == [(1, 3), (1, 4), (3, 4)]

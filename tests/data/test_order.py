@@ -1,244 +1,249 @@
-"""Random choices: functions of their seed alone, and uniform."""
+"""The batches of a training: each sample once an epoch, a function of (seed, step), as well mixed as asked for."""
 
-from collections.abc import Callable
+import itertools
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import chi2, chisquare, kstest
+from scipy.stats import chi2
 
+from deeplense.data import order
 from deeplense.data.order import (
-    first_of_each,
-    fold_of,
-    num_steps,
-    permutation,
-    rank_slice,
-    some_of_each,
-    split_off,
-    step_seed,
-    uniforms,
+    LANES,
+    ROUND,
+    Order,
+    Shuffle,
+    Stream,
+    deal_all,
+    epoch_order,
+    shares,
+    variance_inflation,
 )
+from deeplense.random.draws import GOLDEN, ORDER, WINDOW, key, mix, shuffled
 
-WORD = 2**64
-GOLDEN = 0x9E3779B97F4A7C15
 few = settings(deadline=None, max_examples=40, derandomize=True)
 seeds = st.integers(0, 2**63)
+shuffles = st.builds(Shuffle, block=st.sampled_from([1, 2, 7, 64]), window=st.integers(1, 12))
 
 
-def scramble(word: int) -> int:
-    """The finaliser of splitmix64, in Python's integers."""
-    word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 % WORD
-    word = (word ^ (word >> 27)) * 0x94D049BB133111EB % WORD
-    return word ^ (word >> 31)
-
-
-def chained(*words: int) -> int:
-    state = 0
-    for word in words:
-        state = scramble((state + GOLDEN) % WORD ^ word % WORD)
-    return state
-
-
-def order_by_integers(num_samples: int, seed: int, epoch: int) -> list[int]:
-    start = chained(seed, 1, epoch)
-    return sorted(range(num_samples), key=lambda i: scramble((i * GOLDEN + start) % WORD))
-
-
-def test_splitmix_by_integers_is_the_published_generator() -> None:
-    outputs = [scramble(1234567 + k * GOLDEN & WORD - 1) for k in range(1, 4)]
-    assert outputs == [6457827717110365317, 3203168211198807973, 9817491932198370423]
-
-
-@few
-@given(num_samples=st.integers(1, 200), seed=seeds, epoch=st.integers(0, 10**6))
-def test_the_order_is_that_of_an_implementation_in_integers(num_samples: int, seed: int, epoch: int) -> None:
-    assert permutation(num_samples, seed, epoch).tolist() == order_by_integers(num_samples, seed, epoch)
-
-
-def test_the_random_numbers_are_those_of_an_implementation_in_integers() -> None:
-    seed, epoch, index = 7, 3, 11
-    base = scramble(scramble((epoch * GOLDEN + chained(seed, 2)) % WORD) + index * GOLDEN & WORD - 1)
-    expected = [(scramble((base + k * GOLDEN) % WORD) >> 11) * 2.0**-53 for k in (1, 2, 3)]
-    assert uniforms(seed, np.array([epoch]), np.array([index]), count=3)[0].tolist() == expected
-
-
-@few
-@given(num_items=st.integers(0, 200), world_size=st.integers(1, 40))
-def test_the_parts_of_the_ranks_make_the_whole(num_items: int, world_size: int) -> None:
-    parts = [range(num_items)[rank_slice(num_items, rank, world_size)] for rank in range(world_size)]
-    assert [item for part in parts for item in part] == list(range(num_items))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
-def test_epochs_seeds_and_purposes_do_not_repeat_one_another() -> None:
-    pairs = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (3, 1), (1, 3), (2**32, 0), (0, 2**32)]
-    assert len({tuple(permutation(50, *pair)) for pair in pairs}) == len(pairs)
-    first, second = (np.array(permutation(5000, *pair)) for pair in ((0, 1), (1, 0)))
-    assert abs(np.corrcoef(first, second)[0, 1]) < 4 / 5000**0.5
-    triples = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 1, 1), (1, 0, 1)]
-    words = {step_seed(*triple) for triple in triples}
-    assert len(words) == len(triples)
-    assert all(0 <= word < 2**63 for word in words)
-
-
-def places_are_uniform(order: Callable[[int], np.ndarray], num_samples: int = 10, num_epochs: int = 4000) -> bool:
-    """Whether each sample comes at each place equally often, by a chi-square test of the whole table."""
-    table = np.zeros((num_samples, num_samples))
-    for epoch in range(num_epochs):
-        table[order(epoch), np.arange(num_samples)] += 1
-    expected = num_epochs / num_samples
-    statistic = ((table - expected) ** 2 / expected).sum()
-    return bool(chi2.sf(statistic, (num_samples - 1) ** 2) > 1e-3)
-
-
-def slightly_sorted(epoch: int) -> np.ndarray:
-    """A good order, spoilt: the first two samples of one epoch in ten come sorted."""
-    order = np.random.default_rng(epoch).permutation(10)
-    order[:2] = np.sort(order[:2]) if epoch % 10 == 0 else order[:2]
-    return order
-
-
-def test_every_sample_comes_at_every_place_equally_often() -> None:
-    assert places_are_uniform(lambda epoch: permutation(10, 0, epoch))
-    assert places_are_uniform(lambda epoch: permutation(10, epoch, 0))
-
-
-def test_an_order_slightly_sorted_is_detected() -> None:
-    assert not places_are_uniform(slightly_sorted, num_epochs=20000)
-
-
-def test_random_numbers_are_uniform_and_uncorrelated() -> None:
-    epochs, indices = (grid.ravel() for grid in np.meshgrid(np.arange(40), np.arange(100)))
-    numbers = uniforms(0, epochs, indices, count=3)
-    assert numbers.shape == (4000, 3)
-    assert numbers.min() >= 0
-    assert numbers.max() < 1
-    assert kstest(numbers.ravel(), "uniform").pvalue > 1e-3
-    assert kstest(numbers.ravel() ** 1.1, "uniform").pvalue < 1e-3
-    bound = 4 / 4000**0.5
-    for first, second in [(0, 1), (0, 2), (1, 2)]:
-        assert abs(np.corrcoef(numbers[:, first], numbers[:, second])[0, 1]) < bound
-    cube = numbers.reshape(100, 40, 3)
-    for shifted, kept in [(cube[1:], cube[:-1]), (cube[:, 1:], cube[:, :-1])]:
-        assert abs(np.corrcoef(shifted.ravel(), kept.ravel())[0, 1]) < bound
-
-
-def test_random_numbers_are_a_function_of_seed_epoch_and_index() -> None:
-    epochs, indices = np.array([0, 0, 5, 2]), np.array([3, 0, 1, 3])
-    together = uniforms(4, epochs, indices, count=3)
-    np.testing.assert_array_equal(uniforms(4, epochs[::-1], indices[::-1], count=3)[::-1], together)
-    np.testing.assert_array_equal(uniforms(4, epochs[2:3], indices[2:3], count=3)[0], together[2])
-    np.testing.assert_array_equal(uniforms(4, epochs, indices, count=2), together[:, :2])
-    others = [
-        uniforms(seed, np.array([e]), np.array([i]), count=1)[0, 0] for seed, e, i in [(0, 0, 1), (0, 1, 0), (1, 0, 0)]
-    ]
-    assert len({*others, *together.ravel()}) == 15
-
-
-@few
-@given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=4), fraction=st.floats(0, 1), seed=st.integers(0, 1000))
-def test_a_part_split_off_has_its_fraction_of_each_class(counts: list[int], fraction: float, seed: int) -> None:
-    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
-    rest, part = split_off(labels, fraction, seed=seed)
-    assert sorted([*rest, *part]) == list(range(len(labels)))
-    assert all((np.diff(each) > 0).all() for each in (rest, part))
-    for label, count in enumerate(counts):
-        share = round(fraction * count)
-        if 0 < fraction < 1 and share in (0, count):
-            # A class that rounding would take out of one part keeps one sample there; a single one stays in the first.
-            share = 0 if count == 1 else min(max(share, 1), count - 1)
-        assert (labels[part] == label).sum() == share
-
-
-@few
-@given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=4), fraction=st.floats(0, 1), seed=st.integers(0, 1000))
-def test_where_rounding_leaves_some_of_each_class_a_part_is_what_it_was(
-    counts: list[int], fraction: float, seed: int
-) -> None:
-    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
-    _, part = split_off(labels, fraction, seed=seed)
-    plain = some_of_each(labels, fraction, seed=seed)
-    for label, count in enumerate(counts):
-        if 0 < round(fraction * count) < count or fraction in (0, 1):
-            assert part[labels[part] == label].tolist() == plain[labels[plain] == label].tolist()
+def taken(order: Order, steps: range) -> tuple[np.ndarray, np.ndarray]:
+    """The batches of some steps, one after the other."""
+    parts = [order.batch(step) for step in steps]
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
 @few
 @given(
-    counts=st.lists(st.integers(0, 40), min_size=1, max_size=4), num_folds=st.integers(1, 7), seed=st.integers(0, 1000)
+    num_samples=st.integers(1, 300),
+    batch_size=st.integers(1, 90),
+    seed=seeds,
+    first_epoch=st.integers(0, 5),
+    shuffle=shuffles,
 )
-def test_folds_hold_each_class_evenly(counts: list[int], num_folds: int, seed: int) -> None:
-    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
-    folds = fold_of(labels, num_folds, seed=seed)
-    assert len(folds) == len(labels)
-    assert set(folds) <= set(range(num_folds))
-    for label in range(len(counts)):
-        in_fold = np.bincount(folds[labels == label], minlength=num_folds)
-        assert in_fold.max() - in_fold.min() <= 1
-
-
-def test_splits_and_folds_are_drawn_by_the_seed() -> None:
-    labels = np.arange(300) % 3
-    assert split_off(labels, 0.3, seed=1)[1].tolist() == split_off(labels, 0.3, seed=1)[1].tolist()
-    assert split_off(labels, 0.3, seed=1)[1].tolist() != split_off(labels, 0.3, seed=2)[1].tolist()
-    assert fold_of(labels, 5, seed=1).tolist() != fold_of(labels, 5, seed=2).tolist()
-    drawn = np.concatenate([split_off(labels, 0.3, seed=seed)[1] for seed in range(100)])
-    assert chisquare(np.bincount(drawn, minlength=300)).pvalue > 1e-3
+def test_each_epoch_holds_every_sample_once(
+    num_samples: int, batch_size: int, seed: int, first_epoch: int, shuffle: Shuffle
+) -> None:
+    chosen = np.arange(num_samples) * 3 + 1
+    order = Order([chosen], batch_size=batch_size, seed=seed, shuffle=shuffle)
+    start = first_epoch * num_samples // batch_size
+    end = -(-(first_epoch + 2) * num_samples // batch_size)
+    indices, epochs = taken(order, range(start, end))
+    assert (np.diff(epochs) >= 0).all()
+    for epoch in (first_epoch, first_epoch + 1):
+        assert sorted(indices[epochs == epoch]) == chosen.tolist()
 
 
 @few
-@given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=4), seed=st.integers(0, 1000), data=st.data())
-def test_labels_are_nested_and_have_the_shares_of_their_classes(
-    counts: list[int], seed: int, data: st.DataObject
+@given(num_samples=st.integers(1, 60), seed=seeds, step=st.integers(0, 50), factor=st.integers(1, 6), shuffle=shuffles)
+def test_a_larger_batch_is_several_smaller_ones(
+    num_samples: int, seed: int, step: int, factor: int, shuffle: Shuffle
 ) -> None:
-    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
-    few_of_them, more = sorted(data.draw(st.tuples(*[st.integers(1, len(labels))] * 2)))
-    chosen = {count: first_of_each(labels, count, seed=seed) for count in (few_of_them, more)}
-    assert set(chosen[few_of_them]) <= set(chosen[more])
-    for count, indices in chosen.items():
-        assert len(set(indices.tolist())) == count == len(indices)
-        assert (np.diff(indices) > 0).all()
-        for label, of_label in enumerate(counts):
-            # As near as it can be where fewer labels are among more: half a sample for one class and two.
-            farthest = 0.5 * max(len(counts) - 1, 1)
-            assert abs((labels[indices] == label).sum() - count * of_label / len(labels)) <= farthest + 1e-9
+    samples = [np.arange(num_samples)]
+    large = Order(samples, batch_size=5 * factor, seed=seed, shuffle=shuffle).batch(step)
+    small = taken(Order(samples, batch_size=5, seed=seed, shuffle=shuffle), range(step * factor, (step + 1) * factor))
+    for one, other in zip(large, small, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
-def test_each_seed_draws_other_labels_and_each_sample_is_drawn_equally_often() -> None:
-    labels = np.arange(300) % 3
-    assert first_of_each(labels, 30, seed=1).tolist() == first_of_each(labels, 30, seed=1).tolist()
-    drawn = np.concatenate([first_of_each(labels, 30, seed=seed) for seed in range(300)])
-    assert chisquare(np.bincount(drawn, minlength=300)).pvalue > 1e-3
-    always = np.tile(first_of_each(labels, 30, seed=1), 300)
-    assert chisquare(np.bincount(always, minlength=300)).pvalue < 1e-3, "the control: one seed, again and again"
+@pytest.mark.parametrize("weights", [(), (2, 1)])
+def test_a_batch_does_not_depend_on_what_was_asked_before(weights: tuple[float, ...]) -> None:
+    def new() -> Order:
+        return Order([np.arange(15), np.arange(15, 23)], batch_size=8, seed=1, weights=weights, shuffle=Shuffle(2, 3))
+
+    order = new()
+    forwards = [order.batch(step)[0].tolist() for step in range(12)]
+    assert [order.batch(step)[0].tolist() for step in reversed(range(12))] == forwards[::-1]
+    assert new().batch(11)[0].tolist() == forwards[11]
+    assert len(order.streams[0].recent) <= 3
+
+
+def test_only_the_orders_of_an_epoch_and_its_neighbours_are_kept() -> None:
+    stream = Stream(5, 0, Shuffle())
+    for epoch, kept in [(0, {0}), (1, {0, 1}), (2, {1, 2}), (6, {6}), (5, {5, 6}), (7, {6, 7}), (9, {9})]:
+        order = stream.order(epoch).tolist()
+        assert set(stream.recent) == kept
+        assert order == stream.order(epoch).tolist() == Stream(5, 0, Shuffle()).order(epoch).tolist()
+
+
+def test_the_batches_of_a_seed_are_the_same_in_every_version() -> None:
+    in_blocks = Order([np.arange(40)], batch_size=8, seed=5, shuffle=Shuffle(4, 2))
+    assert in_blocks.batch(3)[0].tolist() == [39, 8, 13, 2, 27, 16, 33, 22]
+    weighted = Order([np.arange(9), np.arange(9, 12)], batch_size=8, seed=5, weights=(2, 1))
+    assert weighted.batch(3)[0].tolist() == [8, 3, 6, 7, 1, 0, 2, 5]
+
+
+def test_seeds_epochs_and_groups_have_orders_of_their_own() -> None:
+    words = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 1, 0), (0, 1, 1)]
+    orders = [epoch_order(50, *each, shuffle=Shuffle(block)) for each in words for block in (1, 5)]
+    assert len({tuple(order) for order in orders}) == len(orders)
+
+
+@few
+@given(num_samples=st.integers(1, 2000), block=st.integers(2, 80), window=st.integers(1, 40), seed=seeds)
+def test_blocks_are_read_whole_within_a_window_of_their_lane(
+    num_samples: int, block: int, window: int, seed: int
+) -> None:
+    order = epoch_order(num_samples, seed, shuffle=Shuffle(block, window))
+    lanes = [order[lane::LANES] for lane in range(LANES)] if num_samples % LANES == 0 else [order]
+    rows = max(block * window // LANES, 1) if len(lanes) == LANES else num_samples
+    for lane in lanes:
+        for start in range(0, len(lane), rows):
+            # So many samples can touch no more blocks than they fill, and one more at each end of each piece.
+            touched = len(set((lane[start : start + rows] // block).tolist()))
+            assert touched <= math.ceil(rows / block) + 2 + (num_samples % block > 0)
+
+
+def inflation(shuffle: Shuffle, labels: np.ndarray, batch_size: int = 64) -> float:
+    """The mean over some epochs."""
+    orders = [epoch_order(len(labels), 5, epoch, shuffle=shuffle) for epoch in range(8)]
+    return float(np.mean([variance_inflation(labels[order], batch_size) for order in orders]))
 
 
 @pytest.mark.parametrize(
-    ("epochs", "num_samples", "batch_size", "expected"),
-    [
-        (1, 96, 16, 6),
-        (1, 95, 16, 5),
-        (0.5, 96, 16, 3),
-        (2, 24, 16, 3),
-        (0.01, 96, 16, 1),
-        (1, 3, 16, 1),
-        (0, 96, 16, 1),
-    ],
+    ("labels", "batch_size"), [([0, 0, 1, 1, 1], 2), ([0, 1, 1, 2, 2, 2], 3), ([0, 0, 0, 1, 1, 2], 4)]
 )
-def test_whole_batches_make_the_epochs_and_there_is_always_a_step(
-    epochs: float, num_samples: int, batch_size: int, expected: int
+def test_over_all_orders_of_few_samples_the_shares_vary_as_if_drawn_at_random(
+    labels: list[int], batch_size: int
 ) -> None:
-    assert num_steps(epochs, num_samples=num_samples, batch_size=batch_size) == expected
+    orders = list(itertools.permutations(labels))
+    found = [variance_inflation(np.array(order), batch_size) for order in orders]
+    assert np.mean(found) == pytest.approx(1, abs=1e-12)
+    assert max(found) > 1.2 > 0.9 > min(found)
+
+
+def test_batches_of_a_full_shuffle_vary_as_random_ones_do_and_blocks_of_a_sorted_store_do_not() -> None:
+    is_sorted = np.arange(20000) * 10 // 20000
+    assert inflation(Shuffle(1), is_sorted) == pytest.approx(1, abs=0.1)
+    # A block that is alone in its lane gives 64 / 8 neighbours to a batch: 1 + (8 - 1) times their likeness.
+    assert inflation(Shuffle(64, 1), is_sorted) == pytest.approx(8, rel=0.2)
+    assert variance_inflation(is_sorted, 64) > 50
+    wide = [inflation(Shuffle(16, window), is_sorted) for window in (16, 64, 256)]
+    assert wide == sorted(wide, reverse=True)
+    assert wide[-1] < 1.5
+
+
+def test_blocks_of_a_mixed_store_lose_nothing() -> None:
+    mixed = (np.arange(20000) * 10 // 20000)[shuffled(20000, 1)]
+    assert inflation(Shuffle(64, 16), mixed) == pytest.approx(1, abs=0.1)
 
 
 @few
-@given(counts=st.lists(st.integers(1, 20), min_size=1, max_size=4), fraction=st.floats(0, 1), seed=st.integers(0, 99))
-def test_which_samples_are_drawn_is_what_it_was_in_each_version(counts: list[int], fraction: float, seed: int) -> None:
-    """The splits of runs that are finished rest on it: of class k the first of the permutation of (seed, k + 1)."""
-    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
-    expected = [
-        np.flatnonzero(labels == k)[permutation(count, seed, k + 1)][: round(fraction * count)]
-        for k, count in enumerate(counts)
-    ]
-    assert some_of_each(labels, fraction, seed=seed).tolist() == sorted(np.concatenate(expected).tolist())
+@given(weights=st.lists(st.floats(0.01, 10), min_size=1, max_size=6))
+def test_shares_are_the_weights_to_the_nearest_draw(weights: list[float]) -> None:
+    found = np.array(shares(weights))
+    assert found.sum() == ROUND
+    assert (abs(found - np.array(weights) / sum(weights) * ROUND) < 1).all()
+
+
+@few
+@given(weights=st.lists(st.integers(1, 9), min_size=2, max_size=5), seed=seeds, first=st.integers(0, 3 * ROUND))
+def test_draws_of_a_group_are_numbered_without_gaps(weights: list[int], seed: int, first: int) -> None:
+    counts = shares(weights)
+    group, within = deal_all(np.arange(first, first + 2 * ROUND), counts, seed)
+    for number, count in enumerate(counts):
+        places = within[group == number]
+        np.testing.assert_array_equal(places, np.arange(places[0], places[0] + len(places)))
+        assert abs(len(places) - 2 * count) <= count
+    assert deal_all(np.arange(ROUND), counts, seed)[1].max() == max(counts) - 1
+
+
+def test_weighted_groups_come_in_proportion_and_each_sample_once_before_any_comes_twice() -> None:
+    groups = [np.arange(0, 40), np.arange(40, 45), np.arange(45, 300)]
+    order = Order(groups, batch_size=64, seed=3, weights=(1, 1, 2))
+    indices, epochs = taken(order, range(2 * ROUND // 64))
+    for group, share in zip(groups, (1 / 4, 1 / 4, 1 / 2), strict=True):
+        here = np.isin(indices, group)
+        assert here.sum() == share * 2 * ROUND
+        times = np.bincount(indices[here] - group[0], minlength=len(group))
+        assert times.max() - times.min() <= 1
+        for epoch in range(int(epochs[here].max())):
+            assert sorted(indices[here][epochs[here] == epoch]) == group.tolist()
+    in_batch = np.array([np.isin(order.batch(step)[0], groups[0]).sum() for step in range(128)])
+    statistic = ((in_batch - 16) ** 2).sum() / (64 * 0.25 * 0.75)
+    assert 1e-3 < chi2.sf(statistic, 127) < 1 - 1e-3
+
+
+def test_groups_without_samples_and_weights_too_small_are_refused() -> None:
+    with pytest.raises(ValueError, match="one of the groups to sample from has no samples"):
+        Order([np.arange(3), np.arange(0)], batch_size=2, seed=0, weights=(1, 1))
+    with pytest.raises(ValueError, match="less than 1/4096"):
+        Order([np.arange(3), np.arange(3, 5)], batch_size=2, seed=0, weights=(1, 1e-6))
+
+
+def order_in_plain_loops(num_samples: int, words: tuple[int, ...], block: int, window: int) -> list[int]:
+    """Blocks in random order are cut into 8 lanes, in each of which windows are mixed; one of each lane in turn."""
+    blocks = shuffled(-(-num_samples // block), *words, ORDER).tolist()
+    stream = [number * block + k for number in blocks for k in range(block) if number * block + k < num_samples]
+    draws = mix(np.arange(num_samples, dtype=np.uint64) * GOLDEN + key(*words, WINDOW)).tolist()
+    lanes = [[place for place in range(num_samples) if place * 8 // num_samples == lane] for lane in range(8)]
+    size, mixed = max(block * window // 8, 1), []
+    for lane in lanes:
+        parts = [lane[start : start + size] for start in range(0, len(lane), size)]
+        mixed.append([place for part in parts for place in sorted(part, key=draws.__getitem__)])
+    in_turn = [lane[k] for k in range(num_samples) for lane in mixed if k < len(lane)]
+    return [stream[place] for place in in_turn]
+
+
+@few
+@given(num_samples=st.integers(1, 300), block=st.integers(2, 40), window=st.integers(1, 20), seed=seeds)
+def test_the_order_of_blocks_is_that_of_plain_loops(num_samples: int, block: int, window: int, seed: int) -> None:
+    """What a run goes on with rests on it: it stays what it is from version to version."""
+    found = epoch_order(num_samples, seed, 3, shuffle=Shuffle(block, window))
+    assert found.tolist() == order_in_plain_loops(num_samples, (seed, 3), block, window)
+
+
+@pytest.mark.parametrize(
+    ("shuffle", "steps"), [(Shuffle(4, 5), 3), (Shuffle(4, 7), 4), (Shuffle(4, 1), 1), (Shuffle(1, 9), 0)]
+)
+def test_the_next_window_comes_after_as_many_steps_as_this_one_fills(shuffle: Shuffle, steps: int) -> None:
+    assert Order([np.arange(50)], batch_size=7, seed=0, shuffle=shuffle).steps_ahead == steps
+
+
+def test_the_least_share_is_one_of_4096_draws() -> None:
+    assert shares((4095, 1)) == (4095, 1)
+    assert shares((1, 1, 2)) == (1024, 1024, 2048)
+    with pytest.raises(ValueError, match="1/4096"):
+        shares((8191, 1))
+
+
+def test_an_epoch_takes_four_bytes_for_each_sample_where_that_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Stream(100, 0, Shuffle()).order(0).dtype == np.uint32
+    monkeypatch.setattr(order, "epoch_order", lambda *words, shuffle: np.array([2**32]))
+    assert Stream(2**32 + 1, 0, Shuffle()).order(0).tolist() == [2**32]
+
+
+def test_the_order_of_the_epoch_beside_is_kept_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def note(num_samples: int, seed: int, group: int, epoch: int, *, shuffle: Shuffle) -> np.ndarray:
+        made.append(epoch)
+        return np.arange(num_samples)
+
+    monkeypatch.setattr(order, "epoch_order", note)
+    stream = Stream(10, 0, Shuffle())
+    for epoch in (3, 4, 3, 4, 5, 4, 9, 4):
+        stream.order(epoch)
+    assert made == [3, 4, 5, 9, 4]
+    assert stream.recent.keys() == {4}

@@ -164,7 +164,7 @@ def test_a_shard_that_is_changed_while_it_is_read_is_named(
     images.read(np.array([0]))
     images.read(np.array([0]))
     change(tmp_path / "shard-2.h5")
-    with pytest.raises(ValueError, match=rf"shard-2\.h5 was {told} while it was read"):
+    with pytest.raises(ValueError, match=rf"shard-2\.h5 was {told} while it was being read"):
         images.read(np.array([0]))
 
 

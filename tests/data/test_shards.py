@@ -1,5 +1,6 @@
 """The format: what is written is read, in every type, compressed or not; and what does not fit is refused by name."""
 
+import fcntl
 import itertools
 import os
 import sys
@@ -18,10 +19,13 @@ from deeplense.data.checking import check_contents, check_shard
 from deeplense.data.shards import (
     COMPRESSIONS,
     DTYPES,
+    GROUP,
+    GROUP_UNIT,
     MANIFEST,
     Manifest,
     Samples,
     Schema,
+    canonical,
     read_columns,
     shard_ranges,
 )
@@ -58,6 +62,20 @@ def test_the_manifest_tells_what_the_split_holds(tmp_path: Path) -> None:
     assert [shard["num_samples"] for shard in manifest.shards] == [64, 64, 64, 8]
     first = np.fromfile(tmp_path / "shard-00001.h5", "<f4", 40, offset=manifest.shards[1]["image_offset"])
     np.testing.assert_array_equal(first.reshape(SCHEMA.shape), samples(range(64, 65)).images[0])
+
+
+def test_a_class_may_have_no_sample(tmp_path: Path) -> None:
+    made(tmp_path, SCHEMA, lambda rows: replace(samples(rows), labels=np.zeros(len(rows), np.int64)))
+    assert Manifest.read(tmp_path).class_counts == {"yes": NUM_SAMPLES, "no": 0}
+
+
+def test_a_shard_is_read_whatever_lock_another_program_holds_on_it(tmp_path: Path) -> None:
+    made(tmp_path)
+    with (tmp_path / "shard-00000.h5").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="lock"):
+            h5py.File(tmp_path / "shard-00000.h5", locking=True)
+        assert len(read_columns(tmp_path / "shard-00000.h5", SCHEMA)["label"]) == 64
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)
@@ -161,17 +179,21 @@ BAD: dict[str, tuple[str, Callable[[Samples], Samples], str]] = {
         lambda good: replace(
             good, images=good.images * np.where(good.source_index == 70, 1e-9, 1)[:, None, None, None]
         ),
-        "id70: loses what it shows as float16.*--dtype float32",
+        "id70: the image loses its contrast as float16.*--dtype float32",
     ),
     "half": ("int16", lambda good: with_pixel(0.5, 6)(whole(good)), "id70: .*int16 cannot hold"),
     "below 0": ("uint16", lambda good: with_pixel(-1, 6)(whole(good)), "id70: .*uint16 cannot hold"),
     "above int32": ("int32", lambda good: with_pixel(2.0**31, 6)(whole(good)), "id70: .*int32 cannot hold"),
     "nan as a whole number": ("int32", lambda good: with_pixel(np.nan, 6)(whole(good)), "id70: .*not finite"),
-    "complex": ("float32", lambda good: replace(good, images=good.images + 1j), "type complex64 where numbers"),
+    "complex": (
+        "float32",
+        lambda good: replace(good, images=good.images + 1j),
+        "type complex64; convert them to numbers",
+    ),
     "shape": (
         "float32",
         lambda good: replace(good, images=good.images[:, :, :3]),
-        r"\(2, 3, 5\) where \(2, 4, 5\)",
+        r"\(2, 3, 5\); the schema has \(2, 4, 5\)",
     ),
     "label above": (
         "float32",
@@ -186,7 +208,7 @@ BAD: dict[str, tuple[str, Callable[[Samples], Samples], str]] = {
     "one too few": (
         "float32",
         lambda good: samples(range(good.source_index[0], good.source_index[-1])),
-        "shard-00001.h5 shall have 64 samples, but 63 were made",
+        "shard-00001.h5 must have 64 samples, but 63 were made",
     ),
 }
 
@@ -238,10 +260,10 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "version": (lambda path: rewritten(path, format="deeplense-shards/9"), {}, "format deeplense-shards/9"),
     "first version": (lambda path: rewritten(path, format="deeplense-shards/1"), {}, "make the data set again"),
     "schema": (lambda path: rewritten(path, fingerprint="0" * 64), {}, "another data set than the manifest"),
-    "offset": (lambda path: None, {"image_offset": 4096}, "image_offset .* where the manifest says 4096"),
-    "compressed": (lambda path: None, {"image_offset": None}, "where the manifest says None"),
-    "number": (lambda path: None, {"num_samples": 63}, "num_samples 64 where the manifest says 63"),
-    "size": (lambda path: None, {"bytes": 1000}, "another size"),
+    "offset": (lambda path: None, {"image_offset": 4096}, "image_offset .*, but its manifest has 4096"),
+    "compressed": (lambda path: None, {"image_offset": None}, "but its manifest has None"),
+    "number": (lambda path: None, {"num_samples": 63}, "num_samples 64, but its manifest has 63"),
+    "size": (lambda path: None, {"bytes": 1000}, "its size differs from the manifest"),
     "torn": (lambda path: os.truncate(path, 3000), {}, "is damaged"),
     "no shard": (lambda path: path.write_text("x" * 3000), {}, "is damaged"),
     "gone": (lambda path: path.unlink(), {"bytes": 1000}, "is missing"),
@@ -275,7 +297,7 @@ def test_a_shard_that_is_not_the_one_of_the_manifest_is_refused_by_name(tmp_path
         ("", "not valid JSON"),
         ("{", "not valid JSON"),
         ("\x00", "not valid JSON"),
-        ("[]", "no manifest"),
+        ("[]", "is not a manifest"),
         ("{}", "format None"),
         ('{"format": "deeplense-shards/1"}', "reads only deeplense-shards/2; make the data set again"),
         ('{"format": "deeplense-shards/9"}', "reads only deeplense-shards/2"),
@@ -286,6 +308,17 @@ def test_a_manifest_of_something_else_is_refused_by_name(tmp_path: Path, text: s
     (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(ValueError, match=f"{MANIFEST}.*{said}"):
         Manifest.read(tmp_path)
+
+
+def test_what_is_hashed_has_one_spelling() -> None:
+    assert canonical({"b": [1, 2.5], "a": None}) == '{"a":null,"b":[1,2.5]}'
+
+
+@pytest.mark.parametrize(("unit", "grouped"), [(GROUP_UNIT, True), ("count", False)])
+def test_the_number_of_a_group_is_told_from_a_quantity_of_that_name_by_its_unit(unit: str, grouped: bool) -> None:
+    schema = replace(SCHEMA, targets={"mass": "kg", GROUP: unit})
+    assert schema.grouped is grouped
+    assert schema.quantities == (["mass"] if grouped else ["group", "mass"])
 
 
 def test_every_part_of_a_schema_is_in_its_fingerprint() -> None:

@@ -164,6 +164,7 @@ def test_only_its_user_sees_a_copy_and_it_goes_with_the_last_who_reads_it(split:
     manifest = Manifest.read(split)
     with staged([manifest], place) as (copy,):
         assert copy.parent.stat().st_mode & 0o777 == 0o700
+        assert staging.lock_of(copy).stat().st_mode & 0o777 == 0o600
         with staged([manifest], place) as (same,), held(manifest, place) as held_copy:
             assert same == held_copy == copy
         assert bytes_of(copy) == bytes_of(split)
@@ -240,7 +241,7 @@ def test_too_little_room_is_refused_before_a_byte_is_written(
     needed = sum(shard["bytes"] for manifest in manifests for shard in manifest.shards)
     monkeypatch.setattr(staging, "room", lambda root: needed - 1)
     monkeypatch.setattr(staging, "pour", None)
-    told = rf"needs {needed / 1e9:.3f} GB more, and \S+ has room for {(needed - 1) / 1e9:.3f} GB"
+    told = rf"needs {needed / 1e9:.3f} GB more, but \S+ has room for {(needed - 1) / 1e9:.3f} GB"
     with pytest.raises(Unfit, match=told), staged(manifests, place):
         pass
     assert left_in(place) == []
@@ -318,13 +319,28 @@ def test_a_folder_that_is_not_ours_alone_is_refused(
 
 
 def test_a_place_that_is_not_there_is_named(split: Path, tmp_path: Path) -> None:
-    with pytest.raises(Unfit, match=r"nowhere is no folder"), staged([Manifest.read(split)], tmp_path / "nowhere"):
+    with pytest.raises(Unfit, match=r"nowhere is not a folder"), staged([Manifest.read(split)], tmp_path / "nowhere"):
         pass
 
 
 def test_a_copy_that_nobody_staged_cannot_be_held(split: Path, place: Path) -> None:
     with pytest.raises(Unfit, match="is gone"), held(Manifest.read(split), place):
         pass
+    assert left_in(place) == []
+
+
+def test_a_copy_that_is_being_made_cannot_be_held_and_asking_for_it_leaves_nothing_open(
+    split: Path, place: Path
+) -> None:
+    manifest = Manifest.read(split)
+    copy = staging.own_folder(place) / manifest.dataset_id
+    maker = staging.locked(copy, alone=True)
+    assert maker is not None
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(Unfit, match="is being rewritten or removed by another process"), held(manifest, place):
+        pass
+    assert len(os.listdir("/proc/self/fd")) == before
+    staging.leave(copy, maker)
     assert left_in(place) == []
 
 
@@ -363,7 +379,10 @@ def test_a_copy_that_another_process_reads_is_neither_removed_nor_rewritten(
     with staged([Manifest.read(sound / "val")], place):
         assert inodes(copy) == before
     flip(copy / "shard-00003.h5")
-    with pytest.raises(Unfit, match=r"shard-00003.h5 is damaged, and other processes use"), staged([manifest], place):
+    with (
+        pytest.raises(Unfit, match=r"shard-00003.h5 is damaged, and other processes are using"),
+        staged([manifest], place),
+    ):
         pass
     assert inodes(copy) == before
     reader.process.kill()

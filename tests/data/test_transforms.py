@@ -43,6 +43,18 @@ def test_the_eight_ways_are_distinct_permutations_of_the_pixels() -> None:
     assert torch.equal(ways[0], numbered[0])
 
 
+@pytest.mark.parametrize(("dtype", "bands", "size"), [("float32", 3, 7), ("float64", 1, 8), ("bfloat16", 2, 1)])
+def test_the_eight_ways_are_those_of_numpy_to_the_bit(dtype: str, bands: int, size: int) -> None:
+    before = torch.randn(40, bands, size, size, generator=torch.Generator().manual_seed(0))
+    before[0, 0, 0, 0], before[-1, -1, -1, -1] = torch.nan, torch.inf
+    before = before.to(getattr(torch, dtype))
+    ways = torch.arange(40) % 8
+    found = flip_and_turn(before, ways).double().numpy()
+    for image, way, out in zip(before.double().numpy(), ways.tolist(), found, strict=True):
+        turned = np.rot90(image, way % 4, axes=(1, 2))
+        assert np.array_equal(out, turned[..., ::-1] if way >= 4 else turned, equal_nan=True)
+
+
 def test_each_way_is_drawn_alike() -> None:
     numbers = torch.stack([torch.arange(80) / 80, torch.full((80,), 0.5), torch.full((80,), 0.5)], dim=1)
     out = augment(images(1).repeat(80, 1, 1, 1), numbers, flips=True, random_zoom=1, random_rotation=0)

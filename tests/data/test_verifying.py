@@ -103,21 +103,21 @@ def counting(classes: dict[str, int]) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("spoil", "named", "said"),
     [
-        (unfinished, "train", "no finished split"),
+        (unfinished, "train", "not a finished split"),
         (of_first_version, MANIFEST, "format deeplense-shards/1"),
         (with_foreign_shard, "shard-00001.h5", "another data set"),
-        (counting({"yes": 99, "no": 101}), "train", r"'yes': 99.* but the shards hold \{'yes': 100, 'no': 100\}"),
+        (counting({"yes": 99, "no": 101}), "train", r"'yes': 99.* but the shards have \{'yes': 100, 'no': 100\}"),
         (counting({"yes": 100, "no": 99}), "train", "'no': 99"),
         (counting({"yes": 100, "no": 101}), "train", "'no': 101"),
         (
             lambda folder: forge(folder, lambda told: told["shards"][2].update(image_offset=8)),
             "shard-00002.h5",
-            "says 8",
+            "its manifest has 8",
         ),
         (
             lambda folder: forge(folder, lambda told: told["shards"][3].update(num_samples=9)),
             "shard-00003.h5",
-            "says 9",
+            "with 9 samples instead",
         ),
     ],
 )
@@ -180,7 +180,7 @@ def test_equal_values_of_other_types_are_the_same_images_and_many_are_told_in_fe
     problems = verify(tmp_path)
     assert len(problems) == MOST_TOLD + 1
     assert all("a leak between splits" in problem for problem in problems[:-1])
-    assert problems[-1] == f"... and {NUM_SAMPLES - MOST_TOLD} more such"
+    assert problems[-1] == f"... and {NUM_SAMPLES - MOST_TOLD} more of this kind"
 
 
 def test_images_are_read_some_at_a_time(tmp_path: Path) -> None:
@@ -212,16 +212,16 @@ def test_equal_images_with_different_labels_are_named_with_both_labels(tmp_path:
     (problem,) = verify(tmp_path)
     assert "id151 (no)" in problem
     assert "(yes)" in problem
-    assert "with another label" in problem
+    assert "with a different label" in problem
 
 
 def test_labels_of_equal_images_are_compared_by_the_names_of_their_classes(tmp_path: Path) -> None:
     made(tmp_path / "train")
     swapped = replace(SCHEMA, split="test", classes=("no", "yes"))
     made(tmp_path / "test", swapped, lambda rows: replace(samples(rows), labels=1 - samples(rows).labels))
-    assert not any("another label" in problem for problem in verify(tmp_path))
+    assert not any("a different label" in problem for problem in verify(tmp_path))
     made(tmp_path / "val", replace(swapped, split="val"))
-    told = [problem for problem in verify(tmp_path) if "another label" in problem]
+    told = [problem for problem in verify(tmp_path) if "a different label" in problem]
     assert len(told) == MOST_TOLD
 
 
@@ -229,4 +229,4 @@ def test_equal_images_of_which_one_has_no_label_do_not_contradict(tmp_path: Path
     made(tmp_path / "train")
     unlabelled = replace(SCHEMA, split="test", classes=())
     made(tmp_path / "test", unlabelled, lambda rows: replace(samples(rows), labels=np.full(len(rows), -1)))
-    assert not any("another label" in problem for problem in verify(tmp_path))
+    assert not any("a different label" in problem for problem in verify(tmp_path))

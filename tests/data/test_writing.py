@@ -63,7 +63,7 @@ KEPT: dict[str, tuple[np.ndarray, str, dict[str, Any]]] = {
 @pytest.mark.parametrize("kind", LOST)
 def test_an_image_that_would_lose_what_it_shows_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     image, dtype, options = LOST[kind]
-    with pytest.raises(ValueError, match=r"id5: loses what it shows as float.*subtract the background"):
+    with pytest.raises(ValueError, match=r"id5: the image loses its contrast as float.*subtract the background"):
         made(tmp_path / "train", replace(ONE, dtype=dtype, **options), with_image(image))
     assert not (tmp_path / "train").exists()
 
@@ -86,28 +86,52 @@ def at(place: int, values: np.ndarray, value: Any) -> np.ndarray:
 
 
 BAD: dict[str, tuple[Callable[[Samples], Samples], str]] = {
-    "labels of floats": (lambda good: replace(good, labels=good.labels + 0.5), "id0: label 0.5 .*whole numbers"),
-    "labels that are whole floats": (lambda good: replace(good, labels=good.labels * 1.0), "id0: label 0.0 .*whole"),
-    "labels of truth": (lambda good: replace(good, labels=good.labels > 0), "id0: label False .*whole"),
-    "labels of text": (lambda good: replace(good, labels=good.labels.astype(str)), "id0: label 0 .*whole"),
-    "a huge label": (lambda good: replace(good, labels=at(7, good.labels, 2**40)), "id7: label 1099511627776 is none"),
-    "one-hot labels": (lambda good: replace(good, labels=np.eye(2)[good.labels]), r"label: has the shape \(64, 2\)"),
-    "labels in a column": (lambda good: replace(good, labels=good.labels[:, None]), r"label: has the shape \(64, 1\)"),
-    "too few labels": (lambda good: replace(good, labels=good.labels[1:]), r"label: has the shape \(63,\)"),
+    "labels of floats": (lambda good: replace(good, labels=good.labels + 0.5), "id0: label 0.5 .*give integers"),
+    "labels that are whole floats": (
+        lambda good: replace(good, labels=good.labels * 1.0),
+        "id0: label 0.0 .*give integers",
+    ),
+    "labels of truth": (lambda good: replace(good, labels=good.labels > 0), "id0: label False .*give integers"),
+    "labels of text": (lambda good: replace(good, labels=good.labels.astype(str)), "id0: label 0 .*give integers"),
+    "a huge label": (
+        lambda good: replace(good, labels=at(7, good.labels, 2**40)),
+        "id7: label 1099511627776 is not a number of the classes",
+    ),
+    "one-hot labels": (lambda good: replace(good, labels=np.eye(2)[good.labels]), r"label: the shape is \(64, 2\)"),
+    "labels in a column": (lambda good: replace(good, labels=good.labels[:, None]), r"label: the shape is \(64, 1\)"),
+    "too few labels": (lambda good: replace(good, labels=good.labels[1:]), r"label: the shape is \(63,\)"),
     "an infinite target": (lambda good: target(good, at(7, good.targets["mass"], np.inf)), "id7: has an infinite mass"),
     "a target of minus infinity": (lambda good: target(good, at(7, good.targets["mass"], -np.inf)), "id7: has an inf"),
-    "a complex target": (lambda good: target(good, good.targets["mass"] * 1j), "id0: target mass .*no real number"),
-    "a target of text": (lambda good: target(good, good.targets["mass"].astype(str)), "id0: target mass .*no real"),
-    "too few targets": (lambda good: target(good, good.targets["mass"][1:]), "target mass: one for each of 64"),
-    "no target": (lambda good: replace(good, targets={}), "target mass: one for each of 64"),
-    "complex images": (lambda good: replace(good, images=good.images + 0j), "type complex64 where numbers"),
-    "images of objects": (lambda good: replace(good, images=good.images.astype(object)), "type object where numbers"),
-    "images of text": (lambda good: replace(good, images=good.images.astype("U9")), "type <U9 where numbers"),
-    "a name of two lines": (lambda good: replace(good, ids=["a\nb", *good.ids[1:]]), r"'a\\nb' is no name"),
-    "an empty name": (lambda good: replace(good, ids=["", *good.ids[1:]]), "'' is no name"),
-    "a name of half a letter": (lambda good: replace(good, ids=["\udcff", *good.ids[1:]]), r"'\\udcff' is no name"),
-    "a name of 5 kB": (lambda good: replace(good, ids=["x" * 5000, *good.ids[1:]]), "is no name"),
-    "a number as name": (lambda good: replace(good, ids=[3, *good.ids[1:]]), "'3' is no name"),  # type: ignore[list-item]
+    "a complex target": (lambda good: target(good, good.targets["mass"] * 1j), "id0: target mass .*give real numbers"),
+    "a target of text": (
+        lambda good: target(good, good.targets["mass"].astype(str)),
+        "id0: target mass .*give real numbers",
+    ),
+    "too few targets": (
+        lambda good: target(good, good.targets["mass"][1:]),
+        "target mass: give one value for each of 64",
+    ),
+    "no target": (lambda good: replace(good, targets={}), "target mass: give one value for each of 64"),
+    "complex images": (lambda good: replace(good, images=good.images + 0j), "type complex64; convert them to numbers"),
+    "images of objects": (
+        lambda good: replace(good, images=good.images.astype(object)),
+        "type object; convert them to numbers",
+    ),
+    "images of text": (
+        lambda good: replace(good, images=good.images.astype("U9")),
+        "type <U9; convert them to numbers",
+    ),
+    "a name of two lines": (
+        lambda good: replace(good, ids=["a\nb", *good.ids[1:]]),
+        r"'a\\nb' is not a valid sample name",
+    ),
+    "an empty name": (lambda good: replace(good, ids=["", *good.ids[1:]]), "'' is not a valid sample name"),
+    "a name of half a letter": (
+        lambda good: replace(good, ids=["\udcff", *good.ids[1:]]),
+        r"'\\udcff' is not a valid sample name",
+    ),
+    "a name of 5 kB": (lambda good: replace(good, ids=["x" * 5000, *good.ids[1:]]), "is not a valid sample name"),
+    "a number as name": (lambda good: replace(good, ids=[3, *good.ids[1:]]), "'3' is not a valid sample name"),  # type: ignore[list-item]
     "sources of floats": (lambda good: replace(good, source_index=good.source_index + 0.5), "source_index 0.5"),
 }
 
@@ -132,5 +156,5 @@ def test_an_unknown_target_is_stored_as_such(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 0, 0), (0, 8, 8), (1, 8), (1, 8, -8), (1.0, 8, 8)])
 def test_images_of_no_pixels_are_no_schema(shape: Any) -> None:
-    with pytest.raises(ValueError, match=r"shape=.* must be three whole numbers above 0"):
+    with pytest.raises(ValueError, match=r"shape=.* must be three integers above 0"):
         replace(SCHEMA, shape=shape)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from deeplense.diffusion.denoiser import Denoise
-from deeplense.diffusion.noise import image_keys, normals
 from deeplense.diffusion.schedules import alpha_sigma, log_snr_at
+from deeplense.random.noise import image_keys, normals
 
 Noise = Callable[[int], Tensor]
 

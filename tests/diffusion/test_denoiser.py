@@ -75,7 +75,7 @@ def small(*, conditions: Conditions | None = None, shape: Shape = SMALL, target:
 
 def uniforms_of(batch: int, seed: int = 0) -> Tensor:
     """Random numbers of a training."""
-    return torch.rand(batch, Denoiser.num_uniforms, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(batch, Denoiser.columns.total, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("time", [0, 10, 500, 900, 999])
@@ -230,13 +230,13 @@ def test_only_classes_or_only_parameters_can_be_said() -> None:
 
 
 def test_conditions_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"conditions are \(4, 3\); these take \(batch, 2\)"):
+    with pytest.raises(ValueError, match=r"conditions have shape \(4, 3\); it must be \(batch, 2\)"):
         conditions_of()(torch.zeros(4, 3))
     with pytest.raises(ValueError, match="give num_classes, or mean and std"):
         Conditions(8)
-    with pytest.raises(ValueError, match="must be as many numbers"):
+    with pytest.raises(ValueError, match="must have the same length"):
         Conditions(8, mean=[1.0], std=[0.0])
-    with pytest.raises(ValueError, match="made without; leave them out"):
+    with pytest.raises(ValueError, match="model is unconditional; remove them"):
         small().denoise(torch.zeros(1, 1, 8, 8), torch.zeros(1), torch.zeros(1, 2))
 
 

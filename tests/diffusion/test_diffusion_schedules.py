@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deeplense.diffusion.schedules import (
-    SCHEDULES,
     alpha_sigma,
     cosine,
     from_betas,
@@ -20,6 +19,7 @@ from deeplense.diffusion.schedules import (
     sigmoid,
     time_of,
 )
+from deeplense.diffusion.zoo import SCHEDULES
 
 Theirs = Literal["linear", "squaredcos_cap_v2"]
 
@@ -92,5 +92,5 @@ def test_a_time_is_found_again_from_its_noise(time: float, name: str) -> None:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_of_one_time_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="num_times=1 is no schedule; it must be 2 or more"):
+    with pytest.raises(ValueError, match="num_times=1 is too small; it must be 2 or more"):
         SCHEDULES[name](1)

@@ -5,15 +5,15 @@ import pytest
 import torch
 from scipy import stats
 
-from deeplense.data import order
-from deeplense.diffusion.noise import image_keys, mix, normals, training_keys
+from deeplense.random import draws
+from deeplense.random.noise import image_keys, mix, normals, training_keys
 
 KEYS = image_keys(0, torch.arange(40))
 
 
 def test_words_are_those_of_splitmix64() -> None:
     words = np.random.default_rng(0).integers(0, 2**64, 1000, dtype=np.uint64)
-    assert torch.equal(mix(torch.from_numpy(words.view(np.int64))), torch.from_numpy(order.mix(words).view(np.int64)))
+    assert torch.equal(mix(torch.from_numpy(words.view(np.int64))), torch.from_numpy(draws.mix(words).view(np.int64)))
     # The first outputs of the seed 1234567 in the reference implementation (Vigna, splitmix64.c).
     state = torch.tensor([1234567]) + torch.arange(1, 3) * (0x9E3779B97F4A7C15 - 2**64)
     assert [word % 2**64 for word in mix(state).tolist()] == [6457827717110365317, 3203168211198807973]

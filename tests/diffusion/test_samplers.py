@@ -20,9 +20,7 @@ from exact import (
 from torch import Tensor, nn
 
 from deeplense.diffusion.denoiser import Denoise, Denoiser, clipped
-from deeplense.diffusion.noise import image_keys, normals
 from deeplense.diffusion.samplers import (
-    SAMPLERS,
     Plan,
     ddim,
     ddpm,
@@ -33,8 +31,10 @@ from deeplense.diffusion.samplers import (
     sample,
     walk,
 )
-from deeplense.diffusion.schedules import SCHEDULES, alpha_sigma, cosine, linear, log_snr_at
+from deeplense.diffusion.schedules import alpha_sigma, cosine, linear, log_snr_at
 from deeplense.diffusion.unet import SMALL, UNet
+from deeplense.diffusion.zoo import SAMPLERS, SCHEDULES
+from deeplense.random.noise import image_keys, normals
 
 COSINE = cosine()
 MEAN, STD = 0.3, 0.5

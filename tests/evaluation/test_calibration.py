@@ -33,6 +33,19 @@ def test_the_number_lies_in_its_interval_within_what_is_possible_and_the_seed_de
     assert found != calibration_error(drawn.confidence, drawn.correct, seed=1)
 
 
+def test_the_interval_of_a_seed_is_the_same_in_every_version() -> None:
+    drawn = CLASSIFIERS["too sure"](2000, np.random.default_rng(7))
+    found = calibration_error(drawn.confidence, drawn.correct, seed=3)
+    assert found == pytest.approx((0.05220735811279281, 0.037640056307041404, 0.06916288784374262), abs=1e-4)
+
+
+def test_an_error_that_may_be_none_is_missed_from_above_only() -> None:
+    drawn = CLASSIFIERS["too sure"](300, np.random.default_rng(7))
+    samples = calibration.Binned.of(drawn.confidence, drawn.correct, seed=3)
+    assert samples.position(-1.0).missed_above == 0.05
+    assert samples.position(0.5).missed_above == 0.025
+
+
 def test_what_chance_adds_is_taken_off_of_a_calibrated_classifier_and_little_of_many_images() -> None:
     few = CLASSIFIERS["calibrated"](300, np.random.default_rng(5))
     many = CLASSIFIERS["too sure"](100_000, np.random.default_rng(5))

@@ -230,7 +230,7 @@ def test_a_comparison_says_all_that_is_needed_to_believe_it() -> None:
     assert found["precision"].floor_value > found["precision"].value
     assert json.loads(json.dumps(asdict(frechet)))["features"] == "classifier (8)"
     text = str(frechet)
-    expected = f"{frechet.expected:.4g} expected of equal distributions"
+    expected = f"{frechet.expected:.4g} expected for equal distributions"
     for part in ("classifier (8)", "150 generated against 200 held-out", expected, "150 against 200"):
         assert part in text
     assert "expected" not in str(found["recall"])
@@ -273,11 +273,11 @@ def test_a_share_of_all_or_none_is_not_certain() -> None:
 
 def test_features_that_do_not_fit_are_refused() -> None:
     good = features(20, 4, 0)
-    with pytest.raises(ValueError, match=r"\(20, 5\) and \(20, 4\) differ"):
+    with pytest.raises(ValueError, match=r"\(20, 5\) and \(20, 4\); both must be .* with the same D"):
         compare_features(features(20, 5, 0), good, None, features="f")
     with pytest.raises(ValueError, match="7 images are too few"):
         compare_features(good[:7], good, None, features="f")
-    with pytest.raises(ValueError, match="features of 1 of 20 images are no finite numbers"):
+    with pytest.raises(ValueError, match="features of 1 of 20 images are not finite"):
         compare_features(np.where(np.arange(20)[:, None] == 3, np.nan, good), good, None, features="f")
 
 

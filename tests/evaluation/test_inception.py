@@ -84,15 +84,15 @@ def test_torchvisions_own_pooling_would_give_other_features(state: dict[str, Ten
 
 
 def test_no_file_and_another_file_are_refused_by_name(tmp_path: Path) -> None:
-    assert why_not(None) == "fid: not computed, no weights given."
+    assert why_not(None) == "FID: not computed, because no weights were given (--fid_weights FILE)."
     missing = tmp_path / "none.pt"
-    assert why_not(missing).startswith(f"fid: not computed, no weights at {missing}.")
+    assert why_not(missing).startswith(f"FID: not computed, because {missing} does not exist.")
     other = tmp_path / "other.pt"
     other.write_bytes(b"something else")
     assert sha256(other)[:12] in why_not(other)
     assert "f58cb9b6ec32" in why_not(other)
     for path in (missing, other):
-        with pytest.raises(ValueError, match="fid: not computed"):
+        with pytest.raises(ValueError, match="FID: not computed"):
             load_inception(path)
 
 

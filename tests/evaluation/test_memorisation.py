@@ -54,8 +54,8 @@ def test_noisy_copies_are_refused_in_pixels_and_in_features(
         found = memorisation(copies, held_out, train, describe=describe, space="the space")
         assert not found.passed
         assert found.median.high < 0.5
-        assert "the space: 200 generated images" in str(found)
-        assert "Refused (gate 0.9): Most images are nearer" in str(found)
+        assert "the space: distance to the nearest of 400 training images, as a ratio of 200 generated" in str(found)
+        assert "Copies (gate 0.9): most images are closer" in str(found)
         np.testing.assert_array_equal(found.nearest, np.arange(0, 400, 2))
 
 
@@ -66,7 +66,7 @@ def test_a_few_copies_among_new_images_are_refused_by_the_lowest_hundredth(
     found = memorisation(np.concatenate([new[:180], train[:20]]), held_out, train)
     assert found.median.value > 0.9
     assert found.lowest.high < 0.1
-    assert "Some images are nearer" in str(found)
+    assert "some images are closer" in str(found)
 
 
 def test_copies_that_are_turned_flipped_dimmed_and_on_another_background_are_found(

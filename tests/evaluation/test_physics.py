@@ -108,10 +108,10 @@ def test_false_alarms_of_the_whole_panel_are_no_more_than_its_level() -> None:
 
 def test_a_panel_says_in_words_what_failed_and_how(new: np.ndarray, held_out: np.ndarray) -> None:
     good = compare_images(new, held_out, pixel_scale_arcsec=PIXEL_SCALE, num_permutations=PERMUTATIONS)
-    assert str(good) == "300 generated images against 300 held-out ones: none of 5 tests tells them apart at 0.05."
+    assert str(good) == "300 generated images against 300 held-out ones: no difference in any of 5 tests at level 0.05."
     bad = compare_images(2 * new, held_out, pixel_scale_arcsec=PIXEL_SCALE, num_permutations=PERMUTATIONS)
     first, *lines = str(bad).splitlines()
-    assert first.endswith(f"{len(bad.failed)} of 5 tests tell them apart.")
+    assert first.endswith(f"{len(bad.failed)} of 5 tests find a difference.")
     assert [line.split(" ")[0] for line in lines] == bad.failed
     assert "power_spectrum" not in bad.failed
 
@@ -219,5 +219,5 @@ def test_images_of_another_size_too_few_or_with_no_numbers_are_refused(new: np.n
         compare_images(new[:1], new, pixel_scale_arcsec=1)
     broken = new.copy()
     broken[[3, 299], 0, 1, 1] = np.nan, np.inf
-    with pytest.raises(ValueError, match="2 of 300 real images hold values that are no finite numbers"):
+    with pytest.raises(ValueError, match="2 of 300 real images contain non-finite values"):
         compare_images(new, broken, pixel_scale_arcsec=1)

@@ -43,5 +43,5 @@ def test_penalties_too_weak_to_come_to_an_end_say_nothing(monkeypatch: pytest.Mo
 
 
 def test_a_class_of_one_sample_is_refused_with_the_number() -> None:
-    with pytest.raises(ValueError, match="a class has 1 sample to learn from; a linear probe needs 2"):
+    with pytest.raises(ValueError, match="a class has 1 training sample; a linear probe needs at least 2"):
         linear_probabilities(np.eye(5), np.array([0, 0, 1, 1, 2]), np.eye(5), 3)

@@ -8,9 +8,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, ClassVar
 
-from conftest import CONTEXT, run_command
+from conftest import CONTEXT, run_command, start_fork_server
 
-from jobs.children import Command
+from jobs.processes import Command
 
 Hook = Callable[[], None]
 
@@ -24,9 +24,10 @@ class Forked:
     def __init__(self, command: Command, environment: dict[str, str], hook: Hook | None = None) -> None:
         words, log = list(command.words), command.log or Path(os.devnull)
         log.parent.mkdir(parents=True, exist_ok=True)
-        target, given = (measure, words[1:]) if words[0] != "launch" else (run_command, words[1:])
-        self.started.append(" ".join([words[0], *words[1:2]]) if words[0] == "launch" else "measure")
+        target, given = (measure, words[1:]) if words[0] != "jobs" else (run_command, words[1:])
+        self.started.append(" ".join([words[0], *words[1:2]]) if words[0] == "jobs" else "measure")
         variables = {**environment, **command.environment}
+        start_fork_server()
         self.process: BaseProcess = CONTEXT.Process(target=target, args=(given, log, variables, hook))
         self.process.start()
 
@@ -44,11 +45,11 @@ def measure(words: list[str], log: Path, environment: dict[str, str], hook: Hook
     """Measure a model in a process of its own."""
     import torch
 
-    from jobs.measuring import models
+    from jobs.benchmark_models import costs
 
     torch.set_num_threads(1)
-    models.MOST_UPDATES = 2
-    models.main(words)
+    costs.MOST_UPDATES = 2
+    costs.main(words)
 
 
 class StopAtStepTwo:
@@ -58,14 +59,14 @@ class StopAtStepTwo:
         self.queue = queue
 
     def __call__(self) -> None:
-        from jobs import training_run
+        from jobs.frame import updates
 
-        log = training_run.log_update
+        log = updates.log_update
 
-        def log_and_stop(training: Any, lr: float, metrics: Any) -> float:
-            if training.progress.step == 2:
+        def log_and_stop(training: Any, update: Any) -> float:
+            if update.step == 2:
                 os.kill(self.queue, signal.SIGTERM)
                 time.sleep(2)
-            return log(training, lr, metrics)
+            return log(training, update)
 
-        training_run.log_update = log_and_stop
+        updates.log_update = log_and_stop

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.attempts import (
+from jobs.runs.attempts import (
     ATTEMPTS,
     FOLDER,
     NUMBER,
@@ -112,7 +112,7 @@ def test_an_attempt_that_another_has_followed_writes_no_more(tmp_path: Path) -> 
     refuse_if_superseded(tmp_path, first)
     second = open_attempt(tmp_path)
     refuse_if_superseded(tmp_path, second)
-    with pytest.raises(ValueError, match=r"attempt 2 of .* has begun; this one, 1, writes nothing more"):
+    with pytest.raises(ValueError, match=r"attempt 2 of .* has started; this one, 1, writes nothing more"):
         refuse_if_superseded(tmp_path, first)
 
 

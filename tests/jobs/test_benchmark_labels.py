@@ -14,16 +14,18 @@ from forked import Forked, StopAtStepTwo
 from stamps import make_stamps, pretrain
 
 from deeplense.data.dataset import Split
-from deeplense.data.order import first_of_each
+from deeplense.data.subsets import first_of_each
 from deeplense.evaluation.comparison import difference
 from deeplense.evaluation.metrics import Estimate
-from jobs import children, config
-from jobs.attempts import EXIT_REFUSED, EXIT_STOPPED, read_attempts
-from jobs.comparing import labels, labels_page, labels_table
-from jobs.comparing.labels_table import Backbone, Row
-from jobs.comparing.table import scores_of
-from jobs.experiment import known_part
-from jobs.finetuning import training_of
+from jobs import command_line, processes
+from jobs.benchmark_labels import page as labels_page
+from jobs.benchmark_labels import plan as labels_plan
+from jobs.benchmark_labels import table as labels_table
+from jobs.benchmark_labels.table import Backbone, Row
+from jobs.finetune.work import training_of
+from jobs.runs.attempts import EXIT_REFUSED, EXIT_STOPPED, read_attempts
+from jobs.train.samples import known_part
+from jobs.trials.scores import scores_of
 from launch.__main__ import main
 
 SHORT = ("--num_updates=3", "--min_epochs=0", "--batch_size=8", "--device=cpu", "--log_interval=1")
@@ -32,7 +34,7 @@ SHORT = ("--num_updates=3", "--min_epochs=0", "--batch_size=8", "--device=cpu", 
 @pytest.fixture(autouse=True)
 def forked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Commands come from the fork server; the list of what was started."""
-    monkeypatch.setattr(children, "start", Forked)
+    monkeypatch.setattr(processes, "start", Forked)
     monkeypatch.setattr(Forked, "started", [])
     return Forked.started
 
@@ -60,7 +62,7 @@ def made(stamps: Path, backbone: Path, tmp_path_factory: pytest.TempPathFactory)
     """A table of one backbone, two numbers of labels, two ways and two seeds."""
     output = tmp_path_factory.mktemp("table") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(children, "start", Forked)
+        patch.setattr(processes, "start", Forked)
         assert main(words(output, str(backbone), stamps)) == 0
     return output
 
@@ -78,7 +80,7 @@ def table(output: Path) -> list[dict[str, Any]]:
 
 def plan(line: list[str]) -> list[labels_table.Cell]:
     """The cells of a command line."""
-    return labels.make_plan(config.parse("benchmark labels", line[2:]))
+    return labels_plan.make_plan(command_line.parse("benchmark labels", line[2:]))
 
 
 def report(output: Path, name: str) -> dict[str, float]:
@@ -131,7 +133,7 @@ def test_all_rows_of_a_seed_learn_from_the_same_labels_and_the_baseline_is_the_s
     labels_of = Split(stamps / "train").labels
     for cell in plan(words(made, str(backbone), stamps)):
         command = cell.trial.trainings[0].words
-        trained = training_of(config.parse(command[0], command[1:]))
+        trained = training_of(command_line.parse(command[0], command[1:]))
         expected = first_of_each(labels_of, cell.num_labels, seed=cell.trial.seed)
         assert known_part(trained).indices.tolist() == expected.tolist()
         assert (trained.model_name, trained.stretch) == ("test_vit", "standard_asinh")
@@ -154,7 +156,7 @@ def test_the_table_is_the_same_in_all_its_forms(
             assert f"{row['metrics'][name]['value']:.4f}" in page
         assert f"{row['metrics']['auc_macro']['value']:.4f} [" in said
     assert page.count("data:image/png;base64,") == 2
-    assert re.search(r"By its AUC, dino [^.]* with (20|20 and 60|60) labels", page)
+    assert re.search(r"By AUC, dino [^.]* with (20|20 and 60|60) labels", page)
     assert "http" not in page
     assert "Published numbers" not in page
 
@@ -169,7 +171,7 @@ def test_a_second_time_nothing_is_done_and_only_what_is_missing_is_done(
     shutil.rmtree(copy / "runs" / "dino-knn-20-stamps-1")
     shutil.rmtree(copy / "runs" / "dino-full-all-stamps-0" / "report")
     assert main(words(copy, str(backbone), stamps)) == 0
-    assert forked == ["launch finetune"] * 2
+    assert forked == ["jobs finetune"] * 2
     assert before == [file.read_bytes() for file in files]
 
 
@@ -182,7 +184,7 @@ def test_a_signal_saves_the_training_and_the_same_command_continues_to_the_same_
     shutil.rmtree(run)
     hook = StopAtStepTwo(os.getpid())
     with monkeypatch.context() as patch:
-        patch.setattr(children, "start", lambda command, environment: Forked(command, environment, hook))
+        patch.setattr(processes, "start", lambda command, environment: Forked(command, environment, hook))
         assert main(words(copy, str(backbone), stamps)) == EXIT_STOPPED
     assert [row["problem"] for row in table(copy) if row["problem"]] == ["seed 1: stopped by SIGTERM"]
     assert main(words(copy, str(backbone), stamps)) == 0
@@ -204,8 +206,8 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(
     good, bad = [row for row in table(copy) if row["mode"] == "knn"]
     assert (good["problem"], good["seeds"]) == ("", [0, 1])
     assert bad["problem"].startswith("seed 0: error: exit code 2: ")
-    assert "has no checkpoint of its last weights yet that is whole; train it further" in bad["problem"]
-    assert "spoilt is not done yet" in (copy / "index.html").read_text()
+    assert "has no intact checkpoint of its last weights yet; train it further" in bad["problem"]
+    assert "spoilt has no results yet" in (copy / "index.html").read_text()
 
 
 def test_backbones_of_two_networks_are_each_held_against_their_own_from_scratch(
@@ -222,19 +224,19 @@ def test_backbones_of_two_networks_are_each_held_against_their_own_from_scratch(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"backbones": "nowhere"}, "nowhere is no run folder"),
-        ({"backbones": ","}, "backbones names none"),
+        ({"backbones": "nowhere"}, "nowhere is not a run folder"),
+        ({"backbones": ","}, "backbones is empty"),
         ({"num_labels": "20,20"}, "has 20 twice"),
         ({"num_labels": "many"}, "'many' is neither a number above 0 nor all"),
-        ({"num_labels": "60,all"}, "num_labels: 60 is all that"),
-        ({"num_labels": "61"}, "num_labels=61 is more than the 60 labels of"),
-        ({"batch_size": "32"}, "batch_size=32 is more than the 18 samples to learn from"),
-        ({"modes": "full,probe"}, "there is no 'probe'; there are full, linear, knn"),
-        ({"seeds": "3:3"}, "seeds='3:3' holds none"),
+        ({"num_labels": "60,all"}, "num_labels: 60 is the same as `all` for"),
+        ({"num_labels": "61"}, "num_labels=61 exceeds the 60 labels of"),
+        ({"batch_size": "32"}, "batch_size=32 exceeds the 18 training samples"),
+        ({"modes": "full,probe"}, "unknown mode 'probe'; choose from full, linear, knn"),
+        ({"seeds": "3:3"}, "seeds='3:3' contains none"),
         ({"only": "dino-full-20-stamps-7"}, "Did you mean"),
-        ({"datasets": "nowhere"}, "there is no data set 'nowhere'"),
-        ({"datasets": "a+b"}, "datasets=a+b: labels are counted in one data set each"),
-        ({"model_name": "resnet18"}, "there is no setting 'model_name'"),
+        ({"datasets": "nowhere"}, "no such data set 'nowhere'"),
+        ({"datasets": "a+b"}, "datasets=a+b: data sets cannot be combined with +"),
+        ({"model_name": "resnet18"}, "unknown setting 'model_name'"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_done(
@@ -264,7 +266,7 @@ def test_a_data_set_without_test_and_runs_of_other_settings_are_refused(
     assert main(words(tmp_path / "new", str(backbone), tmp_path / "data")) == EXIT_REFUSED
     assert "has no split 'test'; it has train" in capsys.readouterr().err
     assert main(words(copy, str(backbone), stamps, "--lr=0.1")) == EXIT_REFUSED
-    assert "is a run of other settings: lr=0.1" in capsys.readouterr().err
+    assert "was started with other settings: lr=0.1" in capsys.readouterr().err
 
 
 def test_each_run_that_is_left_is_an_element_of_an_array(
@@ -277,7 +279,7 @@ def test_each_run_that_is_left_is_an_element_of_an_array(
     names = [Path(line.removeprefix("# ")).name for line in said]
     assert names == ["dino-knn-20-stamps-1", "scratch-full-all-stamps-0"]
     assert main(words(copy, str(backbone), stamps, f"--only={names[0]}")) == 0
-    assert [row["problem"] for row in table(copy) if row["problem"]] == ["seed 0: not begun"]
+    assert [row["problem"] for row in table(copy) if row["problem"]] == ["seed 0: not started"]
 
 
 BACKBONE = Backbone("dino", "dino", "vit_small", "asinh", "runs/dino", "scratch")
@@ -289,9 +291,9 @@ ROW = Row("hsc", "lens-finding", "full", 300, BACKBONE, seeds=[0, 1], num_seeds=
     [
         (0.01, 0.05, 5, "better"),
         (-0.05, -0.01, 5, "worse"),
-        (-0.01, 0.05, 5, "cannot be told"),
-        (0.0, 0.05, 5, "cannot be told"),
-        (0.01, 0.05, 1, "cannot be told by one seed"),
+        (-0.01, 0.05, 5, "not significant"),
+        (0.0, 0.05, 5, "not significant"),
+        (0.01, 0.05, 1, "not significant (one seed)"),
     ],
 )
 def test_the_verdict_is_that_of_the_interval(low: float, high: float, num_paired: int, verdict: str) -> None:
@@ -304,8 +306,8 @@ def test_the_conclusions_name_each_verdict_with_its_numbers_of_labels() -> None:
     found = {"auc_macro": Estimate(0.02, 0.01, 0.03)}, {"auc_macro": Estimate(0.01, -0.01, 0.03)}
     rows = [replace(ROW, num_labels=count, differences=found[count > 600]) for count in (300, 600, 1200)]
     assert [*labels_page.conclusions(rows)] == [
-        "By its AUC, dino is better than from scratch with 300 and 600 labels; "
-        "cannot be told apart from scratch with 1,200 labels"
+        "By AUC, dino is better than from scratch with 300 and 600 labels; "
+        "does not differ significantly from scratch with 1,200 labels"
     ]
 
 

@@ -13,11 +13,12 @@ from conftest import write_blobs
 from forked import Forked, StopAtStepTwo
 
 from deeplense.data.dataset import Split
-from jobs import children, config
-from jobs.attempts import EXIT_REFUSED, EXIT_STOPPED, FOLDER, NUMBER, open_attempt, read_attempts
-from jobs.children import Command
-from jobs.comparing import page, queue
-from jobs.comparing import plan as plans
+from jobs import command_line, processes
+from jobs.benchmark_models import page as models_page
+from jobs.benchmark_models import plan as models_plan
+from jobs.processes import Command
+from jobs.runs.attempts import EXIT_REFUSED, EXIT_STOPPED, FOLDER, NUMBER, open_attempt, read_attempts
+from jobs.trials import queue
 from launch.__main__ import main
 
 MODELS = ("simple_cnn", "test_resnet")
@@ -27,7 +28,7 @@ LEARNING = ("--batch_size=16", "--epochs=1", "--device=cpu", "--log_interval=1")
 @pytest.fixture(autouse=True)
 def forked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Commands come from the fork server; the list of what was started."""
-    monkeypatch.setattr(children, "start", Forked)
+    monkeypatch.setattr(processes, "start", Forked)
     monkeypatch.setattr(Forked, "started", [])
     return Forked.started
 
@@ -50,7 +51,7 @@ def made(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A table of two models with two seeds."""
     output = tmp_path_factory.mktemp("table") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(children, "start", Forked)
+        patch.setattr(processes, "start", Forked)
         assert main(words(output, dataset)) == 0
     return output
 
@@ -147,7 +148,7 @@ def test_only_what_is_missing_is_done(copy: Path, dataset: Path, forked: list[st
     shutil.rmtree(copy / "runs" / f"simple_cnn-{dataset.name}-1")
     shutil.rmtree(copy / "runs" / f"test_resnet-{dataset.name}-0" / "report")
     assert main(words(copy, dataset)) == 0
-    assert forked == ["launch train", "launch evaluate", "launch evaluate"]
+    assert forked == ["jobs train", "jobs evaluate", "jobs evaluate"]
     assert table(copy) == before
 
 
@@ -159,14 +160,14 @@ def test_a_signal_saves_the_training_and_the_same_command_continues_to_the_same_
     shutil.rmtree(copy / "runs" / f"test_resnet-{dataset.name}-0")
     hook = StopAtStepTwo(os.getpid())
     with monkeypatch.context() as patch:
-        patch.setattr(children, "start", lambda command, environment: Forked(command, environment, hook))
+        patch.setattr(processes, "start", lambda command, environment: Forked(command, environment, hook))
         assert main(words(copy, dataset)) == EXIT_STOPPED
-    assert forked == ["launch train"]
+    assert forked == ["jobs train"]
     (attempt,) = read_attempts(run)
     assert (attempt["ended"], attempt["last_step"]) == ("stopped by SIGTERM", 2)
-    assert {row["problem"] for row in table(copy)} == {"seed 0: stopped by SIGTERM", "seed 0: not begun"}
+    assert {row["problem"] for row in table(copy)} == {"seed 0: stopped by SIGTERM", "seed 0: not started"}
     assert main(words(copy, dataset)) == 0
-    assert forked[1:] == ["launch train", "launch evaluate"] * 2
+    assert forked[1:] == ["jobs train", "jobs evaluate"] * 2
     assert [(each["first_step"], each["ended"]) for each in read_attempts(run)] == [
         (0, "stopped by SIGTERM"),
         (2, "finished"),
@@ -181,8 +182,8 @@ def test_a_training_that_fails_is_a_row_with_its_reason_and_the_others_go_on(
     recipe.write_text("lr: 1.0e+30\n")
     shutil.rmtree(copy / "runs" / f"test_resnet-{dataset.name}-1")
     with monkeypatch.context() as patch:
-        own, of_others = {"test_efficientnet": recipe}, plans.recipe_of
-        patch.setattr(plans, "recipe_of", lambda model: own.get(model) or of_others(model))
+        own, of_others = {"test_efficientnet": recipe}, models_plan.recipe_of
+        patch.setattr(models_plan, "recipe_of", lambda model: own.get(model) or of_others(model))
         given = words(copy, dataset, models="test_efficientnet,simple_cnn,test_resnet")
         assert main(given) == 1
         assert table(copy)[:2] == before
@@ -192,14 +193,14 @@ def test_a_training_that_fails_is_a_row_with_its_reason_and_the_others_go_on(
         assert "seed 1: diverged: the loss is" in failed["problem"]
         assert "the loss is nan" in (copy / "index.html").read_text()
         assert main(given) == 1
-    assert forked.count("launch train") == 2 + 1 + 2
+    assert forked.count("jobs train") == 2 + 1 + 2
 
 
 def test_a_training_that_is_refused_tells_what_it_said(copy: Path, dataset: Path, forked: list[str]) -> None:
     shutil.rmtree(copy / "runs")
     assert main(words(copy, dataset, models="simple_cnn", seeds="0", more=("--batch_size=512",))) == 1
     (row,) = table(copy)
-    assert row["problem"].startswith("seed 0: error: exit code 2: batch_size=512 is more than the")
+    assert row["problem"].startswith("seed 0: error: exit code 2: batch_size=512 exceeds the")
     assert row["metrics"] == {}
 
 
@@ -213,7 +214,7 @@ def test_an_evaluation_that_fails_is_told_and_made_again(
     assert main(words(copy, dataset)) == 1
     (row,) = [row for row in table(copy) if row["model"] == "simple_cnn"]
     assert row["problem"].startswith("seed 1: error: evaluate: exit code 2:")
-    assert "has no checkpoint of its best weights yet that is whole" in row["problem"]
+    assert "has no intact checkpoint of its best weights yet" in row["problem"]
     assert row["seeds"] == [0]
     shutil.move(copy / "aside", best)
     assert main(words(copy, dataset)) == 0
@@ -227,21 +228,21 @@ def test_predictions_of_other_images_are_not_taken_for_those_of_the_test_set(
     stored: dict[str, Any] = dict(np.load(path)) | {"dataset_id": np.array("another")}
     np.savez(path, **stored)
     assert main(words(copy, dataset)) == 0
-    assert forked == ["launch evaluate"]
+    assert forked == ["jobs evaluate"]
     assert table(copy) == before
 
 
 def test_the_folds_of_a_seed_are_evaluated_together(dataset: Path, tmp_path: Path, forked: list[str]) -> None:
     more = ("--num_folds=2",)
     assert main(words(tmp_path / "out", dataset, models="simple_cnn", seeds="3", more=more)) == 0
-    assert forked == ["measure", "launch train", "launch train", "launch evaluate"]
+    assert forked == ["measure", "jobs train", "jobs train", "jobs evaluate"]
     (row,) = table(tmp_path / "out")
     assert (row["seeds"], row["num_images"]) == ([3], len(Split(dataset / "train")))
     with np.load(
         tmp_path / "out" / "runs" / f"simple_cnn-{dataset.name}-3-fold0" / "report" / "predictions.npz"
     ) as stored:
         assert sorted(stored["indices"]) == list(range(96))
-    assert "covers the images alone" in (tmp_path / "out" / "index.html").read_text()
+    assert "covers the test images only" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_a_data_set_without_a_test_split_is_cross_validated(dataset: Path, tmp_path: Path) -> None:
@@ -265,14 +266,14 @@ def test_what_is_added_is_learnt_from_in_as_many_updates_and_its_change_told(
     change = added["metrics"]["auc_macro"]["value"] - alone["metrics"]["auc_macro"]["value"]
     assert added["change"]["value"] == pytest.approx(change)
     assert added["change"]["low"] <= change <= added["change"]["high"]
-    assert "change by what was added: " in capsys.readouterr().out
+    assert "change by added data: " in capsys.readouterr().out
     for seed in (0, 1):
         steps = {
             read_attempts(output / "runs" / f"simple_cnn-{row['dataset']}-{seed}")[-1]["last_step"]
             for row in table(output)
         }
         assert len(steps) == 1
-    settings = config.parse(
+    settings = command_line.parse(
         "train", [f"--config={output / 'runs' / f'simple_cnn-{dataset.name}+more-0' / 'config.yaml'}"]
     )
     assert settings.epochs == pytest.approx(2 / 3)
@@ -284,7 +285,7 @@ def test_nothing_is_added_to_what_is_cross_validated(
 ) -> None:
     write_blobs(tmp_path / "more", "train", 48)
     assert main(words(tmp_path / "out", Path(f"{tmp_path / 'more'}+{dataset}"))) == EXIT_REFUSED
-    assert "would be held out, and what is added with them" in capsys.readouterr().err
+    assert "data cannot be added to a data set that is tested by folds" in capsys.readouterr().err
 
 
 def test_a_number_is_learnt_and_held_against_guessing(dataset: Path, tmp_path: Path) -> None:
@@ -298,9 +299,9 @@ def test_a_number_is_learnt_and_held_against_guessing(dataset: Path, tmp_path: P
     assert row["num_images"] == 30, "those of which the number is known"
 
 
-def make_plan(line: list[str]) -> list[plans.Trial]:
+def make_plan(line: list[str]) -> list[models_plan.Trial]:
     """The plan of a command line."""
-    return plans.make_plan(config.parse("benchmark models", line[2:]))
+    return models_plan.make_plan(command_line.parse("benchmark models", line[2:]))
 
 
 def test_the_recipe_of_a_model_is_used_and_what_is_given_goes_over_it(
@@ -308,7 +309,7 @@ def test_the_recipe_of_a_model_is_used_and_what_is_given_goes_over_it(
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("lr: 0.5\nepochs: 77\n")
-    monkeypatch.setattr(plans, "recipe_of", lambda model: recipe if model == "simple_cnn" else None)
+    monkeypatch.setattr(models_plan, "recipe_of", lambda model: recipe if model == "simple_cnn" else None)
     plan = make_plan(words(tmp_path, dataset, seeds="0"))
     found = {trial.model: trial.trainings[0].settings for trial in plan}
     assert (found["simple_cnn"].lr, found["test_resnet"].lr) == (0.5, 3e-4)
@@ -319,20 +320,20 @@ def test_the_recipe_of_a_model_is_used_and_what_is_given_goes_over_it(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"models": "resnet81"}, "there is no model 'resnet81'. Nearest: resnet18"),
-        ({"models": "simple_cn"}, "there is no model 'simple_cn'. Nearest: simple_cnn"),
-        ({"models": ","}, "models names none"),
+        ({"models": "resnet81"}, "unknown model 'resnet81'. Nearest: resnet18"),
+        ({"models": "simple_cn"}, "unknown model 'simple_cn'. Nearest: simple_cnn"),
+        ({"models": ","}, "models is empty"),
         ({"models": "resnet18,resnet18"}, "has resnet18 twice"),
-        ({"seeds": ""}, "seeds='' holds none"),
-        ({"seeds": "3:3"}, "seeds='3:3' holds none"),
-        ({"seeds": "a"}, "'a' is neither a number"),
-        ({"datasets": "nowhere"}, "there is no data set 'nowhere'"),
+        ({"seeds": ""}, "seeds='' contains none"),
+        ({"seeds": "3:3"}, "seeds='3:3' contains none"),
+        ({"seeds": "a"}, "'a' must be a number"),
+        ({"datasets": "nowhere"}, "no such data set 'nowhere'"),
         ({"at_once": "0"}, "at_once=0 must be above 0"),
-        ({"only": "simple_cnn-blobs-7"}, "is none of the 2 runs. Did you mean simple_cnn-"),
+        ({"only": "simple_cnn-blobs-7"}, "is not one of 2 runs. Did you mean simple_cnn-"),
         ({"target": "mass"}, "has no target 'mass'; it has ['column']"),
         ({"lr": "-1"}, "lr=-1.0 must be above 0"),
-        ({"epohs": "1"}, "there is no setting 'epohs'. Did you mean epochs"),
-        ({"fold": "1"}, "there is no setting 'fold'"),
+        ({"epohs": "1"}, "unknown setting 'epohs'. Did you mean epochs"),
+        ({"fold": "1"}, "unknown setting 'fold'"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_trained(
@@ -366,14 +367,14 @@ def test_other_settings_than_those_of_runs_that_were_begun_are_refused(
     copy: Path, dataset: Path, forked: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words(copy, dataset, more=("--lr=0.1",))) == 2
-    assert "is a run of other settings: lr=0.1" in capsys.readouterr().err
+    assert "was started with other settings: lr=0.1" in capsys.readouterr().err
     assert forked == []
 
 
 def test_the_seeds_are_numbers_and_ranges_each_once() -> None:
     line = ["--models=a", "--datasets=b", "--output=c", "--seeds"]
-    assert config.parse("benchmark models", [*line, "0:3"]).all_seeds == [0, 1, 2]
-    assert config.parse("benchmark models", [*line, "7, 1:3,2"]).all_seeds == [7, 1, 2]
+    assert command_line.parse("benchmark models", [*line, "0:3"]).all_seeds == [0, 1, 2]
+    assert command_line.parse("benchmark models", [*line, "7, 1:3,2"]).all_seeds == [7, 1, 2]
 
 
 def test_an_element_of_an_array_does_its_run_as_its_own_attempt(
@@ -384,7 +385,7 @@ def test_an_element_of_an_array_does_its_run_as_its_own_attempt(
     monkeypatch.setenv(FOLDER, str(run))
     monkeypatch.setenv(NUMBER, str(open_attempt(run)))
     assert main(words(copy, dataset, more=(f"--only={run.name}",))) == 0
-    assert forked == ["launch train", "launch evaluate"]
+    assert forked == ["jobs train", "jobs evaluate"]
     (attempt,) = read_attempts(run)
     assert (attempt["attempt"], attempt["ended"], attempt["first_step"]) == (1, "finished", 0)
     assert table(copy) == before
@@ -402,7 +403,7 @@ def test_an_element_that_was_killed_in_its_evaluation_is_not_at_an_end(
             seen.append(read_attempts(run)[-1]["ended"])
         return Forked(command, environment)
 
-    monkeypatch.setattr(children, "start", start)
+    monkeypatch.setattr(processes, "start", start)
     assert main(words(copy, dataset, more=(f"--only={run.name}",))) == 0
     assert seen == [None]
 
@@ -414,7 +415,7 @@ def test_the_exit_code_of_an_element_is_that_of_its_training(copy: Path, dataset
     shutil.rmtree(copy / "runs")
     assert main(words(copy, dataset, more=(f"--only={name}", "--batch_size=512"))) == 2
     (failed,) = [row for row in table(copy) if row["model"] == "simple_cnn"]
-    assert failed["problem"] == "seed 0: not begun; seed 1: error: exit code 2"
+    assert failed["problem"] == "seed 0: not started; seed 1: error: exit code 2"
 
 
 def test_a_run_that_another_element_finishes_meanwhile_is_in_the_table_of_the_last_to_write(
@@ -423,16 +424,16 @@ def test_a_run_that_another_element_finishes_meanwhile_is_in_the_table_of_the_la
     plan, report = make_plan(words(copy, dataset)), copy / "runs" / f"simple_cnn-{dataset.name}-1" / "report"
     before, aside = table(copy), copy / "aside"
     shutil.move(report, aside)
-    make_rows = page.make_rows
+    make_rows = models_page.make_rows
 
-    def rows_before_the_other_ends(output: Path, trials: list[plans.Trial]) -> list[Any]:
+    def rows_before_the_other_ends(output: Path, trials: list[models_plan.Trial]) -> list[Any]:
         rows = make_rows(output, trials)
         if aside.exists():
             shutil.move(aside, report)
         return rows
 
-    monkeypatch.setattr(page, "make_rows", rows_before_the_other_ends)
-    page.update_table(copy, plan)
+    monkeypatch.setattr(models_page, "make_rows", rows_before_the_other_ends)
+    models_page.update_table(copy, plan)
     assert table(copy) == before
 
 

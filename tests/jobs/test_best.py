@@ -15,10 +15,11 @@ from scipy.special import softmax
 from sklearn.metrics import roc_auc_score
 
 from deeplense.training import checkpoint
-from jobs.config import from_plain
-from jobs.experiment import learning_parts, make_network
-from jobs.runs import stored_config
-from jobs.train import Settings
+from jobs.runs.stored import stored_config
+from jobs.settings import from_plain
+from jobs.train.network import make_network
+from jobs.train.samples import learning_parts
+from jobs.train.settings import Settings
 
 Start = Callable[..., Command]
 SMALL = (
@@ -90,16 +91,16 @@ def die_at_step(step: int) -> None:
 
 def find_lower_scores() -> None:
     """Let this process find lower scores, as other rounding would."""
-    from jobs.learner import Evaluation
-    from jobs.supervised import Supervised
+    from jobs.frame.learner import Evaluation
+    from jobs.train.learner import SupervisedTrainee
 
-    evaluate = Supervised.evaluate
+    evaluate = SupervisedTrainee.evaluate
 
-    def evaluate_lower(*words: Any) -> Evaluation:
-        found = evaluate(*words)
+    def evaluate_lower(*words: Any, **named: Any) -> Evaluation:
+        found = evaluate(*words, **named)
         return Evaluation(found.metrics, (found.score or 0.0) - 0.5)
 
-    Supervised.evaluate = evaluate_lower  # type: ignore[method-assign]
+    SupervisedTrainee.evaluate = evaluate_lower  # type: ignore[method-assign]
 
 
 def test_best_weights_of_a_killed_attempt_that_are_not_reached_again_are_those_that_the_run_tells(

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from jobs import config
+from jobs import verbs
 from jobs.bounds import MOST, refuse_crowd
-from jobs.runs import num_cores
+from jobs.runs.environment import num_cores
 from launch.__main__ import main
 from tests.jobs.test_config import LEAST, refusal
 
 WHOLE_NUMBERS = [
     (job, field.name)
-    for job in config.JOBS
-    for field in fields(config.load_job(job).Settings)
+    for job in verbs.JOBS
+    for field in fields(verbs.settings_of(job))
     if field.type in (int, int | None)
 ]
 UNBOUNDED = {"fold"}
@@ -30,7 +30,7 @@ def test_more_than_can_be_meant_is_refused(name: str, capsys: pytest.CaptureFixt
     job = next(job for job, known in WHOLE_NUMBERS if known == name)
     words = {"benchmark": ["data" if name in ("num_images", "image_size") else "train"], "evaluate": ["--run=a"]}
     line = refusal(job, [*words.get(job, LEAST[job]), f"--{name}={MOST[name] + 1}"], capsys)
-    assert line == f"deeplense {job}: {name}={MOST[name] + 1} is more than can be meant; give {MOST[name]} or less."
+    assert line == f"deeplense {job}: {name}={MOST[name] + 1} is too large; use {MOST[name]} or less."
 
 
 @pytest.mark.parametrize("words", [["--num_processes", "{}", "train"], ["train", "--num_workers", "{}"]])
@@ -41,7 +41,7 @@ def test_more_processes_than_this_machine_bears_are_refused_before_one_is_starte
     line = [word.format(many) for word in words]
     assert main([*line, f"--run={tmp_path / 'run'}", "--dataset=nowhere"]) == 2
     said = capsys.readouterr().err
-    assert f"={many} would start {many} processes or threads here, and this machine has {num_cores()} cores" in said
+    assert f"={many} would start {many} processes or threads, but this machine has {num_cores()} cores" in said
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from deeplense.training.stopping import StopFlag
-from jobs.attempts import EXIT_STOPPED
-from jobs.children import Command, Queue, Steps
+from jobs.processes import Command, Queue, Steps
+from jobs.runs.attempts import EXIT_STOPPED
 
 WORKER = """
 import os, signal, sys, time

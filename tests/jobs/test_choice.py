@@ -2,6 +2,7 @@
 that benchmark."""
 
 import csv
+import itertools
 import json
 import math
 from pathlib import Path
@@ -11,13 +12,13 @@ import numpy as np
 import pytest
 
 from deeplense.evaluation.selection import RULES, Curve, Loss
-from jobs import train
-from jobs.comparing import selection
-from jobs.learner import Evaluation
-from jobs.resuming import OF_KEPT
-from jobs.supervised import Supervised
-from jobs.train import Settings
-from jobs.training_start import Progress
+from jobs.benchmark_selection import curves
+from jobs.frame.learner import Evaluation
+from jobs.frame.plan import Progress
+from jobs.runs.resuming import OF_KEPT
+from jobs.train import work as train_work
+from jobs.train.learner import Supervised, SupervisedTrainee
+from jobs.train.settings import Settings
 from launch.__main__ import main
 
 SMALL: dict[str, Any] = {"model_name": "simple_cnn", "batch_size": 16, "device": "cpu", "log_interval": 1000}
@@ -77,14 +78,15 @@ def test_without_a_loss_the_first_of_the_highest_score_is_kept() -> None:
 
 def undefined_until(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the score be undefined before a step."""
-    evaluate = Supervised.evaluate
+    evaluate = SupervisedTrainee.evaluate
 
-    def evaluate_some(learner: Supervised, *words: Any) -> Evaluation:
-        found = evaluate(learner, *words)
-        learner.evaluated = getattr(learner, "evaluated", 0) + 1  # type: ignore[attr-defined]
-        return found if learner.evaluated >= step else Evaluation({"auc_macro": math.nan}, math.nan)  # type: ignore[attr-defined]
+    numbers = itertools.count(1)
 
-    monkeypatch.setattr(Supervised, "evaluate", evaluate_some)
+    def evaluate_some(*words: Any, **named: Any) -> Evaluation:
+        found = evaluate(*words, **named)
+        return found if next(numbers) >= step else Evaluation({"auc_macro": math.nan}, math.nan)
+
+    monkeypatch.setattr(SupervisedTrainee, "evaluate", evaluate_some)
 
 
 def test_a_score_that_is_undefined_uses_up_no_patience_and_hides_no_weights(
@@ -93,7 +95,7 @@ def test_a_score_that_is_undefined_uses_up_no_patience_and_hides_no_weights(
     run = tmp_path / "run"
     undefined_until(8, monkeypatch)
     settings = SMALL | {"epochs": 14, "patience_epochs": 2, "evaluate_epochs": 1, "lr": 1e-12}
-    assert train.run(Settings(run=run, dataset=str(dataset), **settings)) == 0
+    assert train_work.run(Settings(run=run, dataset=str(dataset), **settings)) == 0
     ending = json.loads((run / "finished.json").read_text())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     evaluated = [line["step"] for line in lines if "val/auc_macro" in line]
@@ -101,12 +103,13 @@ def test_a_score_that_is_undefined_uses_up_no_patience_and_hides_no_weights(
     assert ending["best_step"] in evaluated[7:]
     assert [line["val/auc_macro"] for line in lines if "val/auc_macro" in line][:7] == [None] * 7
     said = capfd.readouterr().out
-    assert said.count("the AUC of the validation images is undefined; it chooses no weights") == 7
+    told = "the AUC of the validation images is undefined; it is ignored for the choice of the best weights"
+    assert said.count(told) == 7
 
 
 def test_a_choice_by_few_images_is_told(dataset: Path, tmp_path: Path) -> None:
     few, many = (
-        Supervised(Settings(run=tmp_path / "run", dataset=str(dataset), val_fraction=fraction, **SMALL))
+        Supervised.of(Settings(run=tmp_path / "run", dataset=str(dataset), val_fraction=fraction, **SMALL))
         for fraction in (0.1, 0.4)
     )
     assert "3 of left, 3 of right, 3 of middle" in few.few
@@ -139,16 +142,16 @@ def test_rules_are_compared_on_held_out_images_and_what_is_done_is_not_done_agai
             by_hand.append((stored["held_outputs"][-1].argmax(axis=1) == stored["held_labels"]).mean())
     (last,) = [line for line in lines if line["case"].endswith("-40") and line["rule"] == "last weights"]
     assert float(last["accuracy"]) == pytest.approx(np.mean(by_hand))
-    monkeypatch.setattr(selection, "follow", None)
+    monkeypatch.setattr(curves, "follow", None)
     assert main(words(dataset, tmp_path)) == 0
     assert (tmp_path / "selection.csv").read_text() == table
     assert main(words(dataset, tmp_path, "--weight_decay=0.3")) == 2
-    assert "is of other settings; give those, or another --output" in capfd.readouterr().err
+    assert "was made with different settings; use those, or give another --output" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("cases", "told"),
-    [("d:0", "a number of labels"), ("d:x", "a number of labels"), ("d:3/", "a number of labels"), ("", "names none")],
+    [("d:0", "a number of labels"), ("d:x", "a number of labels"), ("d:3/", "a number of labels"), ("", "is empty")],
 )
 def test_cases_that_cannot_be_read_are_refused(
     cases: str, told: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -21,10 +21,11 @@ from conftest import Command
 from deeplense import locks
 from deeplense.locks import Held, Lock, holder_of_now
 from deeplense.records import read_record, write_record
-from jobs import config
-from jobs.attempts import EXIT_REFUSED, FOLDER, NUMBER, open_attempt, read_attempts
-from jobs.claim import Claim
-from jobs.runs import CONFIG, LOCK
+from jobs import command_line
+from jobs.runs.attempts import EXIT_REFUSED, FOLDER, NUMBER, open_attempt, read_attempts
+from jobs.runs.claim import Claim
+from jobs.runs.folder import LOCK
+from jobs.runs.stored import CONFIG
 
 Start = Callable[..., Command]
 
@@ -49,7 +50,7 @@ def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
 def settings_of(run: Path, **values: object) -> Any:
     """Settings of a training in a folder."""
     words = [f"--{name}={value}" for name, value in values.items()]
-    return config.parse("train", [f"--run={run}", "--dataset=d", "--model_name=simple_cnn", *words])
+    return command_line.parse("train", [f"--run={run}", "--dataset=d", "--model_name=simple_cnn", *words])
 
 
 def held_by(pid: int, **facts: object) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def test_a_run_that_a_living_process_trains_is_refused_with_who_and_since_when(
         pytest.raises(
             ValueError,
             match=rf"run is being trained by process {sleeper.pid} of vera on .*, since 2026-11-29T12:00:00\+0000 "
-            r"\(attempt 3 of job 17\)\. Wait for it, or end it; --take_over 1 goes on",
+            r"\(attempt 3 of job 17\)\. Wait for it, or stop it; --take_over 1 trains anyway",
         ),
         Claim(settings_of(run)) as claim,
     ):
@@ -234,17 +235,17 @@ def metrics_of(run: Path) -> str:
 
 def wait_at_first_step(seconds: float) -> None:
     """In a training: stay in the first step for so long."""
-    from jobs import training_run
+    from jobs.frame import updates
 
-    log = training_run.log_update
+    log = updates.log_update
 
-    def log_and_wait(training: Any, lr: float, metrics: Any) -> float:
-        loss = log(training, lr, metrics)
-        if training.progress.step == 1:
+    def log_and_wait(training: Any, update: Any) -> float:
+        loss = log(training, update)
+        if update.step == 1:
             time.sleep(seconds)
         return loss
 
-    training_run.log_update = log_and_wait
+    updates.log_update = log_and_wait
 
 
 def test_a_second_training_is_refused_and_goes_on_once_the_first_is_killed(

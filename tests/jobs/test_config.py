@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs import config
-from jobs.train import Settings
+from jobs import command_line, conditions, verbs
+from jobs.settings import dump, from_plain, plain
+from jobs.train.settings import Settings
 
 TRAIN = ["--run", "runs/a", "--dataset", "Model_III"]
 LEAST = {
@@ -54,7 +55,7 @@ EARLIER = {
 def refusal(job: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line on stderr with which a command line is refused."""
     with pytest.raises(SystemExit) as exit:
-        config.parse(job, arguments)
+        command_line.parse(job, arguments)
     assert exit.value.code == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -77,20 +78,20 @@ def recipe(tmp_path: Path) -> Path:
 
 def test_flags_go_over_the_recipe_and_the_recipe_over_defaults(recipe: Path) -> None:
     for arguments in (["--config", str(recipe), *TRAIN, "--lr", "0.5"], [*TRAIN, "--config", str(recipe), "--lr=0.5"]):
-        settings = config.parse("train", arguments)
+        settings = command_line.parse("train", arguments)
         assert (settings.lr, settings.batch_size, settings.epochs) == (0.5, 32, Settings(run=Path(), dataset="").epochs)
 
 
 def test_every_setting_of_the_earlier_training_script_works_under_its_name() -> None:
-    settings = config.parse("train", ["--run", "a", *flags(EARLIER)])
+    settings = command_line.parse("train", ["--run", "a", *flags(EARLIER)])
     assert {name: getattr(settings, name) for name in EARLIER} == EARLIER
 
 
 def test_the_recipes_that_come_with_the_jobs_are_right() -> None:
-    for path in Path(config.__file__).parent.glob("recipes/*.yaml"):
+    for path in Path(command_line.__file__).parent.glob("recipes/*.yaml"):
         asked = yaml.safe_load(path.read_text())
         job = "pretrain" if "method" in asked else "diffuse" if "noise_schedule" in asked else "train"
-        settings = config.parse(job, ["--config", str(path), *TRAIN])
+        settings = command_line.parse(job, ["--config", str(path), *TRAIN])
         assert {name: getattr(settings, name) for name in asked} == asked
 
 
@@ -113,7 +114,7 @@ def test_a_misspelt_flag_is_refused_with_the_nearest_right_one(
     job: str, wrong: str, right: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refusal(job, [*LEAST[job], f"--{wrong}", "1"], capsys)
-    assert line.startswith(f"deeplense {job}: there is no setting '{wrong}'. Did you mean {right}")
+    assert line.startswith(f"deeplense {job}: unknown setting '{wrong}'. Did you mean {right}")
 
 
 @MISSPELT
@@ -122,7 +123,7 @@ def test_a_misspelt_setting_of_a_recipe_is_refused_with_the_nearest_right_one(
 ) -> None:
     (tmp_path / "recipe.yaml").write_text(f"{wrong}: 1\n")
     line = refusal(job, ["--config", str(tmp_path / "recipe.yaml"), *LEAST[job]], capsys)
-    assert line.startswith(f"deeplense {job}: there is no setting '{wrong}'. Did you mean {right}")
+    assert line.startswith(f"deeplense {job}: unknown setting '{wrong}'. Did you mean {right}")
 
 
 @pytest.mark.parametrize(
@@ -185,45 +186,47 @@ def test_a_recipe_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str])
     assert "nowhere.yaml" in refusal("train", ["--config=nowhere.yaml", *TRAIN], capsys)
 
 
-@pytest.mark.parametrize("job", config.JOBS)
+@pytest.mark.parametrize("job", verbs.JOBS)
 def test_what_print_config_prints_is_a_recipe_of_the_same_settings(
     job: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changed = {"train": ["--ema_decay=0.99", "--wandb=off", "--lr=1e-05"], "pack": ["--where", '["kind=1"]']}
     arguments = LEAST[job] + changed.get(job, [])
     with pytest.raises(SystemExit) as exit:
-        config.parse(job, [*arguments, "--print_config"])
+        command_line.parse(job, [*arguments, "--print_config"])
     assert exit.value.code == 0
     (tmp_path / "recipe.yaml").write_text(capsys.readouterr().out)
-    positional = LEAST[job] if job in config.POSITIONAL else []
-    assert config.parse(job, ["--config", str(tmp_path / "recipe.yaml"), *positional]) == config.parse(job, arguments)
+    positional = LEAST[job] if job in verbs.POSITIONAL else []
+    assert command_line.parse(job, ["--config", str(tmp_path / "recipe.yaml"), *positional]) == command_line.parse(
+        job, arguments
+    )
 
 
-@pytest.mark.parametrize("job", config.JOBS)
+@pytest.mark.parametrize("job", verbs.JOBS)
 def test_plain_values_go_through_yaml_and_give_the_same_settings(job: str) -> None:
-    settings = config.parse(job, LEAST[job])
-    read = yaml.safe_load(config.dump(settings))
-    assert read == config.plain(settings)
-    assert config.from_plain(type(settings), read) == settings
+    settings = command_line.parse(job, LEAST[job])
+    read = yaml.safe_load(dump(settings))
+    assert read == plain(settings)
+    assert from_plain(type(settings), read) == settings
 
 
 def test_plain_values_of_another_version_are_refused_by_name() -> None:
-    values = config.plain(config.parse("train", TRAIN)) | {"warp": 9}
+    values = plain(command_line.parse("train", TRAIN)) | {"warp": 9}
     with pytest.raises(ValueError, match="warp"):
-        config.from_plain(Settings, values)
+        from_plain(Settings, values)
 
 
-@pytest.mark.parametrize("job", config.JOBS)
+@pytest.mark.parametrize("job", verbs.JOBS)
 def test_help_lists_every_setting_with_its_meaning_and_default(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
-        config.parse(job, ["--help"])
+        command_line.parse(job, ["--help"])
     assert exit.value.code == 0
     entries = [" ".join(entry.split()) for entry in re.split(r"^  (?=\S)", capsys.readouterr().out, flags=re.M)]
-    kind = config.load_job(job).Settings
+    kind = verbs.settings_of(job)
     for field in dataclasses.fields(kind):
-        if field.name in config.borrowed_settings(kind):
+        if field.name in conditions.borrowed_settings(kind):
             continue
-        if config.POSITIONAL.get(job) == field.name:
+        if verbs.POSITIONAL.get(job) == field.name:
             assert any(field.metadata["help"] in entry for entry in entries)
             continue
         (entry,) = [entry for entry in entries if entry.startswith(f"--{field.name} ")]
@@ -235,10 +238,10 @@ def test_help_lists_every_setting_with_its_meaning_and_default(job: str, capsys:
 def test_settings_are_checked_without_loading_torch() -> None:
     code = f"""
 import sys
-from jobs import config
+from jobs import command_line
 for job, arguments in {LEAST!r}.items():
-    config.parse(job, arguments)
-import jobs.runs, jobs.progress, launch.__main__, launch.local
+    command_line.parse(job, arguments)
+import jobs.runs.folder, jobs.console, launch.__main__, launch.local
 print(*sorted({{"torch", "timm", "accelerate", "wandb", "h5py", "scipy"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -247,29 +250,29 @@ print(*sorted({{"torch", "timm", "accelerate", "wandb", "h5py", "scipy"}} & set(
 
 def test_an_unknown_job_is_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match="Did you mean evaluate"):
-        config.load_job("evalute")
-    with pytest.raises(ValueError, match="There are: simulate"):
-        config.load_job("xyzzy")
+        verbs.verb_of("evalute")
+    with pytest.raises(ValueError, match="Known jobs: simulate"):
+        verbs.verb_of("xyzzy")
 
 
 def test_a_job_of_two_words_is_known_by_both() -> None:
     for words in (["benchmark", "models", "--at_once", "2"], ["benchmark models", "--at_once", "2"]):
-        assert config.named(words) == ["benchmark models", "--at_once", "2"]
+        assert verbs.with_joined_name(words) == ["benchmark models", "--at_once", "2"]
     for words in (["benchmark", "data"], ["train", "models"], ["benchmark"], []):
-        assert config.named(words) == words
-    with pytest.raises(ValueError, match=r"no job 'benchmark modles'\. Did you mean benchmark models"):
-        config.named(["benchmark", "modles"])
+        assert verbs.with_joined_name(words) == words
+    with pytest.raises(ValueError, match=r"unknown job 'benchmark modles'\. Did you mean benchmark models"):
+        verbs.with_joined_name(["benchmark", "modles"])
 
 
 def test_settings_of_another_job_are_those_that_were_given(recipe: Path) -> None:
-    settings = config.parse("benchmark models", [*LEAST["benchmark models"], "--config", str(recipe), "--lr=0.5"])
+    settings = command_line.parse("benchmark models", [*LEAST["benchmark models"], "--config", str(recipe), "--lr=0.5"])
     assert settings.training == {"batch_size": 32, "lr": 0.5}
-    assert config.parse("benchmark models", LEAST["benchmark models"]).training == {}
+    assert command_line.parse("benchmark models", LEAST["benchmark models"]).training == {}
 
 
 def test_help_lists_the_settings_of_the_other_job(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        config.parse("benchmark models", ["--help"])
+        command_line.parse("benchmark models", ["--help"])
     shown = capsys.readouterr().out
     names = {field.name for field in dataclasses.fields(Settings)} - {"run", "dataset", "model_name", "seed", "fold"}
     assert [name for name in names if f"\n  --{name} " not in shown] == []
@@ -282,7 +285,7 @@ def test_a_text_or_path_with_a_control_character_is_refused(
     setting: str, sign: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        config.parse("train", [*TRAIN, f"{setting}=r/y{sign}touch PWN"])
+        command_line.parse("train", [*TRAIN, f"{setting}=r/y{sign}touch PWN"])
     told = capsys.readouterr().err
-    assert "has the control character" in told
+    assert "contains the control character" in told
     assert len(told.splitlines()) == 1

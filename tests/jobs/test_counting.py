@@ -8,8 +8,9 @@ from typing import Any, get_args
 
 import pytest
 
-from jobs import config
-from jobs.counting import GIVEN, Condition, counts_with
+from jobs import command_line, conditions, verbs
+from jobs.conditions import GIVEN, Condition, counts_with
+from jobs.settings import dump, from_plain, plain
 from tests.jobs.test_config import LEAST, TRAIN, refusal
 
 SAMPLES = {"run": "runs/a", "conditions": "class", "label_file": "names.txt", "num_folds": "3"}
@@ -21,8 +22,8 @@ NEEDS = {"generated": ["--dataset=real"]}
 
 def all_fields(job: str) -> dict[str, Any]:
     """The fields of a job's settings, those of a borrowed job too."""
-    kind = config.load_job(job).Settings
-    others = [all_fields(other) for other, _ in config.borrowed_settings(kind).values()]
+    kind = verbs.settings_of(job)
+    others = [all_fields(other) for other, _ in conditions.borrowed_settings(kind).values()]
     return {name: field for each in others for name, field in each.items()} | {f.name: f for f in fields(kind)}
 
 
@@ -35,9 +36,9 @@ def values_of(field: Any) -> list[str]:
 def cases() -> Iterator[tuple[str, str, dict[str, str], bool]]:
     """Each setting that does not always count, with each combination of values of what it depends on, and whether it
     counts there."""
-    for job in config.JOBS:
+    for job in verbs.JOBS:
         known = all_fields(job)
-        for name, condition in config.conditions(config.load_job(job).Settings).items():
+        for name, condition in conditions.conditions(verbs.settings_of(job)).items():
             for values in itertools.product(*(values_of(known[each]) for each in condition.choices)):
                 chosen = dict(zip(condition.choices, values, strict=True))
                 meant = {n: (int(v) if v.isdigit() else v) if v else known[n].default for n, v in chosen.items()}
@@ -46,7 +47,7 @@ def cases() -> Iterator[tuple[str, str, dict[str, str], bool]]:
 
 def words_of(job: str, name: str, chosen: dict[str, str]) -> list[str]:
     """A command line that makes choices, and gives a setting its default or the like."""
-    positional, default = config.POSITIONAL.get(job), all_fields(job)[name].default
+    positional, default = verbs.POSITIONAL.get(job), all_fields(job)[name].default
     words = [v if n == positional else f"--{n}={v}" for n, v in chosen.items() if v]
     words += [word for n, v in chosen.items() if v for word in NEEDS.get(n, [])]
     least = [] if job == "evaluate" or positional in chosen else LEAST[job]
@@ -56,10 +57,10 @@ def words_of(job: str, name: str, chosen: dict[str, str]) -> list[str]:
 def is_refused(job: str, words: list[str], name: str, capsys: pytest.CaptureFixture[str]) -> bool:
     """Whether a command line is refused because a setting does not count."""
     try:
-        config.parse(job, words)
+        command_line.parse(job, words)
     except SystemExit:
         (line,) = capsys.readouterr().err.splitlines()
-        return line.startswith(f"deeplense {job}: --{name} counts with") and "only; leave it out, or " in line
+        return line.startswith(f"deeplense {job}: --{name} has an effect only with") and "; leave it out, or " in line
     return False
 
 
@@ -69,7 +70,7 @@ FIRST = {(job, name, holds): chosen for job, name, chosen, holds in reversed([*c
 
 @pytest.mark.parametrize("job", sorted({job for job, _, _ in FIRST}))
 def test_a_setting_is_refused_exactly_where_it_does_not_count(job: str, capsys: pytest.CaptureFixture[str]) -> None:
-    own = {field.name for field in fields(config.load_job(job).Settings)}
+    own = {field.name for field in fields(verbs.settings_of(job))}
     found = {
         (name, holds): is_refused(job, words_of(job, name, chosen), name, capsys)
         for (of, name, holds), chosen in FIRST.items()
@@ -81,21 +82,21 @@ def test_a_setting_is_refused_exactly_where_it_does_not_count(job: str, capsys: 
 
 def test_each_combination_of_choices_decides_alike() -> None:
     for job, name, chosen, holds in cases():
-        known, kind = all_fields(job), config.load_job(job).Settings
+        known, kind = all_fields(job), verbs.settings_of(job)
         values = {each.name: each.default for each in known.values()}
         values |= {n: (int(v) if v.isdigit() else v) for n, v in chosen.items() if v}
-        given = config.Given({name, *(n for n, v in chosen.items() if v)}, set())
+        given = command_line.Given({name, *(n for n, v in chosen.items() if v)}, set())
         if holds:
-            assert config.counted(job, kind, values, given) == values
+            assert command_line.counted(job, kind, values, given) == values
         else:
-            with pytest.raises(ValueError, match=f"--{name} counts with"):
-                config.counted(job, kind, values, given)
+            with pytest.raises(ValueError, match=f"--{name} has an effect only with"):
+                command_line.counted(job, kind, values, given)
 
 
 def test_the_refusal_names_where_a_setting_counts(capsys: pytest.CaptureFixture[str]) -> None:
-    told = "deeplense train: --gamma counts with --schedule step only; leave it out, or give --schedule step."
+    told = "deeplense train: --gamma has an effect only with --schedule step; leave it out, or give --schedule step."
     assert refusal("train", [*TRAIN, "--gamma", ".3"], capsys) == told
-    told = "deeplense benchmark: --memory counts with benchmark data only; leave it out, or give benchmark data."
+    told = "deeplense benchmark: --memory has an effect only with benchmark data; leave it out, or give benchmark data."
     assert refusal("benchmark", ["views", "--memory=1"], capsys) == told
 
 
@@ -104,32 +105,33 @@ def test_a_setting_of_a_recipe_that_does_not_count_is_refused(
 ) -> None:
     (tmp_path / "recipe.yaml").write_text("schedule: cosine\ngamma: 0.3\n")
     line = refusal("train", [*TRAIN, f"--config={tmp_path / 'recipe.yaml'}", "--optimizer=sgd"], capsys)
-    assert line.startswith("deeplense train: gamma of the recipe counts with --schedule step only")
+    assert line.startswith("deeplense train: gamma in the recipe has an effect only with --schedule step")
 
 
 def test_what_belongs_to_a_choice_of_a_recipe_goes_with_it_where_a_flag_makes_another(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("schedule: step\ngamma: 0.3\nperiod_epochs: 2\n")
-    settings = config.parse("train", [*TRAIN, f"--config={tmp_path / 'recipe.yaml'}", "--schedule=restarts"])
+    settings = command_line.parse("train", [*TRAIN, f"--config={tmp_path / 'recipe.yaml'}", "--schedule=restarts"])
     assert (settings.gamma, settings.period_epochs) == (0.5, 2.0)
 
 
 def test_a_recipe_may_say_what_holds_anyway(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text(config.dump(config.parse("train", TRAIN)))
-    assert config.parse("train", [f"--config={tmp_path / 'recipe.yaml'}"]) == config.parse("train", TRAIN)
+    (tmp_path / "recipe.yaml").write_text(dump(command_line.parse("train", TRAIN)))
+    assert command_line.parse("train", [f"--config={tmp_path / 'recipe.yaml'}"]) == command_line.parse("train", TRAIN)
 
 
 def test_settings_of_an_older_run_load_with_what_does_not_count() -> None:
-    kind, values = config.load_job("train").Settings, config.plain(config.parse("train", TRAIN)) | {"gamma": 0.3}
-    assert config.from_plain(kind, values).gamma == 0.3
-    assert "gamma" not in config.counting(kind, values)
-    assert config.counting(kind, values | {"schedule": "step"})["gamma"] == 0.3
+    kind, values = verbs.settings_of("train"), plain(command_line.parse("train", TRAIN)) | {"gamma": 0.3}
+    assert from_plain(kind, values).gamma == 0.3
+    assert "gamma" not in conditions.counting(kind, values)
+    assert conditions.counting(kind, values | {"schedule": "step"})["gamma"] == 0.3
 
 
 def test_settings_of_another_job_are_refused_where_they_do_not_count(capsys: pytest.CaptureFixture[str]) -> None:
     line = refusal("finetune", [*LEAST["finetune"], "--mode=knn", "--lr=1"], capsys)
-    assert "--lr counts with --mode full only" in line
+    assert "--lr has an effect only with --mode full" in line
     assert (
-        config.parse("finetune", [*LEAST["finetune"], "--mode=knn", "--stretch=asinh"]).training["stretch"] == "asinh"
+        command_line.parse("finetune", [*LEAST["finetune"], "--mode=knn", "--stretch=asinh"]).training["stretch"]
+        == "asinh"
     )
 
 

@@ -11,10 +11,12 @@ import torch
 from conftest import Command, rank_variables
 from left import last, logged
 
-from jobs import diffuse, evaluate
-from jobs.diffuse import Settings
-from jobs.diffusing import Diffusion
-from jobs.generating import conditions_of
+from jobs.diffuse import work as diffuse_work
+from jobs.diffuse.images import conditions_of
+from jobs.diffuse.learner import Diffusion
+from jobs.diffuse.settings import Settings
+from jobs.evaluate import settings as evaluate_settings
+from jobs.evaluate import work as evaluate_work
 
 SMALL = {
     "model_name": "unet_small",
@@ -35,7 +37,7 @@ def settings_of(dataset: Path, run: Path, **changes: Any) -> Settings:
 
 def test_it_learns_shows_what_it_makes_and_looks_for_copies(dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert diffuse.run(settings_of(dataset, run, epochs=8, lr=2e-3, evaluate_epochs=4)) == 0
+    assert diffuse_work.run(settings_of(dataset, run, epochs=8, lr=2e-3, evaluate_epochs=4)) == 0
     losses = logged(run, "val/loss")
     assert losses[-1] < losses[0] < logged(run, "train/loss")[0]
     assert [path.name for path in sorted((run / "samples").iterdir())] == ["step_00000022.png", "step_00000043.png"]
@@ -46,7 +48,7 @@ def test_it_learns_shows_what_it_makes_and_looks_for_copies(dataset: Path, tmp_p
 @pytest.mark.parametrize("changes", [{}, {"conditions": "column,class", "predict": "eps", "flips": 1}])
 def test_two_processes_learn_what_one_learns(changes: dict[str, Any], dataset: Path, tmp_path: Path) -> None:
     smooth = SMALL | {"optimizer": "sgd", "lr": 0.02, "clip_grad": 1e9} | changes
-    assert diffuse.run(settings_of(dataset, tmp_path / "one", **smooth)) == 0
+    assert diffuse_work.run(settings_of(dataset, tmp_path / "one", **smooth)) == 0
     words = ["diffuse", f"--dataset={dataset}", f"--run={tmp_path / 'two'}", *(f"--{k}={v}" for k, v in smooth.items())]
     ranks = [Command(words, tmp_path / "two.log", variables) for variables in rank_variables(2)]
     assert {rank.wait() for rank in ranks} == {0}, ranks[0].log.read_text()
@@ -61,7 +63,7 @@ def test_two_processes_learn_what_one_learns(changes: dict[str, Any], dataset: P
 def test_what_it_is_told_is_the_class_first_and_what_is_unknown_is_not_said(dataset: Path, tmp_path: Path) -> None:
     settings = settings_of(dataset, tmp_path / "run", conditions="column, class")
     assert settings.condition_names == ["class", "column"]
-    learner = Diffusion(settings)
+    learner = Diffusion.of(settings)
     said = conditions_of(settings, learner.train)
     assert said is not None
     labels, columns = learner.train.split.labels, learner.train.split.column("target/column")
@@ -73,18 +75,18 @@ def test_what_it_is_told_is_the_class_first_and_what_is_unknown_is_not_said(data
 
 
 def test_one_image_may_be_made_of_what_it_is_told(dataset: Path, tmp_path: Path) -> None:
-    assert diffuse.run(settings_of(dataset, tmp_path / "run", epochs=0.4, num_sampled=1, conditions="class")) == 0
+    assert diffuse_work.run(settings_of(dataset, tmp_path / "run", epochs=0.4, num_sampled=1, conditions="class")) == 0
     assert len(logged(tmp_path / "run", "val/copies/median")) == 1
 
 
 def test_an_image_has_one_loss_whatever_batch_it_is_looked_at_in(dataset: Path, tmp_path: Path) -> None:
-    learner = Diffusion(settings_of(dataset, tmp_path / "run"))
+    learner = Diffusion.of(settings_of(dataset, tmp_path / "run"))
     network = learner.make_network(load_pretrained=True).eval()
     torch.nn.init.normal_(network.network.last.weight, std=0.1)  # type: ignore[union-attr]
-    learner.begin({"mean": [0.1], "std": [1.2]})
+    trainee = learner.make_trainee(network, {"mean": [0.1], "std": [1.2]})
     rows = learner.val.indices[:4]
     whole, reversed_ = (
-        learner.losses(network, learner.val.split.batch(chosen, target=None, random=np.zeros((4, 1)))).detach()
+        trainee.losses(network, learner.val.split.batch(chosen, target=None, random=np.zeros((4, 1)))).detach()
         for chosen in (rows, rows[::-1].copy())
     )
     torch.testing.assert_close(whole, reversed_.flip(0))
@@ -92,17 +94,17 @@ def test_an_image_has_one_loss_whatever_batch_it_is_looked_at_in(dataset: Path, 
 
 
 def test_a_classifier_is_not_looked_for_in_it(dataset: Path, tmp_path: Path) -> None:
-    assert diffuse.run(settings_of(dataset, tmp_path / "run", epochs=0.4, num_sampled=0)) == 0
-    with pytest.raises(ValueError, match="has learnt no classes; `deeplense sample --run"):
-        evaluate.run(evaluate.Settings(run=str(tmp_path / "run")))
+    assert diffuse_work.run(settings_of(dataset, tmp_path / "run", epochs=0.4, num_sampled=0)) == 0
+    with pytest.raises(ValueError, match="has no classifier; `deeplense sample --run"):
+        evaluate_work.run(evaluate_settings.Settings(run=str(tmp_path / "run")))
 
 
 WRONG = {
     "num_times": (1, "num_times=1 must be 2 or more"),
     "drop_share": (1.0, "drop_share=1.0 must be at least 0 and below 1"),
     "min_snr_gamma": (0.0, "min_snr_gamma=0.0 must be above 0"),
-    "conditions": ("class,class", "names one twice"),
-    "fsdp": (1, "fsdp=1 keeps no running mean"),
+    "conditions": ("class,class", "contains a duplicate"),
+    "fsdp": (1, "fsdp=1 does not support the moving average"),
     "num_sampled": (-1, "num_sampled=-1 must be 0 or more"),
 }
 
@@ -115,20 +117,21 @@ def test_settings_that_make_no_sense_are_refused(name: str, dataset: Path, tmp_p
 
 
 def test_a_condition_that_the_data_set_does_not_know_is_named(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"knows no 'mass' of its images to condition on; it knows \['class', 'colu"):
-        diffuse.run(settings_of(dataset, tmp_path / "run", conditions="mass"))
+    with pytest.raises(ValueError, match=r"has no condition 'mass'; choose from \['class', 'colu"):
+        diffuse_work.run(settings_of(dataset, tmp_path / "run", conditions="mass"))
 
 
 def test_told_to_it_ends_where_it_makes_copies(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs import diffusing
+    from jobs.diffuse import learner
 
-    def copies(self: Diffusion, *_: Any) -> np.ndarray:
-        return self.train.split.images(self.train.indices[:8])
+    def copies(self: learner.DiffusionTrainee, *_: Any) -> np.ndarray:
+        train = self.learner.train
+        return train.split.images(train.indices[:8])
 
-    monkeypatch.setattr(diffusing.Diffusion, "samples", copies)
+    monkeypatch.setattr(learner.DiffusionTrainee, "samples", copies)
     settings = settings_of(dataset, tmp_path / "run", stop_on_copies=1)
-    with pytest.raises(ValueError, match="nearer to training images than new lenses"):
-        diffuse.run(settings)
-    assert diffuse.run(replace(settings, stop_on_copies=0)) == 0
+    with pytest.raises(ValueError, match="closer to training images than new images"):
+        diffuse_work.run(settings)
+    assert diffuse_work.run(replace(settings, stop_on_copies=0)) == 0
     assert all(math.isfinite(value) for value in logged(tmp_path / "run", "val/copies/median"))
     assert logged(tmp_path / "run", "val/copies/median")[-1] < 0.1

@@ -19,14 +19,13 @@ from deeplense.data.building import build
 from deeplense.data.dataset import Split
 from deeplense.data.shards import Samples
 from deeplense.training import checkpoint
-from jobs.attempts import EXIT_REFUSED
-from jobs.lineage import seen_before, seen_of
-from jobs.opening import open_run_for
-from jobs.pretrain import Settings as PretrainSettings
-from jobs.runs import train_settings
-from jobs.seen import Seen, as_text, from_text, read_seen, without_seen, write_seen
-from jobs.train import Settings as TrainSettings
-from jobs.trained_run import open_trained
+from jobs.data.seen import Seen, as_text, from_text, read_seen, without_seen, write_seen
+from jobs.pretrain.settings import Settings as PretrainSettings
+from jobs.runs.attempts import EXIT_REFUSED
+from jobs.runs.lineage import seen_before, seen_of
+from jobs.runs.opening import open_run_for, train_settings
+from jobs.train.settings import Settings as TrainSettings
+from jobs.train.stored import open_trained
 from launch.__main__ import main
 
 ROOT = Path(__file__).parents[2]
@@ -127,12 +126,12 @@ def test_no_verb_takes_another_data_set_for_the_one_that_was_trained_on(
 @pytest.mark.parametrize(
     ("line", "other", "problem"),
     [
-        ("fold: 0", "fold: 1", "config.yaml says fold=1, the checkpoint of step"),
-        ("seed: 0", "seed: 8", "the right line is `seed: 0`"),
-        ("dropout: 0.0", "dropout: 0.1", "says dropout=0.0: the file was damaged or edited; restore it"),
+        ("fold: 0", "fold: 1", "config.yaml has fold=1, but the checkpoint of step"),
+        ("seed: 0", "seed: 8", "the correct line is `seed: 0`"),
+        ("dropout: 0.0", "dropout: 0.1", "has dropout=0.0: the file was damaged or edited; restore it"),
         ("num_folds: 0", "num_folds: [", "config.yaml cannot be read"),
-        ("target: class", "targat: class", "says targat=class"),
-        ("model_name: simple_cnn", "model_name: simple_cnm", "says model_name=simple_cnm"),
+        ("target: class", "targat: class", "has targat=class"),
+        ("model_name: simple_cnn", "model_name: simple_cnm", "has model_name=simple_cnm"),
     ],
 )
 def test_no_verb_believes_settings_that_the_run_was_not_trained_with(
@@ -219,9 +218,9 @@ def test_a_report_is_kept_for_each_data_set_and_split_and_none_replaces_another(
     assert said(capfd, *base)[0] == 0, "the same again may replace it"
     write_blobs(tmp_path / "elsewhere" / "other", "val", 15)
     code, told = said(capfd, *base, f"--dataset={tmp_path / 'elsewhere' / 'other'}", "--split=val")
-    assert (code, "would be replaced by one of other images; give another --output" in told) == (EXIT_REFUSED, True)
+    assert (code, "would be overwritten by one on other images; give another --output" in told) == (EXIT_REFUSED, True)
     code, told = said(capfd, *base, f"--dataset={tmp_path / 'other'}", "--split=val", f"--output={run / 'report'}")
-    assert (code, "would be replaced" in told) == (EXIT_REFUSED, True)
+    assert (code, "would be overwritten" in told) == (EXIT_REFUSED, True)
     assert (run / "report" / "report.json").read_bytes() == own
 
 
@@ -231,7 +230,7 @@ def test_what_is_no_report_is_never_replaced_by_one(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     (tmp_path / "file").write_text("text")
-    for output, problem in (("mine", "is not empty, and no report"), ("file", "is a file")):
+    for output, problem in (("mine", "is not empty and not a report"), ("file", "is a file")):
         code, told = said(capfd, *parts_of(run)["evaluate"], f"--output={tmp_path / output}")
         assert (code, problem in told) == (EXIT_REFUSED, True)
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
@@ -297,9 +296,9 @@ def test_only_folds_of_one_training_are_put_together_and_missing_ones_are_named(
     folds: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     code, told = said(capfd, "evaluate", f"--run={folds}/fold*", "--device=cpu", f"--output={tmp_path / 'two'}")
-    assert (code, "there is no run of fold 1 of 3" in told) == (0, True), told
+    assert (code, "there is no run for fold 1 of 3" in told) == (0, True), told
     assert document(tmp_path / "two")["of"]["folds"] == [0, 2]
-    assert "no run of fold 1 of 3" in (tmp_path / "two" / "index.html").read_text()
+    assert "no run for fold 1 of 3" in (tmp_path / "two" / "index.html").read_text()
 
 
 @pytest.mark.parametrize("pattern", ["*", "[fo]*[012]"])
@@ -309,9 +308,9 @@ def test_runs_of_other_settings_are_refused_before_anything_is_predicted(
     def never(*words: object, **more: object) -> None:
         raise AssertionError("it has predicted")
 
-    monkeypatch.setattr("jobs.evaluation_run.predict_part", never)
+    monkeypatch.setattr("jobs.evaluate.runs.predict_part", never)
     code, told = said(capfd, "evaluate", f"--run={folds}/{pattern}", "--device=cpu")
-    assert (code, "are runs of other settings: lr=0.0003 and 0.01" in told) == (EXIT_REFUSED, True), told
+    assert (code, "have different settings: lr=0.0003 and lr=0.01" in told) == (EXIT_REFUSED, True), told
 
 
 def test_the_same_fold_twice_is_refused_before_anything_is_predicted(
@@ -319,9 +318,9 @@ def test_the_same_fold_twice_is_refused_before_anything_is_predicted(
 ) -> None:
     for name in ("a", "b"):
         shutil.copytree(folds / "fold0", tmp_path / name)
-    monkeypatch.setattr("jobs.evaluation_run.predict_part", None)
+    monkeypatch.setattr("jobs.evaluate.runs.predict_part", None)
     code, told = said(capfd, "evaluate", f"--run={tmp_path}/[ab]", "--device=cpu")
-    assert (code, "hold out the same fold, 0, and so predict the same image several times" in told) == (2, True), told
+    assert (code, "hold out the same fold, 0, so they predict the same images" in told) == (2, True), told
 
 
 def test_a_fold_of_another_split_is_a_report_of_its_own(folds: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -330,7 +329,7 @@ def test_a_fold_of_another_split_is_a_report_of_its_own(folds: Path, capfd: pyte
     code, told = said(
         capfd, "evaluate", f"--run={folds}/fold*", "--device=cpu", f"--output={folds / 'fold0' / 'report'}"
     )
-    assert (code, "would be replaced" in told) == (EXIT_REFUSED, True)
+    assert (code, "would be overwritten" in told) == (EXIT_REFUSED, True)
 
 
 def test_the_images_of_an_exported_run_count_as_seen_by_who_starts_from_its_weights(
@@ -378,11 +377,11 @@ def test_where_nobody_can_tell_what_a_pretraining_saw_it_is_refused_unless_allow
     try:
         words = ["finetune", f"--backbone={backbone}", f"--dataset={data}", "--mode=knn", "--device=cpu"]
         code, told = said(capfd, *words, f"--run={tmp_path / 'a'}")
-        assert (code, "it cannot be checked which images the pretraining of" in told) == (EXIT_REFUSED, True), told
+        assert (code, "it is unknown which images the pretraining of" in told) == (EXIT_REFUSED, True), told
         assert not (tmp_path / "a").exists()
         code, told = said(capfd, *words, f"--run={tmp_path / 'b'}", "--allow_pretrained_overlap=1")
         assert code == 0, told
-        assert "it cannot be checked" in (tmp_path / "b" / "report" / "index.html").read_text()
+        assert "it is unknown which images" in (tmp_path / "b" / "report" / "index.html").read_text()
         assert len(document(tmp_path / "b" / "report")["not_known"]) == 1
     finally:
         (pretrained / "gone").rename(pretrained / "stamps")
@@ -399,23 +398,23 @@ def test_a_training_notes_what_its_backbone_saw_so_that_this_may_go(
     assert main([*words, *network]) == 0
     shutil.rmtree(backbone)
     code, told = said(capfd, "evaluate", f"--run={tmp_path / 'run'}", "--device=cpu")
-    assert (code, "6 images, split test; left out: 0 trained on, 0 used for validation, 54 seen without" in told) == (
+    assert (code, "6 images, split test; excluded: 0 trained on, 0 used for validation, 54 seen without" in told) == (
         0,
         True,
     )
     assert document(tmp_path / "run" / "report")["left_out"]["pretrained"] == 54
     code, told = said(capfd, "evaluate", f"--run={tmp_path / 'run'}", "--device=cpu", "--allow_pretrained_overlap=1")
-    assert (code, "54 seen without label, by the pretraining, are evaluated as asked" in told) == (0, True), told
+    assert (code, "54 seen without labels in pretraining are evaluated, as requested" in told) == (0, True), told
 
 
 def test_a_file_of_weights_of_another_program_is_told_and_not_refused(made: Path, tmp_path: Path) -> None:
     settings = replace(train_settings(made / "run"), pretrained=1, pretrained_file=tmp_path / "timm.safetensors")
     (found,) = seen_before(settings)
-    assert "say nothing of what they have seen" in found.foreign[0]
+    assert "do not record their training images" in found.foreign[0]
     assert not found.unknown
     (tmp_path / "timm.safetensors.json").write_text('{"settings": {"run": "a", "dataset": "gone"}, "dataset_id": "x"}')
     (found,) = seen_before(settings)
-    assert "it cannot be checked which images the weights of" in found.unknown[0]
+    assert "it is unknown which images the weights of" in found.unknown[0]
 
 
 def test_what_was_seen_is_the_same_from_its_file_and_from_text(tmp_path: Path) -> None:
@@ -464,7 +463,12 @@ def test_weights_are_read_through_the_door_alone() -> None:
     reading = {"load", "load_state", "load_part", "newest_good"}
     found = {str(path.relative_to(ROOT)) for path in (ROOT / "jobs").rglob("*.py") if calls_in(path) & reading}
     # The second continues a run, and the third measures how fast checkpoints are.
-    assert found == {"jobs/opening.py", "jobs/resuming.py", "jobs/measuring/checkpoint.py"}
+    assert found == {
+        "jobs/runs/opening.py",
+        "jobs/runs/checkpoints.py",
+        "jobs/runs/resuming.py",
+        "jobs/benchmark/checkpoint.py",
+    }
 
 
 def test_the_law_of_the_door_tells_right_from_wrong(tmp_path: Path) -> None:
@@ -480,5 +484,11 @@ def test_settings_of_a_run_are_read_by_the_door_and_by_who_continues_or_lists_ru
         if {"stored_config", "train_settings"}
         & {n.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Name)}
     }
-    # generated.py asks which job a run is of, before it goes through the door; trials.py compares what is asked.
-    assert users == {"jobs/runs.py", "jobs/opening.py", "jobs/generated.py", "jobs/comparing/trials.py"}
+    # describers.py asks which job a run is of, before it goes through the door; trials.py compares what is asked.
+    assert users == {
+        "jobs/runs/folder.py",
+        "jobs/runs/stored.py",
+        "jobs/runs/opening.py",
+        "jobs/evaluate/describers.py",
+        "jobs/trials/trials.py",
+    }

@@ -25,10 +25,12 @@ from deeplense.data.dataset import Split
 from deeplense.data.shards import Samples
 from deeplense.evaluation.metrics import softmax
 from deeplense.training import checkpoint
-from jobs.config import from_plain
-from jobs.experiment import learning_parts, make_network
-from jobs.runs import stored_config, train_settings
-from jobs.train import Settings
+from jobs.runs.opening import train_settings
+from jobs.runs.stored import stored_config
+from jobs.settings import from_plain
+from jobs.train.network import make_network
+from jobs.train.samples import learning_parts
+from jobs.train.settings import Settings
 
 Start = Callable[..., Command]
 SMALL = ("--model_name=simple_cnn", "--batch_size=16", "--epochs=2", "--device=cpu")
@@ -131,7 +133,7 @@ def test_images_that_were_learnt_from_are_left_out_of_another_data_set_and_count
     assert command.wait() == 0, command.log.read_text()
     found = numbers(tmp_path / "report")
     assert sum(map(sum, found["confusion"])) == 20
-    assert "left out: 7 trained on, 0 used for validation" in found["facts"]["held out"]
+    assert "excluded: 7 trained on, 0 used for validation" in found["facts"]["held out"]
     assert "validation images (few: " in found["facts"]["weights"], "that few images chose the weights is said"
 
 
@@ -171,8 +173,8 @@ def test_a_number_is_learnt_and_told_against_chance(dataset: Path, tmp_path: Pat
     command = start("train", f"--dataset={dataset}", f"--run={run}", *settings)
     assert command.wait() == 0, command.log.read_text()
     assert start("evaluate", f"--run={run}", "--explain=2").wait() == 0
-    assert "15 of the split have no label and are left out" in numbers(run / "report")["facts"]["held out"]
-    assert "what speaks for a larger number" in (run / "report" / "index.html").read_text()
+    assert "15 images of the split have no label and are left out" in numbers(run / "report")["facts"]["held out"]
+    assert "the evidence for a larger predicted value" in (run / "report" / "index.html").read_text()
     metrics = {name: value["value"] for name, value in numbers(run / "report")["metrics"].items()}
     truth = Split(dataset / "test").column("target/column")
     known = truth[np.isfinite(truth)]
@@ -193,4 +195,4 @@ def test_explanations_are_the_same_each_time_and_change_no_number(trained: Path,
     assert explained["explanations.png"] == again["explanations.png"]
     assert "explanations.png" not in plain
     assert plain["report.json"] == explained["report.json"]
-    assert b"Where the substructure is, this data set does not say" in explained["index.html"]
+    assert b"The positions of the substructure are unknown for this data set" in explained["index.html"]

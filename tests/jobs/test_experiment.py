@@ -9,11 +9,14 @@ import pytest
 from conftest import CLASSES, blobs, write_blobs
 
 from deeplense.data.building import build
-from deeplense.data.sampling import ROUND
-from deeplense.data.shards import Samples, Schema
-from jobs.experiment import find_datasets, learning_parts, make_order
-from jobs.supervised import Supervised
-from jobs.train import Settings
+from deeplense.data.order import ROUND
+from deeplense.data.shards import GROUP, GROUP_UNIT, Samples, Schema
+from jobs.data.order import make_order
+from jobs.data.part import find_datasets
+from jobs.frame.start import unused_fraction
+from jobs.train.learner import Supervised
+from jobs.train.samples import learning_parts
+from jobs.train.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -26,23 +29,26 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> str:
     return ",".join(map(str, folders))
 
 
+SCHEMA_OF_LABELS = Schema(
+    split="train",
+    num_samples=1,
+    shape=(1, 16, 16),
+    dtype="float32",
+    bands=("r",),
+    unit="",
+    pixel_scale_arcsec=None,
+    classes=CLASSES,
+    targets={"column": "pixel"},
+)
+
+
 def made(dataset: str, **settings: Any) -> Settings:
     return Settings(run=Path("run"), dataset=dataset, batch_size=16, **settings)
 
 
 def write_labels(dataset: Path, split: str, labels: np.ndarray) -> None:
     """A split of images with these labels."""
-    schema = Schema(
-        split=split,
-        num_samples=len(labels),
-        shape=(1, 16, 16),
-        dtype="float32",
-        bands=("r",),
-        unit="",
-        pixel_scale_arcsec=None,
-        classes=CLASSES,
-        targets={"column": "pixel"},
-    )
+    schema = replace(SCHEMA_OF_LABELS, split=split, num_samples=len(labels))
 
     def make(rows: range) -> Samples:
         return replace(blobs(rows, split=split), labels=labels[rows.start : rows.stop])
@@ -110,10 +116,10 @@ def test_what_chooses_does_not_depend_on_the_part_of_the_labels(dataset: Path) -
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"mix": "1,x"}, "must be numbers above 0"),
-        ({"mix": "1,0"}, "must be numbers above 0"),
-        ({"mix": "1,2", "balance": "survey"}, "leave --mix out"),
-        ({"label_fraction": 0.0}, "above 0, and 1 at most"),
+        ({"mix": "1,x"}, "must be a comma-separated list of numbers above 0"),
+        ({"mix": "1,0"}, "must be a comma-separated list of numbers above 0"),
+        ({"mix": "1,2", "balance": "survey"}, "leave out --mix"),
+        ({"label_fraction": 0.0}, "above 0 and at most 1"),
         ({"shuffle_block": 0}, "shuffle_block=0"),
     ],
 )
@@ -123,20 +129,20 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], told: str) -> None
 
 
 def test_what_does_not_fit_the_data_is_refused(datasets: str, dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="gives 3 weights for 2 data sets"):
+    with pytest.raises(ValueError, match="has 3 weights for 2 data sets"):
         drawn(made(datasets, mix="1,2,3"))
-    with pytest.raises(ValueError, match=r"some of the data sets .* have a split val, and some have none"):
+    with pytest.raises(ValueError, match=r"some of the data sets .* have a split val, others do not"):
         learning_parts(made(f"{datasets},{dataset}"))
-    with pytest.raises(ValueError, match="there is no data set 'nowhere'"):
+    with pytest.raises(ValueError, match="no such data set 'nowhere'"):
         find_datasets(f"{dataset}, nowhere", tmp_path)
-    with pytest.raises(ValueError, match="leaves no samples"):
+    with pytest.raises(ValueError, match="leaves no training samples"):
         learning_parts(made(datasets, label_fraction=0.001))
 
 
 @pytest.mark.parametrize("counts", [(40, 40, 4), (40, 40, 2), (3, 2, 2)])
 def test_each_class_has_a_validation_image_however_rare_it_is(counts: tuple[int, ...], tmp_path: Path) -> None:
     write_labels(tmp_path, "train", np.repeat(np.arange(3), counts))
-    learner = Supervised(made(str(tmp_path)))
+    learner = Supervised.of(made(str(tmp_path)))
     held, learnt = np.bincount(learner.val.labels), np.bincount(learner.train.labels)
     assert held.tolist() == [max(round(0.1 * count), 1) for count in counts]
     assert (held + learnt).tolist() == list(counts)
@@ -161,12 +167,12 @@ def test_a_class_without_training_or_validation_images_is_refused_by_name(
     if val:
         write_labels(tmp_path, "val", np.repeat(np.arange(3), val))
     with pytest.raises(ValueError, match=f"at least one training image and one validation image.*{told}"):
-        Supervised(made(str(tmp_path), **settings))
+        Supervised.of(made(str(tmp_path), **settings))
 
 
 def test_a_number_is_learnt_from_classes_of_any_size(tmp_path: Path) -> None:
     write_labels(tmp_path, "train", np.repeat(np.arange(3), (40, 40, 0)))
-    assert len(Supervised(made(str(tmp_path), target="column")).val) > 0
+    assert len(Supervised.of(made(str(tmp_path), target="column")).val) > 0
 
 
 @pytest.mark.parametrize("fold", [0, 2])
@@ -180,3 +186,25 @@ def test_the_fold_that_is_held_out_does_not_depend_on_the_seed_of_the_training(d
     assert 60 < len(first[0]) < 70
     assert all(seen == first[0] for seen, _ in others)
     assert any(chosen != first[1] for _, chosen in others), "the control: what chooses does depend on it"
+
+
+def test_the_number_of_a_group_is_no_target(tmp_path: Path) -> None:
+    schema = replace(SCHEMA_OF_LABELS, num_samples=40, targets={"column": "pixel", GROUP: GROUP_UNIT})
+
+    def make(rows: range) -> Samples:
+        made = blobs(rows, split="train")
+        return replace(made, targets={**made.targets, GROUP: np.arange(rows.start, rows.stop) // 2})
+
+    list(build(tmp_path / "train", schema, make))
+    with pytest.raises(ValueError, match=r"has no target 'group'; it has \['column'\]"):
+        Supervised.of(made(str(tmp_path), target=GROUP))
+    assert len(Supervised.of(made(str(tmp_path), target="column")).val) > 0
+
+
+def test_a_fraction_that_changes_nothing_is_told(datasets: str, tmp_path: Path) -> None:
+    own, asked = datasets.split(",")[0], {"val_fraction": 0.2}
+    (told,) = unused_fraction(made(own, **asked), Supervised.of(made(own, **asked)).read)
+    assert "/val holds the validation images, so val_fraction=0.2 has no effect" in told
+    assert not [*unused_fraction(made(own), Supervised.of(made(own)).read)]
+    folds = made(own, **asked, num_folds=3)
+    assert not [*unused_fraction(folds, Supervised.of(folds).read)]

@@ -17,8 +17,9 @@ from deeplense.evaluation.explanations import Kind, Map
 from deeplense.evaluation.plots import Marks, figure
 from deeplense.simulation.images import NOISE, expose, image_generator, render
 from deeplense.simulation.populations import ModelName, Population, Preset, System, default_mass_slope
-from jobs.explanations import Explained, explanation_plots, first_of_each, marks_of, substructure, systems_of
-from jobs.simulate import Settings, make_samples, schema_of
+from jobs.evaluate.explain import Explained, explanation_plots, first_of_each, marks_of, substructure, systems_of
+from jobs.simulate.settings import Settings
+from jobs.simulate.work import make_samples, schema_of
 
 SEED = 3
 

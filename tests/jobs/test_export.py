@@ -19,10 +19,11 @@ from deeplense.models import portable
 from deeplense.models.registry import Network
 from deeplense.training import checkpoint
 from deeplense.training.tracking import wandb_id
-from jobs.config import parse
-from jobs.experiment import learning_parts, make_network
-from jobs.export_run import export
-from jobs.runs import open_run
+from jobs.command_line import parse
+from jobs.export.work import run as export
+from jobs.runs.folder import open_run
+from jobs.train.network import make_network
+from jobs.train.samples import learning_parts
 
 SIZE = 40
 WHOLE = {
@@ -149,7 +150,7 @@ def test_timm_alone_gives_the_outputs_of_the_run(
     ("name", "changes", "why"),
     [
         ("resnet18", ["--complex=1", "--dropout=0.2"], "no layers of [1024, 512, 128] units"),
-        ("levit_128s", [], "levit_128s does between features and outputs is not one linear layer"),
+        ("levit_128s", [], "levit_128s does not have exactly one linear layer between features and outputs"),
     ],
 )
 def test_where_timm_has_other_last_layers_backbone_and_last_layers_go_apart(
@@ -231,7 +232,7 @@ def test_a_form_that_does_not_give_the_outputs_again_is_found_out(
     assert problem in told["not_one_timm_file_because"]
     assert "num_classes=0" in " ".join(told["python"])
     monkeypatch.setattr(portable, "apart", lambda *words, **named: spoil(make(*words, **named)))
-    with pytest.raises(ValueError, match=r"no file of weights gives the outputs of this resnet18 again"):
+    with pytest.raises(ValueError, match=r"no weight file reproduces the outputs of this resnet18"):
         exported(run, tmp_path / "none" / "lens.safetensors")
     assert list((tmp_path / "none").iterdir()) == []
 
@@ -243,7 +244,7 @@ def test_the_same_export_again_changes_nothing_and_another_is_refused(run_of: Ru
     before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in output.parent.iterdir()}
     exported(run, output)
     assert {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in output.parent.iterdir()} == before
-    with pytest.raises(ValueError, match=r"has other files named lens\.head\.safetensors, .*give another --output"):
+    with pytest.raises(ValueError, match=r"has different files lens\.head\.safetensors, .*give another --output"):
         exported(run, output, "--weights=last")
     assert {path.name: path.read_bytes() for path in output.parent.iterdir()} == {k: v[1] for k, v in before.items()}
     output.unlink()
@@ -262,7 +263,7 @@ def test_a_damaged_checkpoint_is_refused_and_left_where_it_is(run_of: RunOf, tmp
     assert file.exists()
     assert not (tmp_path / "out").exists()
     shutil.rmtree(file.parent)
-    with pytest.raises(ValueError, match="has no checkpoint of its best weights yet"):
+    with pytest.raises(ValueError, match="has no intact checkpoint of its best weights yet"):
         exported(run, tmp_path / "out" / "lens.safetensors")
 
 
@@ -272,7 +273,7 @@ def test_weights_that_are_no_numbers_are_refused(run_of: RunOf, tmp_path: Path) 
     saved = checkpoint.load(path)
     saved["model"]["head.1.bias"].fill_(torch.nan)
     checkpoint.save(path, saved)
-    with pytest.raises(ValueError, match="are not finite"):
+    with pytest.raises(ValueError, match="contains non-finite numbers"):
         exported(run, tmp_path / "lens.safetensors")
 
 

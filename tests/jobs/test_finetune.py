@@ -24,16 +24,20 @@ from stamps import make_stamps, pretrain, write_stamps
 from torch.nn import functional
 
 from deeplense.data.dataset import Split
-from deeplense.data.order import first_of_each, num_steps
+from deeplense.data.order import num_steps
+from deeplense.data.subsets import first_of_each
 from deeplense.evaluation.metrics import softmax
 from deeplense.training import checkpoint
-from jobs import config, finetuning
-from jobs.attempts import EXIT_REFUSED, read_attempts
-from jobs.experiment import image_parts, learning_parts
-from jobs.finetune import Settings
-from jobs.finetuning import duration, training_of
-from jobs.pretrained import pretrain_settings
-from jobs.runs import train_settings
+from jobs import command_line
+from jobs.data.part import image_parts
+from jobs.finetune import probe as probing
+from jobs.finetune import work as finetune_work
+from jobs.finetune.settings import Settings
+from jobs.finetune.work import duration, training_of
+from jobs.pretrain.backbone import pretrain_settings
+from jobs.runs.attempts import EXIT_REFUSED, read_attempts
+from jobs.runs.opening import train_settings
+from jobs.train.samples import learning_parts
 from launch.__main__ import main
 
 Start = Callable[..., Command]
@@ -62,7 +66,7 @@ def words(dataset: Path, run: Path, backbone: Path | str, mode: str = "full", *m
 
 def parsed(line: list[str]) -> Settings:
     """Its settings."""
-    return config.parse(line[0], line[1:])
+    return command_line.parse(line[0], line[1:])
 
 
 def predictions(run: Path) -> dict[str, np.ndarray]:
@@ -156,9 +160,9 @@ def test_no_more_labels_are_used_than_are_told(
             assert 0 < len(parts[1]) <= 0.1 * count + 1, "some are looked at, and only some"
         else:
             seen: list[np.ndarray] = []
-            probe = finetuning.PROBES[mode]
+            probe = probing.PROBES[mode]
             monkeypatch.setitem(
-                finetuning.PROBES, mode, lambda *given, told=seen, probe=probe: told.append(given[1]) or probe(*given)
+                probing.PROBES, mode, lambda *given, told=seen, probe=probe: told.append(given[1]) or probe(*given)
             )
             assert main(line) == 0
             (labels,) = seen
@@ -204,11 +208,11 @@ def test_images_that_the_pretraining_saw_are_left_out_and_told_apart_unless_they
     assert main(words(leaking, tmp_path / "run", backbone, mode, *few)) == 0
     assert predictions(tmp_path / "run")["indices"].tolist() == left
     only = len(pretrained - set(known.tolist()))
-    assert f"{only} seen without label, by the pretraining" in held_out(tmp_path / "run")
+    assert f"{only} seen without labels in pretraining" in held_out(tmp_path / "run")
     allowed = "--allow_pretrained_overlap=1"
     assert main(words(leaking, tmp_path / "allowed", backbone, mode, *few, allowed)) == 0
     assert predictions(tmp_path / "allowed")["indices"].tolist() == sorted({*range(len(test))} - set(known.tolist()))
-    assert f"{only} seen without label, by the pretraining, are evaluated as asked" in held_out(tmp_path / "allowed")
+    assert f"{only} seen without labels in pretraining are evaluated, as requested" in held_out(tmp_path / "allowed")
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -242,9 +246,9 @@ def test_an_evaluation_that_is_killed_leaves_no_finished_attempt_and_is_made_aga
     mode: str, stamps: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = words(stamps, tmp_path / "run", backbone, mode)
-    where = {"full": "evaluate", "knn": "report"}[mode]
+    where = {"full": (finetune_work, "evaluate"), "knn": (probing, "report")}[mode]
     with monkeypatch.context() as patch:
-        patch.setattr(finetuning, where, lambda *given, **more: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(*where, lambda *given, **more: (_ for _ in ()).throw(KeyboardInterrupt))
         assert main(line) == 130
     assert read_attempts(tmp_path / "run")[-1]["ended"] != "finished"
     assert main(line) == 0
@@ -261,10 +265,10 @@ def test_a_finished_probe_stays_and_refuses_other_settings_but_those_that_change
     assert main(words(stamps, run, backbone, "knn", f"--data_root={tmp_path}")) == 0
     after = (run / "report" / "report.json").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    assert "is finished; its report is" in capsys.readouterr().out
+    assert "is already finished; its report is" in capsys.readouterr().out
     for other in (["--num_labels=30"], ["--mode=linear"], ["--stretch=linear"]):
         assert main(words(stamps, run, backbone, "knn", *other)) == EXIT_REFUSED
-        assert "is a run of other settings: " in capsys.readouterr().err
+        assert "was started with other settings: " in capsys.readouterr().err
 
 
 @examples(derandomize=True, max_examples=200)
@@ -313,24 +317,30 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"dataset": "colours"}, "does not fit: patch_embed.proj.weight is (64, 1, 16, 16), not (64, 3, 16, 16)"),
-        ({"dataset": "colours", "mode": "knn"}, "does not fit: patch_embed.proj.weight is (64, 1, 16, 16)"),
-        ({"backbone": "nowhere"}, "nowhere is no run folder: it has no config.yaml"),
-        ({"backbone": "of_train"}, "is no run of `deeplense pretrain`; give one as --backbone"),
-        ({"backbone": "scratch"}, "backbone=scratch says nothing of the network; give --model_name"),
-        ({"backbone": "scratch", "mode": "knn"}, "mode=knn needs features"),
-        ({"model_name": "simple_cnn"}, "has the backbone test_vit, which is another one"),
-        ({"num_labels": "81"}, "num_labels=81 is more than the 80 labels of"),
+        (
+            {"dataset": "colours"},
+            "does not fit: patch_embed.proj.weight has shape (64, 1, 16, 16), not (64, 3, 16, 16)",
+        ),
+        ({"dataset": "colours", "mode": "knn"}, "does not fit: patch_embed.proj.weight has shape (64, 1, 16, 16)"),
+        ({"backbone": "nowhere"}, "nowhere is not a run folder: it has no config.yaml"),
+        ({"backbone": "of_train"}, "is not a run of `deeplense pretrain`; give such a run as --backbone"),
+        ({"backbone": "scratch"}, "backbone=scratch does not define the network; give --model_name"),
+        ({"backbone": "scratch", "mode": "knn"}, "mode=knn needs a pretrained backbone"),
+        ({"model_name": "simple_cnn"}, "has a different backbone, test_vit"),
+        ({"num_labels": "81"}, "num_labels=81 exceeds the 80 labels of"),
         ({"num_labels": "0"}, "num_labels=0 must be above 0"),
-        ({"num_labels": "12"}, "batch_size=16 is more than the 10 samples to learn from"),
-        ({"num_labels": "2", "mode": "linear"}, "a class has 1 sample to learn from; a linear probe needs 2"),
+        ({"num_labels": "12"}, "batch_size=16 exceeds the 10 training samples"),
+        (
+            {"num_labels": "2", "mode": "linear"},
+            "a class has 1 training sample; a linear probe needs at least 2 per class",
+        ),
         ({"split": "tset"}, "has no split 'tset'; it has test, train"),
         ({"split": "tset", "mode": "linear"}, "has no split 'tset'; it has test, train"),
         ({"min_epochs": "-1"}, "min_epochs=-1.0 must be 0 or more"),
         ({"lr": "-1"}, "lr=-1.0 must be above 0"),
-        ({"epochs": "3"}, "there is no setting 'epochs'"),
-        ({"label_file": "nowhere.txt"}, "nowhere.txt: is no file of names"),
-        ({"allow_overlap": "1"}, "--allow_overlap counts with --label_file only"),
+        ({"epochs": "3"}, "unknown setting 'epochs'"),
+        ({"label_file": "nowhere.txt"}, "nowhere.txt: neither one name per line nor a pickle"),
+        ({"allow_overlap": "1"}, "--allow_overlap has an effect only with --label_file"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_and_leaves_nothing(
@@ -364,13 +374,13 @@ def test_runs_of_other_jobs_are_refused_by_what_they_are_for(
     assert main(words(stamps, probe, backbone, "knn")) == 0
     for verb in (["evaluate", "--run"], ["export", f"--output={tmp_path / 'weights.safetensors'}"]):
         assert main([*verb, str(backbone)]) == EXIT_REFUSED
-        assert f"`deeplense finetune --backbone {backbone}` learns them" in capsys.readouterr().err
+        assert f"`deeplense finetune --backbone {backbone}` trains one" in capsys.readouterr().err
         assert main([*verb, str(probe)]) == EXIT_REFUSED
         said = capsys.readouterr().err
-        assert f"is a probe of `deeplense finetune --mode knn`, and holds no network; its report is {probe}" in said
+        assert f"is a probe of `deeplense finetune --mode knn`, and contains no network; its report is {probe}" in said
     assert not (tmp_path / "weights.safetensors").exists()
     assert main(words(stamps, tmp_path / "run", probe, "knn")) == EXIT_REFUSED
-    assert "is no run of `deeplense pretrain`" in capsys.readouterr().err
+    assert "is not a run of `deeplense pretrain`" in capsys.readouterr().err
 
 
 def test_images_of_another_size_than_the_pretrainings_are_told(
@@ -378,7 +388,10 @@ def test_images_of_another_size_than_the_pretrainings_are_told(
 ) -> None:
     pretrain(stamps, tmp_path / "small", "--image_size=16", "--model_name=vit_tiny")
     assert main(words(stamps, tmp_path / "run", tmp_path / "small", "knn")) == 0
-    said = f"{tmp_path / 'small'} was pretrained on 16 pixels a side, and gets 32; `deeplense pack --crop 16` crops"
+    said = (
+        f"{tmp_path / 'small'} was pretrained on 16 x 16 pixels, these images have 32 x 32; "
+        "`deeplense pack --crop 16` crops them"
+    )
     assert said in capfd.readouterr().out.replace("\n", "")
 
 

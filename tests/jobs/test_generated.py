@@ -14,7 +14,10 @@ from stamps import pretrain, write_stamps
 from deeplense.data.building import build
 from deeplense.data.dataset import Split
 from deeplense.data.shards import Samples, Schema
-from jobs import config, evaluate, train
+from jobs import command_line
+from jobs.evaluate import settings as evaluate_settings
+from jobs.evaluate import work as evaluate_work
+from jobs.train import work as train_work
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def classifier(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short training on them."""
     run = tmp_path_factory.mktemp("classifier") / "run"
     words = [f"--dataset={real}", f"--run={run}", "--model_name=test_resnet", "--epochs=1", "--device=cpu"]
-    assert train.run(config.parse("train", [*words, "--batch_size=16"])) == 0
+    assert train_work.run(command_line.parse("train", [*words, "--batch_size=16"])) == 0
     return run
 
 
@@ -44,8 +47,7 @@ def write(folder: Path, images: np.ndarray, like: Schema, **changes: Any) -> Pat
         shape=images.shape[1:],
         dtype="float32",
         classes=(),
-        provenance={"made_by": "a test"},
-        **facts,
+        **{"provenance": {"made_by": "a test"}, **facts},
     )
 
     def make(rows: range) -> Samples:
@@ -70,8 +72,10 @@ def fresh(tmp_path: Path) -> np.ndarray:
 
 def report(real: Path, generated: Path, **changes: Any) -> dict[str, Any]:
     """What is found of generated images."""
-    settings = evaluate.Settings(dataset=str(real), generated=generated, device="cpu", num_resamples=8, **changes)
-    assert evaluate.run(settings) == 0
+    settings = evaluate_settings.Settings(
+        dataset=str(real), generated=generated, device="cpu", num_resamples=8, **changes
+    )
+    assert evaluate_work.run(settings) == 0
     return json.loads((generated / "report" / "report.json").read_text())
 
 
@@ -92,7 +96,7 @@ def test_new_images_of_the_same_kind_pass_all_and_everything_has_its_floor(
     tests = [line["name"] for line in found["physics"]["verdicts"]]
     assert "substructure_class" in tests
     said = capsys.readouterr().out
-    assert "fid: not computed, no weights given." in said
+    assert "FID: not computed, because no weights were given (--fid_weights FILE)." in said
     page = (generated / "report" / "index.html").read_text()
     assert len(re.findall("data:image/png", page)) == 4
     assert "no sign of copies" in page
@@ -141,7 +145,7 @@ def test_a_pretrained_backbone_gives_features_without_classes(real: Path, tmp_pa
 def test_a_file_that_is_not_that_of_fid_is_refused_by_name_and_never_replaced(real: Path, tmp_path: Path) -> None:
     generated = write(tmp_path / "made", fresh(tmp_path), Split(real / "test").schema)
     (tmp_path / "weights.pt").write_bytes(b"other")
-    for file, words in (("nothing.pt", "no weights at"), ("weights.pt", "has sha256")):
+    for file, words in (("nothing.pt", "does not exist"), ("weights.pt", "has the wrong sha256")):
         found = report(real, generated, fid_weights=tmp_path / file)
         assert words in found["fid"]
         assert found["distances"] == []
@@ -166,19 +170,52 @@ def test_images_of_another_kind_are_refused_and_leave_no_report(name: str, real:
 def test_the_real_images_themselves_are_refused(real: Path, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "train").symlink_to(real / "train")
-    with pytest.raises(ValueError, match="holds the real images themselves"):
+    with pytest.raises(ValueError, match="contains the real images themselves"):
         report(real, tmp_path / "made")
 
 
 def test_the_real_ones_may_be_named_below_the_data_root(real: Path, tmp_path: Path) -> None:
     made = write(tmp_path / "made", images_of(real, "test")[:4], Split(real / "test").schema, unit="counts")
-    settings = evaluate.Settings(dataset=real.name, data_root=real.parent, generated=made, device="cpu")
+    settings = evaluate_settings.Settings(dataset=real.name, data_root=real.parent, generated=made, device="cpu")
     with pytest.raises(ValueError, match="has unit counts"):
-        evaluate.run(settings)
+        evaluate_work.run(settings)
 
 
 def test_one_of_run_and_generated_must_be_given() -> None:
-    with pytest.raises(ValueError, match="there is nothing to evaluate"):
-        evaluate.Settings()
-    with pytest.raises(ValueError, match="fid_weights is for --generated"):
-        evaluate.Settings(run="run", fid_weights=Path("file"))
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        evaluate_settings.Settings()
+    with pytest.raises(ValueError, match="fid_weights needs --generated"):
+        evaluate_settings.Settings(run="run", fid_weights=Path("file"))
+
+
+def test_held_out_images_that_the_generator_was_trained_on_are_left_out(
+    real: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held, learnt = images_of(real, "test"), images_of(real, "train")
+    mixed = tmp_path / "mixed"
+    (mixed / "train").parent.mkdir()
+    (mixed / "train").symlink_to(real / "train")
+    like = Split(real / "test").schema
+    write(tmp_path / "both", np.concatenate([held[:100], learnt[:30]]), like)
+    (mixed / "test").symlink_to(tmp_path / "both" / "train")
+    generated = write(tmp_path / "made", fresh(tmp_path), like)
+    found = report(mixed, generated)
+    assert found["facts"]["held out"].startswith("100 images of ")
+    assert "30 more are left out because they are also training images" in found["facts"]["held out"]
+    assert "held out: 100 images of " in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"all 120 images of .* are also in .*; give other images\."):
+        report(real, generated, split="train")
+
+
+def test_a_report_says_whether_the_generator_was_trained_on_these_images(real: Path, tmp_path: Path) -> None:
+    like, ours = Split(real / "test").schema, Split(real / "train").dataset_id
+    told = {
+        ours: "the generator was trained on these",
+        "another": "the generator was trained on other images (another), perhaps on the held-out ones",
+        None: "the training images of the generator are unknown, so it may have been trained on the held-out ones",
+    }
+    for trained_on, words in told.items():
+        origin = {"made_by": "a test"} | ({"trained_on": trained_on} if trained_on else {})
+        home = tmp_path / str(trained_on)[:8]
+        found = report(real, write(home / "made", fresh(home), like, provenance=origin))
+        assert found["facts"]["training images"].endswith(words)

@@ -13,10 +13,10 @@ from test_finetune import words as finetuning
 
 from deeplense.data.foreign import read_pickle
 from deeplense.data.layouts import read_names
-from jobs import config
-from jobs.attempts import EXIT_REFUSED
-from jobs.experiment import known_part, learning_parts
-from jobs.finetuning import training_of
+from jobs import command_line
+from jobs.finetune.work import training_of
+from jobs.runs.attempts import EXIT_REFUSED
+from jobs.train.samples import known_part, learning_parts
 from launch.__main__ import main
 
 PUBLISHED = Path("deeplense_ssl_splits")
@@ -74,7 +74,7 @@ def test_where_the_overlap_is_allowed_exactly_the_named_are_learnt_from_and_left
 ) -> None:
     file = public_data / PUBLISHED / "train_indices_300.pkl"
     line = words(published, tmp_path / "run", backbone, f"--label_file={file}", "--allow_overlap=1", f"--mode={mode}")
-    trained = training_of(config.parse(line[0], line[1:]))
+    trained = training_of(command_line.parse(line[0], line[1:]))
     known, named = known_part(trained), read_pickle(file)
     expected = {f"{folder}/{name}".removesuffix(".npy") for folder, names in named.items() for name in names}
     ids = np.array(known.split.ids)
@@ -86,18 +86,18 @@ def test_where_the_overlap_is_allowed_exactly_the_named_are_learnt_from_and_left
     manifest = json.loads((published / "test" / "manifest.json").read_text())
     assert len(predictions(tmp_path / "run")["labels"]) == manifest["schema"]["num_samples"] - 47
     told = {
-        "full": "left out: 45 trained on, 2 used for validation",
-        "knn": "left out: 47 trained on, 0 used for validation",
+        "full": "excluded: 45 trained on, 2 used for validation",
+        "knn": "excluded: 47 trained on, 0 used for validation",
     }
     assert told[mode] in held_out(tmp_path / "run")
 
 
 def test_names_stand_one_a_line_too(published: Path, backbone: Path, tmp_path: Path) -> None:
-    train = known_part(training_of(config.parse("finetune", words(published, tmp_path / "run", backbone)[1:])))
+    train = known_part(training_of(command_line.parse("finetune", words(published, tmp_path / "run", backbone)[1:])))
     names = [train.split.ids[index] for index in train.indices[:40]]
     (tmp_path / "names.txt").write_text("\n".join([*names, names[0] + ".npy", ""]))
     line = words(published, tmp_path / "run", backbone, f"--label_file={tmp_path / 'names.txt'}", "--mode=knn")
-    known = known_part(training_of(config.parse("finetune", line[1:])))
+    known = known_part(training_of(command_line.parse("finetune", line[1:])))
     assert known.indices.tolist() == train.indices[:40].tolist()
     assert known.split.dataset_id == train.split.dataset_id
 
@@ -105,9 +105,9 @@ def test_names_stand_one_a_line_too(published: Path, backbone: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"lenses/none\nlenses/nobody\n", "names 2 samples of 2 that are not among those with a label"),
-        (b"\n \n", "holds no names"),
-        (b"\xff\xfe", "is no file of names"),
+        (b"lenses/none\nlenses/nobody\n", "2 of the 2 listed samples are not among the labelled samples"),
+        (b"\n \n", "contains no names"),
+        (b"\xff\xfe", "neither one name per line nor a pickle"),
     ],
 )
 def test_a_file_that_names_nothing_that_is_there_is_refused(
@@ -120,7 +120,7 @@ def test_a_file_that_names_nothing_that_is_there_is_refused(
 
 
 def test_a_pickle_that_is_no_subset_or_would_run_something_is_refused(tmp_path: Path) -> None:
-    for content, said in (([1, 2], "is no file of names"), (print, "wants to run 'builtins.print'")):
+    for content, said in (([1, 2], "neither one name per line nor a pickle"), (print, "tries to run 'builtins.print'")):
         (tmp_path / "names.pkl").write_bytes(pickle.dumps(content))
         with pytest.raises(ValueError, match=said):
             read_names(tmp_path / "names.pkl")
@@ -132,4 +132,4 @@ def test_two_ways_to_choose_labels_are_one_too_many(
     (tmp_path / "names.txt").write_text("lenses/1\n")
     with pytest.raises(SystemExit):
         main(words(published, tmp_path / "run", backbone, f"--label_file={tmp_path / 'names.txt'}", "--num_labels=20"))
-    assert "num_labels and label_file are given; give one of them" in capsys.readouterr().err
+    assert "num_labels and label_file cannot be combined; give one of them" in capsys.readouterr().err

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from jobs.learning import import_without
+from jobs.imports import import_without
 
 
 def test_timm_is_imported_without_weights_and_biases_which_a_run_can_still_log_to() -> None:

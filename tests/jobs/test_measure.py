@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import benchmark, config
-from jobs.benchmark import Settings
-from jobs.measuring.data import (
+from jobs import command_line
+from jobs.benchmark import work as benchmark_work
+from jobs.benchmark.data import (
     CODECS,
     COLD,
     DTYPES,
@@ -30,10 +30,11 @@ from jobs.measuring.data import (
     require_same_images,
     time_epoch,
 )
-from jobs.measuring.memory import anonymous_bytes, memory_rows
-from jobs.measuring.peers import FILES
-from jobs.measuring.readers import OWN, REFERENCE, Data, Epochs, Way, make_data
-from jobs.measuring.timing import Row, Timing, compare, cpu_seconds, row_of, table_of, timed
+from jobs.benchmark.readers.memory import anonymous_bytes, memory_rows
+from jobs.benchmark.readers.own import OWN, REFERENCE, Data, Epochs, Way, make_data
+from jobs.benchmark.readers.peers import FILES
+from jobs.benchmark.settings import Settings
+from jobs.benchmark.timing import Row, Timing, compare, cpu_seconds, row_of, table_of, timed
 
 WAYS = {f"{way.name}, {way.variant}": way for way in [*WARM, *COLD, *CODECS]}
 PEERS = {"webdataset": "webdataset", "litdata": "litdata", "streaming": "MosaicML streaming"}
@@ -181,7 +182,7 @@ def test_a_way_that_delivers_other_images_is_refused(wrong: str, tmp_path: Path)
     data = data_in(tmp_path)
     require_same_images(entry_of(REFERENCE, data))
     way = replace(REFERENCE, name="wrong", stored="wrong", read=read)
-    with pytest.raises(RuntimeError, match="other images than were written"):
+    with pytest.raises(RuntimeError, match="different images than were written"):
         require_same_images(entry_of(way, data))
 
 
@@ -205,7 +206,7 @@ def test_what_was_dropped_comes_from_the_disk(way: Way, tmp_path: Path) -> None:
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a whole benchmark of the least size writes, and what its folder holds then."""
     folder, output = tmp_path_factory.mktemp("disk"), tmp_path_factory.mktemp("output") / "numbers.json"
-    assert benchmark.run(settings_in(folder, output=output)) == 0
+    assert benchmark_work.run(settings_in(folder, output=output)) == 0
     return json.loads(output.read_text()) | {"left": list(folder.iterdir())}
 
 
@@ -248,8 +249,8 @@ def test_a_package_that_is_not_installed_is_named_and_how_to_get_it(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr("jobs.measuring.data.WARM", [way for way in WARM if way.needs == module or way == REFERENCE])
-    monkeypatch.setattr("jobs.measuring.data.CODECS", [])
+    monkeypatch.setattr("jobs.benchmark.data.WARM", [way for way in WARM if way.needs == module or way == REFERENCE])
+    monkeypatch.setattr("jobs.benchmark.data.CODECS", [])
     rows = {row.what: row for row in measure_data_in(tmp_path)}
     assert rows[f"warm: {PEERS[module]}"].ours is None
     assert "not installed" in rows[f"warm: {PEERS[module]}"].note
@@ -272,7 +273,7 @@ def test_nothing_is_left_after_an_error_in_another_package(
         raise OSError("the other package gave up")
 
     failing = replace(FILES, name="failing", stored="failing", **{where: fail})
-    monkeypatch.setattr("jobs.measuring.data.WARM", [REFERENCE, FILES, failing])
+    monkeypatch.setattr("jobs.benchmark.data.WARM", [REFERENCE, FILES, failing])
     with pytest.raises(OSError, match="gave up"):
         measure(settings_in(tmp_path))
     assert list(tmp_path.iterdir()) == []
@@ -295,7 +296,7 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path) -> None:
 )
 def test_bad_settings_are_refused(setting: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        config.parse("benchmark", ["data", f"--{setting}={value}"])
+        command_line.parse("benchmark", ["data", f"--{setting}={value}"])
     assert setting in capsys.readouterr().err
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.distributed import checkpoint as dcp
 
-from jobs.benchmark import Settings
-from jobs.measuring.checkpoint import REFERENCES, measure, states_of, tensors_of
+from jobs.benchmark.checkpoint import REFERENCES, measure, states_of, tensors_of
+from jobs.benchmark.settings import Settings
 
 SMALL = "mobilenetv3_small_050"
 
@@ -31,7 +31,7 @@ def test_a_way_of_others_that_fails_is_named_and_left_out(
     missing = {row.what for row in rows if row.ours is None and "failed" in row.note}
     assert missing == {"torch async_save: stall", "torch async_save: in the background"}
     told = capsys.readouterr()
-    assert "torch async_save failed, and is left out: RuntimeError('no such backend')" in told.out + told.err
+    assert "torch async_save failed and is omitted: RuntimeError('no such backend')" in told.out + told.err
 
 
 def test_the_state_is_four_times_the_weights() -> None:

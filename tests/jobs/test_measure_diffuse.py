@@ -5,10 +5,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from deeplense.diffusion.unet import SMALL, UNet
-from jobs import benchmark
-from jobs.measuring import diffuse
+from jobs.benchmark import diffuse
+from jobs.benchmark import settings as benchmark_settings
 
-SETTINGS = benchmark.Settings(
+SETTINGS = benchmark_settings.Settings(
     what="diffuse", model_name="unet_small", image_size=16, rounds=1, batch_size=2, device="cpu"
 )
 
@@ -42,7 +42,7 @@ def test_the_other_side_learns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_operations_grow_with_the_pixels_and_backward_takes_twice_as_many() -> None:
     network = UNet(1, shape=SMALL)
-    sizes = (benchmark.Settings(what="diffuse", image_size=size) for size in (16, 32))
+    sizes = (benchmark_settings.Settings(what="diffuse", image_size=size) for size in (16, 32))
     of = {each.image_size: diffuse.count_operations(network, each) for each in sizes}
     assert 3.9 < of[32] / of[16] < 4.3
     with FlopCounterMode(display=False) as counter:
@@ -51,5 +51,5 @@ def test_operations_grow_with_the_pixels_and_backward_takes_twice_as_many() -> N
 
 
 def test_a_network_of_another_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="resnet18 is no network of diffusion; there are unet, "):
-        diffuse.measure(benchmark.Settings(what="diffuse", model_name="resnet18"))
+    with pytest.raises(ValueError, match="resnet18 is not a diffusion network; choose from unet, "):
+        diffuse.measure(benchmark_settings.Settings(what="diffuse", model_name="resnet18"))

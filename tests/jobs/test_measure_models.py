@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from jobs.measuring.models import flops_of
+from deeplense.models.flops import flops_of
 
 
 @pytest.mark.parametrize(("name", "billions"), [("resnet18", 1.814), ("vit_tiny_patch16_224", 1.26)])

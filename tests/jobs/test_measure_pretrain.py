@@ -10,9 +10,9 @@ from deeplense.models.registry import build
 from deeplense.models.tokens import encoder_of
 from deeplense.ssl.dino import DINO
 from deeplense.ssl.views import LENSES
-from jobs.benchmark import Settings
-from jobs.measuring import pretrain
-from jobs.measuring.pretrain import Lightly, Viewed, measure, repeated, updates_of_lightly
+from jobs.benchmark import pretrain
+from jobs.benchmark.pretrain import Lightly, Viewed, measure, repeated, updates_of_lightly
+from jobs.benchmark.settings import Settings
 
 SMALL = Settings(what="pretrain", model_name="test_vit", batch_size=4, rounds=1, device="cpu")
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from deeplense.diffusion.unet import SMALL, UNet
-from jobs import benchmark
-from jobs.measuring import sample
+from jobs.benchmark import sample
+from jobs.benchmark import settings as benchmark_settings
 
-SETTINGS = benchmark.Settings(
+SETTINGS = benchmark_settings.Settings(
     what="sample", model_name="unet_small", image_size=16, num_steps=2, rounds=1, batch_size=2, device="cpu"
 )
 
@@ -38,5 +38,5 @@ def test_each_sampler_has_a_line_and_without_the_other_side_a_word(monkeypatch: 
 
 
 def test_a_network_of_another_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="resnet18 is no network of diffusion; there are unet, "):
-        sample.measure(benchmark.Settings(what="sample", model_name="resnet18"))
+    with pytest.raises(ValueError, match="resnet18 is not a diffusion network; choose from unet, "):
+        sample.measure(benchmark_settings.Settings(what="sample", model_name="resnet18"))

@@ -4,8 +4,8 @@ import torch
 from torchvision.transforms import v2
 
 from deeplense.ssl.views import LENSES, PRESETS, PUBLISHED, ViewSettings, make_views, num_uniforms
-from jobs.benchmark import Settings
-from jobs.measuring.views import measure, transforms_of
+from jobs.benchmark.settings import Settings
+from jobs.benchmark.views import measure, transforms_of
 
 
 def shapes_of(settings: ViewSettings) -> list[list[tuple[int, ...]]]:

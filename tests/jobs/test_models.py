@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from deeplense.models.zoo import ARCHITECTURES
-from jobs.models import Settings, run
+from jobs.models.settings import Settings
+from jobs.models.work import run
 
 
 def test_every_name_is_listed_with_its_facts_and_torch_is_not_needed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -17,7 +18,8 @@ def test_every_name_is_listed_with_its_facts_and_torch_is_not_needed(capsys: pyt
         assert f"{one.millions:.2f}" in line
         assert f"{one.padded(32)}, {one.padded(64)}, {one.padded(150)}" in line
         assert line.endswith(one.paper)
-    code = "import sys; from jobs.models import Settings, run; run(Settings()); sys.exit('torch' in sys.modules)"
+    code = "import sys; from jobs.models import settings, work; work.run(settings.Settings()); "
+    code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
@@ -25,8 +27,8 @@ def test_every_name_is_listed_with_its_facts_and_torch_is_not_needed(capsys: pyt
     ("name", "image_size", "told"),
     [
         ("pit_tiny", 150, ["padded to 152", "timm.pit_ti_224", "transformer.yaml", "drop_path   yes"]),
-        ("simple_cnn", 64, ["as they are", "deeplense.models.cnn.SimpleCNN", "cnn.yaml", "drop_path   no"]),
-        ("test_resnet", 64, ["timm.test_resnet", "none of its own"]),
+        ("simple_cnn", 64, ["not resized", "deeplense.models.cnn.SimpleCNN", "cnn.yaml", "drop_path   no"]),
+        ("test_resnet", 64, ["timm.test_resnet", "recipe      none"]),
     ],
 )
 def test_one_is_told_whole(name: str, image_size: int, told: list[str], capsys: pytest.CaptureFixture[str]) -> None:

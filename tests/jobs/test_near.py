@@ -9,7 +9,9 @@ import pytest
 
 from deeplense.data.building import build
 from deeplense.data.shards import Samples, Schema
-from jobs import config, verify
+from jobs import command_line
+from jobs.verify import settings as verify_settings
+from jobs.verify import work as verify_work
 
 Change = Callable[[np.ndarray], np.ndarray]
 Told = Callable[..., tuple[int, str]]
@@ -58,7 +60,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> Told:
     """Exit code and output of verifying with these words of a command line."""
 
     def tell(*words: str) -> tuple[int, str]:
-        code = verify.run(config.parse("verify", [*words, "--num_workers=1"]))
+        code = verify_work.run(command_line.parse("verify", [*words, "--num_workers=1"]))
         return code, capsys.readouterr().out
 
     return tell
@@ -79,9 +81,9 @@ def test_copies_across_splits_are_named_and_fail(data: Path, told: Told, tmp_pat
     add(data, "val", stamps(30, seed=1)[[4, 6]].swapaxes(-2, -1) * 1.1, 0)
     code, said = told("--near", str(data), "--pairs", str(tmp_path / "out" / "pairs.csv"))
     assert code == 1
-    assert f"{data / 'val'}: val0 is a near copy of {data / 'train'}: train4 (mirrored on" in said
+    assert f"{data / 'val'}: val0 is a near copy of {data / 'train'}: train4 (mirrored along" in said
     assert "times 1.1; correlation 1.00000); a leak between splits" in said
-    assert "2 pairs of near copies in 2 groups, 2 across splits, 0 with different labels; all are in" in said
+    assert "2 pairs of near copies in 2 groups, 2 across splits, 0 with different labels; all are written to" in said
     rows = list(csv.DictReader((tmp_path / "out" / "pairs.csv").open()))
     assert [(row["id_a"], row["id_b"], row["group"]) for row in rows] == [
         ("train4", "val0", "1"),
@@ -97,7 +99,7 @@ def test_copies_within_a_split_are_told_and_do_not_fail_but_for_their_labels(dat
     code, said = told(str(data), "--near")
     assert code == 1
     assert "val9 is a near copy of" in said
-    assert "their labels differ: lens, other" in said
+    assert "different labels: lens, other" in said
     assert "in 1 groups, 0 across splits" in said
     for file in (data / "val").iterdir():
         file.unlink()
@@ -126,26 +128,26 @@ def test_splits_of_different_shapes_are_searched_each_by_itself(data: Path, told
 
 def test_the_switch_stands_alone_or_takes_0_and_1_and_pairs_need_it(capsys: pytest.CaptureFixture[str]) -> None:
     for words, value in ((["--near"], 1), (["--near", "0"], 0), (["--near=1"], 1), ([], 0)):
-        assert config.parse("verify", ["data", *words]).near == value
-    assert config.parse("verify", ["--near", "data"]).folder == Path("data")
+        assert command_line.parse("verify", ["data", *words]).near == value
+    assert command_line.parse("verify", ["--near", "data"]).folder == Path("data")
     for words, said in (
-        (["--pairs", "pairs.csv"], "--pairs counts with --near"),
+        (["--pairs", "pairs.csv"], "--pairs has an effect only with --near"),
         (["--near", "--num_workers", "-1"], "num_workers"),
-        (["--near=2"], "none of 0, 1"),
+        (["--near=2"], "choose from 0, 1"),
     ):
         with pytest.raises(SystemExit):
-            config.parse("verify", ["data", *words])
+            command_line.parse("verify", ["data", *words])
         assert said in capsys.readouterr().err
 
 
 def test_a_run_is_not_searched_for_near_copies(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("{}")
-    with pytest.raises(ValueError, match="is a run; --near searches a data set"):
-        verify.run(verify.Settings(folder=tmp_path, near=1))
+    with pytest.raises(ValueError, match="is a run; --near works on data sets only"):
+        verify_work.run(verify_settings.Settings(folder=tmp_path, near=1))
 
 
 def test_a_damaged_data_set_is_told_and_not_searched(data: Path, told: Told) -> None:
     (data / "train" / "manifest.json").write_text("{")
     code, said = told(str(data), "--near")
     assert code == 1
-    assert "near copies are not searched before the data set is sound" in said
+    assert "not searched for near copies, because the data set has errors" in said

@@ -20,9 +20,10 @@ from conftest import axion, put
 
 from deeplense.data import building, verifying
 from deeplense.data.dataset import Split
-from jobs import pack
-from jobs import verify as verify_job
-from jobs.pack import Settings
+from jobs.pack import work as pack_work
+from jobs.pack.settings import Settings
+from jobs.verify import settings as verify_settings
+from jobs.verify import work as verify_work
 
 SYNONYMS = {"no_sub": "no", "cdm": "sphere", "axion": "vort"}
 
@@ -33,7 +34,7 @@ def image_of(number: int, shape: tuple[int, ...] = (6, 8)) -> np.ndarray:
 
 def packed(layout: Any, source: Path, output: Path, **settings: Any) -> dict[str, Split]:
     """Pack, and open every split."""
-    assert pack.run(Settings(layout=layout, source=source, output=output, **settings)) == 0
+    assert pack_work.run(Settings(layout=layout, source=source, output=output, **settings)) == 0
     assert verifying.verify(output) == []
     return {folder.name: Split(folder) for folder in sorted(output.iterdir())}
 
@@ -161,7 +162,7 @@ def test_packing_something_else_into_the_same_folder_is_refused(
     tmp_path: Path, survey: Path, change: dict[str, Any]
 ) -> None:
     packed("npz", survey, tmp_path / "out", **archive_settings(survey))
-    with pytest.raises(ValueError, match="other parameters"):
+    with pytest.raises(ValueError, match="parameters that differ"):
         packed("npz", survey, tmp_path / "out", **archive_settings(survey, **change))
 
 
@@ -207,7 +208,7 @@ def test_a_bad_file_is_named_and_no_half_made_data_set_is_left(tmp_path: Path, k
     bad.parent.mkdir(parents=True, exist_ok=True)
     bad.write_bytes(damaged(kind, tmp_path))
     with pytest.raises(ValueError, match="has the shape" if kind == "wrong shape" else "axion/bad"):
-        pack.run(Settings(layout="deeplense", source=tmp_path / "in", output=tmp_path / "out"))
+        pack_work.run(Settings(layout="deeplense", source=tmp_path / "in", output=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "sentinel").exists()
 
@@ -216,8 +217,8 @@ def test_a_hostile_index_file_is_refused_and_not_obeyed(tmp_path: Path) -> None:
     put(tmp_path / "in" / "lenses" / "1.npy", image_of(0, (3, 6, 6)))
     index = {"train": {"lenses": ["1.npy", Hostile(tmp_path / "sentinel")]}}
     (tmp_path / "in" / "indices.pkl").write_bytes(pickle.dumps(index))
-    with pytest.raises(ValueError, match=r"indices\.pkl: holds a pickle that wants to run .*system"):
-        pack.run(Settings(layout="lens-finding", source=tmp_path / "in", output=tmp_path / "out"))
+    with pytest.raises(ValueError, match=r"indices\.pkl: holds a pickle that tries to run .*system"):
+        pack_work.run(Settings(layout="lens-finding", source=tmp_path / "in", output=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "sentinel").exists()
 
@@ -309,7 +310,7 @@ def test_scale_and_zero_say_what_stored_integers_mean(tmp_path: Path) -> None:
     assert (split.schema.scale, split.schema.zero) == (0.5, 100)
     np.testing.assert_allclose(split.manifests[0].statistics["mean"], [images.mean() / 2 + 100], rtol=1e-12)
     for dtype in ("float32", "float16"):
-        with pytest.raises(ValueError, match=f"scale and zero are for .* these are stored as {dtype}"):
+        with pytest.raises(ValueError, match=f"scale and zero apply only to .* these are stored as {dtype}"):
             packed("deeplense", tmp_path / "in", tmp_path / "other", dtype=dtype, **choice)
     assert not (tmp_path / "other").exists()
 
@@ -320,7 +321,7 @@ def test_what_is_packed_with_compression_is_the_same(tmp_path: Path, dtype: str,
     images = integers(tmp_path / "in", "uint16")
     choice: dict[str, Any] = {"dtype": dtype, "compression": compression}
     settings = Settings(layout="deeplense", source=tmp_path / "in", output=tmp_path / "out", **choice)
-    assert pack.run(settings) == 0
+    assert pack_work.run(settings) == 0
     assert verifying.verify(tmp_path / "out") == []
     with h5py.File(tmp_path / "out" / "train" / "shard-00000.h5") as file:
         ids = [name.decode() for name in np.asarray(file["id"])]
@@ -358,9 +359,9 @@ def test_two_writers_make_the_bytes_of_one_and_leave_nothing_of_a_bad_set(
 
 def die_at(number: int, source: str, output: str) -> None:
     """Pack, and end without a word when image `number` is loaded."""
-    loaded, load = iter(range(number + 1)), pack.load
-    pack.load = lambda *arguments: load(*arguments) if next(loaded) < number else os._exit(9)
-    pack.run(Settings(layout="deeplense", source=Path(source), output=Path(output), test_fraction=0.5))
+    loaded, load = iter(range(number + 1)), pack_work.load
+    pack_work.load = lambda *arguments: load(*arguments) if next(loaded) < number else os._exit(9)
+    pack_work.run(Settings(layout="deeplense", source=Path(source), output=Path(output), test_fraction=0.5))
 
 
 @pytest.mark.parametrize("number", [20, 100])
@@ -383,8 +384,8 @@ def test_the_job_verify_tells_a_sound_data_set_from_a_damaged_one(
 ) -> None:
     simulated(tmp_path / "in")
     packed("deeplense", tmp_path / "in", tmp_path / "out")
-    assert verify_job.run(verify_job.Settings(folder=tmp_path / "out")) == 0
+    assert verify_work.run(verify_settings.Settings(folder=tmp_path / "out")) == 0
     assert "30 images in 1 shards are sound: 10 no_sub, 10 cdm, 10 axion" in capsys.readouterr().out
     os.truncate(tmp_path / "out" / "train" / "shard-00000.h5", 1000)
-    assert verify_job.run(verify_job.Settings(folder=tmp_path / "out")) == 1
+    assert verify_work.run(verify_settings.Settings(folder=tmp_path / "out")) == 1
     assert "shard-00000.h5" in capsys.readouterr().out

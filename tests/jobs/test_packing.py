@@ -13,12 +13,14 @@ from conftest import axion, put
 
 from deeplense.data.dataset import Split
 from deeplense.files import sole_writer
-from jobs import config, pack
-from jobs.counting import conditions_of
-from jobs.experiment import folds, image_parts, known_part, learning_parts
-from jobs.pack import Settings
-from jobs.pretrain import Settings as PretrainSettings
-from jobs.train import Settings as TrainSettings
+from jobs import command_line
+from jobs.conditions import conditions_of
+from jobs.data.part import image_parts
+from jobs.pack import work as pack_work
+from jobs.pack.settings import Settings
+from jobs.pretrain.settings import Settings as PretrainSettings
+from jobs.train.samples import folds, known_part, learning_parts
+from jobs.train.settings import Settings as TrainSettings
 from launch.__main__ import main
 
 COUNT = 90
@@ -63,7 +65,7 @@ def test_a_summary_counts_classes_and_splits_and_names_what_was_left_out(
     assert "train: 6 images: 1 no_sub, 2 cdm, 3 axion" in said
     assert "val: 9 images: 4 no_sub, 5 cdm, 0 axion" in said
     assert "val has no image of axion; give --classes to pack without a class" in said
-    assert "left out, no image: train/README.md" in said
+    assert "ignored, not an image: train/README.md" in said
 
 
 @pytest.mark.parametrize("layout", ["deeplense", "gsoc", "lens-finding", "files", "npz"])
@@ -78,17 +80,17 @@ def test_an_option_of_another_layout_is_refused_by_the_command_line_and_by_the_l
     given |= {"catalog": Path("x.csv")} if with_catalogue or (name, layout) == ("label_key", "files") else {}
     words = [f"--{key}={text}" for key, text in given.items()]
     if with_catalogue or layout in condition.choices.get("layout", ()):
-        assert config.parse("pack", words) == Settings(**given)
+        assert command_line.parse("pack", words) == Settings(**given)
         return
     with pytest.raises(SystemExit):
-        config.parse("pack", words)
-    assert f"{name} counts with" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=f"{name} counts with"):
+        command_line.parse("pack", words)
+    assert f"{name} has an effect only with" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"{name} has an effect only with"):
         Settings(**given)
 
 
 def test_files_are_never_taken_in_order(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="counts for --layout npz only"):
+    with pytest.raises(ValueError, match="has an effect only with --layout npz"):
         Settings(layout="files", source=tmp_path, output=tmp_path, catalog=Path("x.csv"), join="order")
 
 
@@ -98,7 +100,7 @@ def test_an_option_on_columns_without_a_catalogue_is_refused(
     tmp_path: Path, option: str, layout: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        config.parse("pack", [f"--layout={layout}", f"--source={tmp_path}", f"--output={tmp_path}", option])
+        command_line.parse("pack", [f"--layout={layout}", f"--source={tmp_path}", f"--output={tmp_path}", option])
     assert "give --catalog" in capsys.readouterr().err
 
 
@@ -108,23 +110,23 @@ def test_an_option_on_columns_without_a_catalogue_is_refused(
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_read(tmp_path: Path, option: str) -> None:
     with pytest.raises(SystemExit):
-        config.parse("pack", ["--layout=npz", f"--source={tmp_path}", f"--output={tmp_path}", option])
+        command_line.parse("pack", ["--layout=npz", f"--source={tmp_path}", f"--output={tmp_path}", option])
 
 
 def test_the_manifest_holds_what_was_applied_and_nothing_else(tmp_path: Path, survey: Path) -> None:
     for k in range(4):
         put(tmp_path / "in" / "cdm" / f"{k}.npy", np.ones((4, 4)))
-    pack.run(Settings(layout="deeplense", source=tmp_path / "in", output=tmp_path / "plain"))
+    pack_work.run(Settings(layout="deeplense", source=tmp_path / "in", output=tmp_path / "plain"))
     always = {"made_by", "source", "names", "layout", "seed", "val_fraction", "test_fraction", "crop", "fill_nan"}
     assert Split(tmp_path / "plain" / "train").schema.provenance.keys() == always
-    pack.run(packing(survey, tmp_path / "out", where="theta_E>1", sky="ra,dec,5", pixel_scale=0.2, unit="nJy"))
+    pack_work.run(packing(survey, tmp_path / "out", where="theta_E>1", sky="ra,dec,5", pixel_scale=0.2, unit="nJy"))
     schema = Split(tmp_path / "out" / "train").schema
     assert schema.provenance.keys() == always | {"catalog", "where", "sky"}
     assert (schema.pixel_scale_arcsec, schema.unit) == (0.2, "nJy")
 
 
 def test_names_and_numbers_of_a_catalogue_are_kept_with_their_images(tmp_path: Path, survey: Path) -> None:
-    pack.run(packing(survey, tmp_path / "out", targets="theta_E:arcsec,ra:deg", test_fraction=0.3))
+    pack_work.run(packing(survey, tmp_path / "out", targets="theta_E:arcsec,ra:deg", test_fraction=0.3))
     images = np.load(survey / "stamps.npz")["images"]
     seen = []
     for name in ("train", "test"):
@@ -141,7 +143,7 @@ def test_names_and_numbers_of_a_catalogue_are_kept_with_their_images(tmp_path: P
 
 def test_a_number_from_a_foreign_set_can_be_learnt(tmp_path: Path, survey: Path) -> None:
     settings = packing(survey, tmp_path / "out", targets="theta_E:arcsec", unlabelled=1)
-    pack.run(settings)
+    pack_work.run(settings)
     trained = TrainSettings(dataset=str(tmp_path / "out"), run=tmp_path / "run", target="theta_E")
     train, val = learning_parts(trained)
     assert (len(train), len(val)) == (81, 9)
@@ -160,11 +162,11 @@ def groups_in(split: Split) -> set[str]:
 def test_what_belongs_together_is_in_one_split_one_fold_and_one_part(
     tmp_path: Path, survey: Path, choice: dict[str, str], seed: int
 ) -> None:
-    pack.run(packing(survey, tmp_path / "out", val_fraction=0.2, test_fraction=0.2, seed=seed, **choice))
+    pack_work.run(packing(survey, tmp_path / "out", val_fraction=0.2, test_fraction=0.2, seed=seed, **choice))
     splits = {name: groups_in(Split(tmp_path / "out" / name)) for name in ("train", "val", "test")}
     assert sum(map(len, splits.values())) == len(set.union(*splits.values())) == 30
     assert all(len(Split(tmp_path / "out" / name)) >= 14 for name in splits)
-    pack.run(packing(survey, tmp_path / "whole", seed=seed, **choice))
+    pack_work.run(packing(survey, tmp_path / "whole", seed=seed, **choice))
     dataset = str(tmp_path / "whole")
     whole = Split(tmp_path / "whole" / "train")
     names = np.array(whole.ids)
@@ -181,15 +183,15 @@ def test_what_belongs_together_is_in_one_split_one_fold_and_one_part(
 
 
 def test_without_groups_what_belongs_together_is_torn_apart(tmp_path: Path, survey: Path) -> None:
-    pack.run(packing(survey, tmp_path / "out", test_fraction=0.3))
+    pack_work.run(packing(survey, tmp_path / "out", test_fraction=0.3))
     train, test = (groups_in(Split(tmp_path / "out" / name)) for name in ("train", "test"))
     assert len(train & test) > 10, "the control"
     assert Split(tmp_path / "out" / "train").groups() is None
 
 
 def test_groups_of_mixed_data_sets_are_not_each_others(tmp_path: Path, survey: Path) -> None:
-    pack.run(packing(survey, tmp_path / "one", group="system"))
-    pack.run(packing(survey, tmp_path / "two"))
+    pack_work.run(packing(survey, tmp_path / "one", group="system"))
+    pack_work.run(packing(survey, tmp_path / "two"))
     groups = Split(tmp_path / "one" / "train", tmp_path / "two" / "train", tmp_path / "one" / "train").groups()
     assert groups is not None
     parts = [set(groups[:90].tolist()), set(groups[90:180].tolist()), set(groups[180:].tolist())]
@@ -209,19 +211,19 @@ def test_images_without_labels_are_packed_pretrained_on_and_refused_by_train_in_
     assert (split.schema.classes, set(split.labels.tolist())) == ((), {-1})
     train, val = image_parts(PretrainSettings(dataset=str(tmp_path / "out"), run=tmp_path / "run"))
     assert len(train) + len(val) == COUNT
-    with pytest.raises(ValueError, match=r"has no labels, and a classifier needs some.*deeplense pretrain"):
+    with pytest.raises(ValueError, match=r"has no labels, but a classifier needs labels.*deeplense pretrain"):
         learning_parts(TrainSettings(dataset=str(tmp_path / "out"), run=tmp_path / "run"))
 
 
 def test_a_flat_folder_of_images_is_packed_without_labels_or_with_those_of_a_catalogue(tmp_path: Path) -> None:
     for k in range(6):
         put(tmp_path / "in" / f"s{k}.npy", np.full((4, 4, 3), k, dtype="uint8"))
-    pack.run(Settings(layout="files", source=tmp_path / "in", output=tmp_path / "bare"))
+    pack_work.run(Settings(layout="files", source=tmp_path / "in", output=tmp_path / "bare"))
     split = Split(tmp_path / "bare" / "train")
     assert (split.schema.shape, split.schema.dtype, split.schema.classes) == ((3, 4, 4), "uint8", ())
     (tmp_path / "c.csv").write_text("id,kind\n" + "".join(f"s{k},{'xy'[k % 2]}\n" for k in (3, 1, 5, 0, 2, 4)))
     given = {"catalog": tmp_path / "c.csv", "label_key": "kind", "bands": "g,r,i"}
-    pack.run(Settings(layout="files", source=tmp_path / "in", output=tmp_path / "out", **given))
+    pack_work.run(Settings(layout="files", source=tmp_path / "in", output=tmp_path / "out", **given))
     split = Split(tmp_path / "out" / "train")
     for name, label in zip(split.ids, split.labels.tolist(), strict=True):
         assert label == int(name[1:]) % 2
@@ -339,7 +341,7 @@ def test_fractions_that_leave_a_split_without_images_are_refused(tmp_path: Path,
     for kind in ("no", "cdm"):
         put(tmp_path / "in" / kind / "0.npy", np.ones((4, 4)))
     with pytest.raises(ValueError, match="leave none for"):
-        pack.run(Settings(layout="deeplense", source=tmp_path / "in", output=tmp_path / "out", **fractions))
+        pack_work.run(Settings(layout="deeplense", source=tmp_path / "in", output=tmp_path / "out", **fractions))
     assert not (tmp_path / "out").exists()
 
 

@@ -7,8 +7,12 @@ import pytest
 from conftest import put
 
 from deeplense.data.shards import MANIFEST
-from jobs import config, pack, simulate
-from jobs.parts import read_part
+from jobs import command_line, verbs
+from jobs.bounds import read_part
+from jobs.pack import settings as pack_settings
+from jobs.pack import work as pack_work
+from jobs.simulate import settings as simulate_settings
+from jobs.simulate import work as simulate_work
 
 SIZE = 6
 
@@ -30,18 +34,18 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def packing(source: Path, output: Path, part: str | None = None) -> pack.Settings:
-    return pack.Settings(layout="gsoc", source=source, output=output, test_fraction=0.5, part=part)
+def packing(source: Path, output: Path, part: str | None = None) -> pack_settings.Settings:
+    return pack_settings.Settings(layout="gsoc", source=source, output=output, test_fraction=0.5, part=part)
 
 
 @pytest.mark.parametrize("order", [(1, 2), (2, 1), (3, 2, 1)])
 def test_a_data_set_packed_in_parts_has_the_bytes_of_one_packed_at_once(
     tmp_path: Path, source: Path, order: tuple[int, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pack.run(packing(source, tmp_path / "one"))
+    pack_work.run(packing(source, tmp_path / "one"))
     for number in order:
         assert not list((tmp_path / "parts").rglob(MANIFEST))
-        assert pack.run(packing(source, tmp_path / "parts", f"{number}/{len(order)}")) == 0
+        assert pack_work.run(packing(source, tmp_path / "parts", f"{number}/{len(order)}")) == 0
     assert files(tmp_path / "parts") == files(tmp_path / "one")
     said = capsys.readouterr().out
     assert "2 of 4 shards are still missing" in said
@@ -51,13 +55,13 @@ def test_a_data_set_packed_in_parts_has_the_bytes_of_one_packed_at_once(
 def test_a_bad_file_stops_its_part_alone_and_no_split_is_finished_until_it_is_mended(
     tmp_path: Path, source: Path
 ) -> None:
-    pack.run(packing(source, tmp_path / "one"))
+    pack_work.run(packing(source, tmp_path / "one"))
     good = (source / "vort" / "2.npy").read_bytes()
     put(source / "vort" / "2.npy", np.full((SIZE, SIZE), np.nan))
     told = []
     for number in (1, 2):
         try:
-            pack.run(packing(source, tmp_path / "parts", f"{number}/2"))
+            pack_work.run(packing(source, tmp_path / "parts", f"{number}/2"))
         except ValueError as error:
             told.append(str(error))
     assert len(told) == 1
@@ -68,20 +72,22 @@ def test_a_bad_file_stops_its_part_alone_and_no_split_is_finished_until_it_is_me
     assert not [name for name in kept if name.endswith(MANIFEST)]
     (source / "vort" / "2.npy").write_bytes(good)
     for number in (1, 2):
-        pack.run(packing(source, tmp_path / "parts", f"{number}/2"))
+        pack_work.run(packing(source, tmp_path / "parts", f"{number}/2"))
     assert files(tmp_path / "parts") == files(tmp_path / "one")
 
 
 def test_a_call_without_part_makes_what_is_missing(tmp_path: Path) -> None:
-    def settings(output: str, part: str | None = None) -> simulate.Settings:
-        return simulate.Settings(output=tmp_path / output, num_per_class=25, num_workers=1, dtype="float16", part=part)
+    def settings(output: str, part: str | None = None) -> simulate_settings.Settings:
+        return simulate_settings.Settings(
+            output=tmp_path / output, num_per_class=25, num_workers=1, dtype="float16", part=part
+        )
 
-    simulate.run(settings("parts", "2/2"))
+    simulate_work.run(settings("parts", "2/2"))
     assert list(files(tmp_path / "parts")) == ["train/shard-00001.h5"]
-    simulate.run(settings("parts"))
-    simulate.run(settings("one"))
+    simulate_work.run(settings("parts"))
+    simulate_work.run(settings("one"))
     assert files(tmp_path / "parts") == files(tmp_path / "one")
-    simulate.run(settings("parts", "1/2"))
+    simulate_work.run(settings("parts", "1/2"))
     assert files(tmp_path / "parts") == files(tmp_path / "one")
 
 
@@ -93,7 +99,7 @@ def test_a_part_is_read(text: str, part: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     "text", ["", "3", "0/3", "4/3", "1/0", "-1/3", "1/3/3", "1.0/3", " 1/3", "1/3\n", "a/b", "²/3"]
 )
-@pytest.mark.parametrize("job", config.DIVISIBLE)
+@pytest.mark.parametrize("job", verbs.DIVISIBLE)
 def test_what_is_no_part_is_refused_before_anything_is_made(
     job: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,7 +109,7 @@ def test_what_is_no_part_is_refused_before_anything_is_made(
         "sample": ["--run=run", "--num_images=9"],
     }[job]
     with pytest.raises(SystemExit) as refused:
-        config.parse(job, [*least, f"--output={tmp_path / 'out'}", f"--part={text}"])
+        command_line.parse(job, [*least, f"--output={tmp_path / 'out'}", f"--part={text}"])
     assert refused.value.code == 2
-    expected = "has the control character" if "\n" in text else f"deeplense {job}: part="
+    expected = "contains the control character" if "\n" in text else f"deeplense {job}: part="
     assert expected in capsys.readouterr().err

@@ -3,18 +3,17 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 from conftest import Command
 
 from deeplense.data.order import num_steps
-from jobs.config import from_plain
-from jobs.experiment import learning_parts
-from jobs.runs import FINISHED, stored_config
-from jobs.train import Settings
-from jobs.training_run import TrainingRun, out_of_patience
+from jobs.frame.plan import Plan, Progress
+from jobs.runs.folder import FINISHED
+from jobs.runs.stored import stored_config
+from jobs.settings import from_plain
+from jobs.train.samples import learning_parts
+from jobs.train.settings import Settings
 
 Start = Callable[..., Command]
 HOPELESS = (
@@ -91,14 +90,10 @@ def test_patience_ends_with_the_evaluation_at_which_it_is_used_up_and_with_no_ot
     step: int, highest_step: int, ends: bool
 ) -> None:
     """Two epochs of 160 images in batches of 16 are 20 steps; each 5 are followed by an evaluation."""
-    training = SimpleNamespace(
-        learner=SimpleNamespace(patience_epochs=2.0, train=range(160)),
-        settings=SimpleNamespace(batch_size=16, evaluate_epochs=0.5),
-        progress=SimpleNamespace(step=step, highest_step=highest_step, undefined=0),
-    )
-    assert out_of_patience(cast(TrainingRun, training)) == ends
-    training.learner.patience_epochs = None
-    assert not out_of_patience(cast(TrainingRun, training))
+    settings = Settings(run=Path("run"), dataset="data", batch_size=16, evaluate_epochs=0.5)
+    progress = Progress(step=step, highest_step=highest_step)
+    assert Plan(settings, 160, patience_epochs=2.0).is_out_of_patience(progress) == ends
+    assert not Plan(settings, 160).is_out_of_patience(progress)
 
 
 def test_patience_must_be_above_zero() -> None:

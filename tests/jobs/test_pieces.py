@@ -18,7 +18,7 @@ from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from deeplense.training import checkpoint
-from jobs.attempts import EXIT_STOPPED, read_attempts
+from jobs.runs.attempts import EXIT_STOPPED, read_attempts
 
 EXAMPLES = int(os.environ.get("DEEPLENSE_EXAMPLES", "2"))
 COMMON = {"epochs": 2, "evaluate_epochs": 0.5, "batch_size": 16, "lr": 3e-3, "log_interval": 1, "device": "cpu"}

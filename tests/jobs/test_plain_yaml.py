@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs import config
+from jobs import command_line
 from jobs.plain_yaml import read_yaml, read_yaml_file
-from jobs.runs import CONFIG, stored_config
+from jobs.runs.stored import CONFIG, stored_config
+from jobs.settings import dump
 from tests.jobs.test_config import TRAIN, refusal
 
 
@@ -48,16 +49,16 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("lr: 1\nlr: 2", "'lr' comes twice"),
-        ("a: {lr: 1, lr: 2}", "'lr' comes twice"),
-        (BOMB, "an alias within what has an anchor itself"),
-        ("a: &a [*a]", "an alias within what has an anchor itself"),
-        ("a: &a 1\nb: [" + "*a, " * 101 + "]", "more than 100 of them"),
+        ("lr: 1\nlr: 2", "the key 'lr' is duplicated"),
+        ("a: {lr: 1, lr: 2}", "the key 'lr' is duplicated"),
+        (BOMB, "an alias inside an anchored node"),
+        ("a: &a [*a]", "an alias inside an anchored node"),
+        ("a: &a 1\nb: [" + "*a, " * 101 + "]", "more than 100 aliases"),
         ("a: " + "[" * 30, "more than 20 levels"),
         ("a: " + "{b: " * 100_000, "more than 20 levels"),
-        ("a: " + "x" * 1_000_001, "settings need less than"),
+        ("a: " + "x" * 1_000_001, "the limit is"),
         ("a: !!python/object/apply:os.system [id]", "the tag tag:yaml.org,2002:python/object/apply:os.system"),
-        ("a: !!int 010", "the tag tag:yaml.org,2002:int is not read"),
+        ("a: !!int 010", "the tag tag:yaml.org,2002:int is not supported"),
         ("a: 1\n--- \nb: 2", "expected a single document"),
         ("a: [1", "line 1"),
         ("a: \x07", "special characters are not allowed"),
@@ -81,15 +82,15 @@ def test_a_plain_alias_is_read() -> None:
 @pytest.mark.parametrize(
     ("recipe", "said"),
     [
-        ("epochs: 1:30", "--epochs: '1:30' is no number; write one such as 1.5 or 1e-3."),
-        ("epochs: 010", "--epochs: '010' is no number"),
-        ("batch_size: 0x10", "--batch_size: '0x10' is no whole number; write one such as 4."),
-        ("epochs: .inf", "--epochs: '.inf' is no number"),
-        ("flips: yes", "--flips: 'yes' is none of 0, 1."),
-        ("flips: true", "--flips: 'true' is none of 0, 1."),
+        ("epochs: 1:30", "--epochs: '1:30' is not a number; write one such as 1.5 or 1e-3."),
+        ("epochs: 010", "--epochs: '010' is not a number"),
+        ("batch_size: 0x10", "--batch_size: '0x10' is not a whole number; write one such as 4."),
+        ("epochs: .inf", "--epochs: '.inf' is not a number"),
+        ("flips: yes", "--flips: 'yes' is not valid; choose from 0, 1."),
+        ("flips: true", "--flips: 'true' is not valid; choose from 0, 1."),
         ("[]", ""),
-        ("- lr", "holds no settings; write NAME: VALUE"),
-        ("3: 4", "holds no settings; write NAME: VALUE"),
+        ("- lr", "contains no settings; write one NAME: VALUE"),
+        ("3: 4", "contains no settings; write one NAME: VALUE"),
     ],
 )
 def test_a_recipe_is_read_as_the_command_line_is(
@@ -101,18 +102,20 @@ def test_a_recipe_is_read_as_the_command_line_is(
         if recipe[0].isalpha():
             assert said in refusal("train", [*TRAIN, "--{}={}".format(*recipe.split(": "))], capsys)
     else:
-        assert config.parse("train", [*TRAIN, f"--config={tmp_path / 'recipe.yaml'}"]) == config.parse("train", TRAIN)
+        assert command_line.parse("train", [*TRAIN, f"--config={tmp_path / 'recipe.yaml'}"]) == command_line.parse(
+            "train", TRAIN
+        )
 
 
 def test_what_is_no_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe")
-    assert "it is no text in UTF-8" in refusal("train", [*TRAIN, f"--config={tmp_path / 'recipe.yaml'}"], capsys)
+    assert "it is not UTF-8 text" in refusal("train", [*TRAIN, f"--config={tmp_path / 'recipe.yaml'}"], capsys)
     assert "cannot be read: Is a directory" in refusal("train", [*TRAIN, f"--config={tmp_path}"], capsys)
-    assert "--config names no file" in refusal("train", [*TRAIN, "--config"], capsys)
+    assert "--config needs a file" in refusal("train", [*TRAIN, "--config"], capsys)
 
 
 def test_the_settings_of_a_run_are_read_as_they_were_written(tmp_path: Path) -> None:
     words = ["--lr=1e-05", "--target=on", "--wandb_project=010", "--wandb=offline", "--clip_grad=null"]
-    (tmp_path / CONFIG).write_text(config.dump(config.parse("train", [*TRAIN, *words])))
+    (tmp_path / CONFIG).write_text(dump(command_line.parse("train", [*TRAIN, *words])))
     assert stored_config(tmp_path) == read_yaml((tmp_path / CONFIG).read_text())
     assert (stored_config(tmp_path)["target"], stored_config(tmp_path)["wandb_project"]) == ("on", "010")

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,14 +21,15 @@ from deeplense.data.dataset import Split
 from deeplense.data.loading import StepBatches
 from deeplense.data.shards import Manifest, Samples
 from deeplense.evaluation.predict import Predictions
-from deeplense.ssl.schedules import cosine
-from jobs import pretrain
-from jobs.attempts import EXIT_REFUSED, read_attempts
-from jobs.experiment import make_order
-from jobs.methods import share_batch_statistics
-from jobs.pretrain import ENCODERS, Settings
-from jobs.pretraining import Pretraining, probed
-from jobs.runs import FINISHED
+from deeplense.schedules import cosine
+from deeplense.ssl import zoo
+from jobs.data.order import make_order
+from jobs.pretrain import work as pretrain_work
+from jobs.pretrain.learner import Pretraining, PretrainingTrainee, probed
+from jobs.pretrain.method import Method, share_batch_statistics
+from jobs.pretrain.settings import Settings
+from jobs.runs.attempts import EXIT_REFUSED, read_attempts
+from jobs.runs.folder import FINISHED
 from launch.__main__ import main
 
 SMALL = {
@@ -62,7 +63,7 @@ def settings_of(dataset: Path | str, run: Path, **changes: Any) -> Settings:
 
 def pretrained(dataset: Path | str, run: Path, **changes: Any) -> dict[str, Any]:
     """Pretrain to the end; returns what the last checkpoint holds."""
-    assert pretrain.run(settings_of(dataset, run, **changes)) == 0
+    assert pretrain_work.run(settings_of(dataset, run, **changes)) == 0
     assert (run / FINISHED).exists()
     return last(run)
 
@@ -99,11 +100,11 @@ def test_each_method_makes_an_epoch_and_leaves_a_backbone(
 ) -> None:
     run, changes = tmp_path / "run", METHODS[method] | {"model_name": model_name}
     model = pretrained(stamps, run, method=method, **changes)["model"]
-    found = {name: value for name, value in model.items() if name.startswith(ENCODERS[method])}
-    learner = Pretraining(settings_of(stamps, run, method=method, **changes))
+    found = {name: value for name, value in model.items() if name.startswith(zoo.METHODS[method].encoder)}
+    learner = Pretraining.of(settings_of(stamps, run, method=method, **changes))
     torch.manual_seed(1)
-    learner.make_network(load_pretrained=True)
-    assert [value.shape for value in found.values()] == [v.shape for v in learner.method.encoder.state_dict().values()]
+    encoder = cast(Method, learner.make_network(load_pretrained=True)).encoder
+    assert [value.shape for value in found.values()] == [value.shape for value in encoder.state_dict().values()]
     losses = logged(run, "train/loss")
     assert len(losses) == 5
     assert np.isfinite(losses).all()
@@ -121,15 +122,22 @@ def test_in_bfloat16_a_method_learns_nearly_the_same(plain: dict[str, Any], stam
     assert apart(found, plain["model"]) < 5 * 2 * 5e-4
 
 
-def seen_by(learner: Pretraining, settings: Settings, step: int, *, rank: int, world_size: int) -> list[Tensor]:
+def made(learner: Pretraining) -> PretrainingTrainee:
+    """The method of a pretraining, ready to be trained."""
+    statistics = {"mean": [0.1], "std": [2.0], "stretched_mean": [0.2], "stretched_std": [1.5]}
+    return learner.make_trainee(learner.make_network(load_pretrained=True), statistics)
+
+
+def seen_by(trainee: PretrainingTrainee, settings: Settings, step: int, *, rank: int, world_size: int) -> list[Tensor]:
     """The indices and views that one of some processes makes in a step."""
+    train = trainee.learner.train
     batches = StepBatches(
-        learner.train.split,
-        make_order(settings, learner.train),
+        train.split,
+        make_order(settings, train),
         rank=rank,
         world_size=world_size,
         target=None,
-        num_uniforms=learner.num_uniforms,
+        num_uniforms=trainee.columns.total,
     )
     batch, made = batches[step].to(torch.device("cpu")), []
 
@@ -138,20 +146,19 @@ def seen_by(learner: Pretraining, settings: Settings, step: int, *, rank: int, w
             made.extend([*(view.transpose(0, 1) for view in views), random])
             return {}
 
-    learner.step(Watching(), batch, step)
+    trainee.step(Watching(), batch, step)
     return [batch.indices, *made]
 
 
 def test_processes_see_together_what_one_sees(stamps: Path, tmp_path: Path) -> None:
     settings = settings_of(stamps, tmp_path / "run", method="ibot")
-    learner = Pretraining(settings)
-    learner.make_network(load_pretrained=True)
-    learner.begin({"mean": [0.1], "std": [2.0], "stretched_mean": [0.2], "stretched_std": [1.5]})
+    learner = Pretraining.of(settings)
+    trainee = made(learner)
     for step in (0, 3, 7):
-        whole = seen_by(learner, settings, step, rank=0, world_size=1)
+        whole = seen_by(trainee, settings, step, rank=0, world_size=1)
         assert [len(tensor) for tensor in whole] == [16] * 4
         for rank in range(4):
-            part = seen_by(learner, settings, step, rank=rank, world_size=4)
+            part = seen_by(trainee, settings, step, rank=rank, world_size=4)
             assert torch.equal(part[0], whole[0][rank::4])
             for mine, everyone in zip(part, whole, strict=True):
                 torch.testing.assert_close(mine, everyone[rank::4], atol=1e-5, rtol=0)
@@ -159,10 +166,9 @@ def test_processes_see_together_what_one_sees(stamps: Path, tmp_path: Path) -> N
 
 def test_views_of_a_sample_are_other_ones_in_each_epoch(stamps: Path, tmp_path: Path) -> None:
     settings = settings_of(stamps, tmp_path / "run", batch_size=86)
-    learner = Pretraining(settings)
-    learner.make_network(load_pretrained=True)
-    learner.begin({"mean": [0.1], "std": [2.0], "stretched_mean": [0.2], "stretched_std": [1.5]})
-    first, again, second = (seen_by(learner, settings, step, rank=0, world_size=1) for step in (0, 0, 1))
+    learner = Pretraining.of(settings)
+    trainee = made(learner)
+    first, again, second = (seen_by(trainee, settings, step, rank=0, world_size=1) for step in (0, 0, 1))
     assert torch.equal(first[1], again[1])
     place = int((second[0] == first[0][0]).nonzero())
     assert (first[1][0] - second[1][place]).abs().max() > 0.5
@@ -237,7 +243,7 @@ def test_the_split_test_is_never_read(plain: dict[str, Any], stamps: Path, tmp_p
 def test_a_split_val_is_looked_at_and_all_of_train_learnt_from(stamps: Path, tmp_path: Path) -> None:
     shutil.copytree(stamps / "train", tmp_path / "data" / "train")
     write_blobs(tmp_path / "data", "val", 12, size=32)
-    learner, other = (Pretraining(settings_of(folder, tmp_path / "run")) for folder in (tmp_path / "data", stamps))
+    learner, other = (Pretraining.of(settings_of(folder, tmp_path / "run")) for folder in (tmp_path / "data", stamps))
     assert (len(learner.train), len(learner.val), learner.val.split.schema.split) == (96, 12, "val")
     assert (len(other.train), len(other.val), other.val.split.schema.split) == (86, 10, "train")
     assert not set(other.train.indices) & set(other.val.indices)
@@ -277,22 +283,21 @@ def test_a_run_that_collapses_says_so_and_ends_if_told_to_with_its_checkpoint_st
 ) -> None:
     run = tmp_path / "run"
     with pytest.raises(ValueError, match=r"collapsed .* Use a lower --lr"):
-        pretrain.run(settings_of(stamps, run, stop_on_collapse=1, **COLLAPSING))
+        pretrain_work.run(settings_of(stamps, run, stop_on_collapse=1, **COLLAPSING))
     said = re.findall(r"after step (\d+): The \w+ ha\w+ collapsed", capfd.readouterr().out)
     assert len(said) == 1, "it ends there"
     step = int(said[0])
     assert len(logged(run, "val/rankme")) >= 1, "what was found is logged"
     assert 0 < last(run)["progress"]["step"] < step
     assert "collapsed" in read_attempts(run)[-1]["ended"]
-    assert pretrain.run(settings_of(stamps, run, **COLLAPSING)) == 0, "the same run goes on where it need not stop"
+    assert pretrain_work.run(settings_of(stamps, run, **COLLAPSING)) == 0, "the same run goes on where it need not stop"
     assert (run / FINISHED).exists()
 
 
 def test_collapse_is_not_told_while_nobody_has_learnt_anything(stamps: Path, tmp_path: Path) -> None:
     def first_verdict(**changes: Any) -> int:
-        learner = Pretraining(settings_of(stamps, tmp_path / "run", **changes))
-        learner.make_network(load_pretrained=True)
-        return learner.first_verdict
+        learner = Pretraining.of(settings_of(stamps, tmp_path / "run", **changes))
+        return made(learner).first_verdict
 
     # 86 images, 16 in a batch: 5.4 updates an epoch.
     assert first_verdict(epochs=100, warmup_epochs=10) == 300, "the teacher stays by 0.99"
@@ -303,15 +308,13 @@ def test_collapse_is_not_told_while_nobody_has_learnt_anything(stamps: Path, tmp
 
 
 def test_features_are_judged_from_then_on_and_what_is_no_number_at_once(stamps: Path, tmp_path: Path) -> None:
-    learner = Pretraining(settings_of(stamps, tmp_path / "run", epochs=100, warmup_epochs=10))
-    learner.make_network(load_pretrained=True)
+    trainee = made(Pretraining.of(settings_of(stamps, tmp_path / "run", epochs=100, warmup_epochs=10)))
     point = {"embedding_std": 0.01, "rankme": 1.0, "knn/accuracy": 0.3}
     told = {}
     for step in (0, 299, 300, 500):
-        learner.updates_made = step
-        told[step] = learner.judge(point)
-        assert "finite" in learner.judge(point | {"rankme": float("nan")})
-        assert learner.judge({"embedding_std": 0.7, "rankme": 50.0, "knn/auc_macro": float("nan")}) == ""
+        told[step] = trainee.judge(point, step)
+        assert "finite" in trainee.judge(point | {"rankme": float("nan")}, step)
+        assert trainee.judge({"embedding_std": 0.7, "rankme": 50.0, "knn/auc_macro": float("nan")}, step) == ""
     assert [bool(words) for words in told.values()] == [False, False, True, True]
 
 
@@ -335,15 +338,15 @@ def test_data_sets_of_other_classes_are_learnt_from_together_but_not_of_other_sh
     stamps: Path, dataset: Path, tmp_path: Path
 ) -> None:
     other = relabelled(stamps, tmp_path / "other", classes=("a", "b", "c"))
-    learner = Pretraining(settings_of(f"{stamps},{other}", tmp_path / "run"))
+    learner = Pretraining.of(settings_of(f"{stamps},{other}", tmp_path / "run"))
     assert len(learner.train) + len(learner.val) == 192
     assert set(learner.train.labels) == {-1}
     assert pretrained(f"{stamps},{other}", tmp_path / "run", mix="2,1", num_local=0)
     with pytest.raises(ValueError, match="shape"):
-        Pretraining(settings_of(f"{stamps},{dataset}", tmp_path / "run"))
+        Pretraining.of(settings_of(f"{stamps},{dataset}", tmp_path / "run"))
     shutil.copytree(stamps / "test", tmp_path / "tests" / "test")
     with pytest.raises(ValueError, match="has no split 'train'; it has test"):
-        Pretraining(settings_of(f"{stamps},{tmp_path / 'tests'}", tmp_path / "run"))
+        Pretraining.of(settings_of(f"{stamps},{tmp_path / 'tests'}", tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
@@ -359,16 +362,22 @@ def test_data_sets_of_other_classes_are_learnt_from_together_but_not_of_other_sh
         ({"teacher_temp": 0.0}, "teacher_temp=0.0 must be above 0"),
         ({"method": "ibot", "mask_share": 1.0}, "mask_share=1.0 must be between 0 and 1"),
         ({"weight_decay_end": 0.0}, "weight_decay_end=0.0 must be above 0"),
-        ({"weight_decay_end": 0.4, "weight_decay": 0.0}, "weight_decay=0; give both"),
-        ({"method": "lejepa", "teacher_temp": 0.04}, "--teacher_temp counts with --method dino or ibot only"),
-        ({"method": "simsiam", "teacher_momentum": 0.9}, "--teacher_momentum counts with --method dino or ibot only"),
-        ({"method": "simmim", "out_dim": 64}, "--out_dim counts with --method dino, ibot, simsiam or lejepa only"),
+        ({"weight_decay_end": 0.4, "weight_decay": 0.0}, "weight_decay_end needs weight_decay above 0; give both"),
+        ({"method": "lejepa", "teacher_temp": 0.04}, "--teacher_temp has an effect only with --method dino or ibot"),
+        (
+            {"method": "simsiam", "teacher_momentum": 0.9},
+            "--teacher_momentum has an effect only with --method dino or ibot",
+        ),
+        (
+            {"method": "simmim", "out_dim": 64},
+            "--out_dim has an effect only with --method dino, ibot, simsiam or lejepa",
+        ),
         (
             {"method": "simmim", "hidden_dim": 64},
-            "--hidden_dim counts with --method dino, ibot, simsiam or lejepa only",
+            "--hidden_dim has an effect only with --method dino, ibot, simsiam or lejepa",
         ),
-        ({"local_size": 16, "num_local": 0}, "local_size is given, but num_local=0"),
-        ({"balance": "class"}, "balance=class looks at labels"),
+        ({"local_size": 16, "num_local": 0}, "local_size has no effect with num_local=0"),
+        ({"balance": "class"}, "balance=class needs labels"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused_before_anything_is_read(
@@ -384,19 +393,25 @@ def test_settings_that_mean_nothing_are_refused_before_anything_is_read(
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"image_size": 33}, "image_size=33 is more than the 32 pixels"),
-        ({"image_size": 16, "local_size": 24}, "local_size=24 is more than the 16 pixels of the large views"),
-        ({"image_size": 20}, "test_vit takes views of 20 pixels only padded to 32"),
-        ({"local_size": 12}, "cannot take views of 12 pixels (images of 12 pixels have no whole patches of 16"),
-        ({"model_name": "test_convnext"}, "test_convnext cannot take views of 16 pixels"),
-        ({"model_name": "avit_tiny"}, "avit_tiny adds a term of its own to a loss"),
-        ({"model_name": "test_resnet", "checkpoint_blocks": 1}, "test_resnet has no blocks"),
-        ({"model_name": "test_resnet", "method": "ibot"}, "ibot hides patches, which test_resnet has not"),
-        ({"model_name": "test_resnet", "method": "simmim"} | METHODS["simmim"], "simmim hides patches"),
-        ({"method": "simsiam", "num_local": 2}, "simsiam takes views of one size; leave out --num_local"),
-        ({"val_fraction": 0.0}, "val_fraction=0.0 of 96 images leaves none to look at"),
-        ({"batch_size": 90}, "batch_size=90 is more than the 86 training samples"),
-        ({"mix": "1,2"}, "gives 2 weights for 1 data sets"),
+        ({"image_size": 33}, "image_size=33 exceeds the 32 pixels"),
+        ({"image_size": 16, "local_size": 24}, "local_size=24 exceeds the 16 pixels of the global views"),
+        ({"image_size": 20}, "test_vit cannot use views of 20 pixels unless they are padded to 32"),
+        (
+            {"local_size": 12},
+            "cannot process views of 12 pixels (images of 12 pixels cannot be divided into patches of 16",
+        ),
+        ({"model_name": "test_convnext"}, "test_convnext cannot process views of 16 pixels"),
+        ({"model_name": "avit_tiny"}, "avit_tiny adds a penalty term to the loss"),
+        ({"model_name": "test_resnet", "checkpoint_blocks": 1}, "test_resnet has no transformer blocks"),
+        (
+            {"model_name": "test_resnet", "method": "ibot"},
+            "ibot masks patches, which needs a vision transformer of timm; test_resnet is none",
+        ),
+        ({"model_name": "test_resnet", "method": "simmim"} | METHODS["simmim"], "simmim masks patches"),
+        ({"method": "simsiam", "num_local": 2}, "simsiam uses views of one size only; leave out --num_local"),
+        ({"val_fraction": 0.0}, "val_fraction=0.0 of 96 images leaves none for validation"),
+        ({"batch_size": 90}, "batch_size=90 exceeds the 86 training samples"),
+        ({"mix": "1,2"}, "has 2 weights for 1 data sets"),
         ({"drop_path": 0.1, "model_name": "simple_cnn"}, "drop_path"),
     ],
 )
@@ -404,13 +419,13 @@ def test_what_does_not_fit_the_images_is_refused_and_leaves_no_half_a_run(
     changes: dict[str, Any], why: str, stamps: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(why)):
-        pretrain.run(settings_of(stamps, tmp_path / "run", **changes))
+        pretrain_work.run(settings_of(stamps, tmp_path / "run", **changes))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_on_gpus_batch_norms_see_the_batch_of_all_processes(stamps: Path, tmp_path: Path) -> None:
     settings = settings_of(stamps, tmp_path / "run", method="simsiam", model_name="test_resnet", **WITHOUT_LOCAL)
-    learner = Pretraining(settings)
+    learner = Pretraining.of(settings)
     network = learner.make_network(load_pretrained=True)
     parameters, names = list(network.parameters()), list(network.state_dict())
 
@@ -419,9 +434,9 @@ def test_on_gpus_batch_norms_see_the_batch_of_all_processes(stamps: Path, tmp_pa
 
     before = kinds()
     for device, num_processes in (("cpu", 2), ("cuda", 1)):
-        share_batch_statistics(learner.method, device=device, num_processes=num_processes)
+        share_batch_statistics(cast(Method, network), device=device, num_processes=num_processes)
         assert kinds() == before
-    share_batch_statistics(learner.method, device="cuda", num_processes=2)
+    share_batch_statistics(cast(Method, network), device="cuda", num_processes=2)
     assert kinds() == {"SyncBatchNorm"}
     assert all(new is old for new, old in zip(network.parameters(), parameters, strict=True)), "those of the optimizer"
     assert list(network.state_dict()) == names

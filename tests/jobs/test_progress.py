@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from jobs import progress
-from jobs.progress import Reporter, say, track
+from jobs import console
+from jobs.console import Reporter, say, track
 
 
 class Clock:
@@ -24,7 +24,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock that jobs look at."""
     clock = Clock()
-    monkeypatch.setattr(progress, "time", clock)
+    monkeypatch.setattr(console, "time", clock)
     return clock
 
 
@@ -74,7 +74,7 @@ def test_work_is_done_and_its_end_is_told(clock: Clock, capsys: pytest.CaptureFi
 
 def test_a_terminal_gets_a_bar_with_counts_and_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
-    monkeypatch.setattr(progress, "CONSOLE", Console(file=screen, force_terminal=True, width=120))
+    monkeypatch.setattr(console, "CONSOLE", Console(file=screen, force_terminal=True, width=120))
     with Reporter(total=8, unit="steps") as reporter:
         reporter.update(8, "loss 0.5")
     assert "8/8" in screen.getvalue()

@@ -7,11 +7,11 @@ from importlib import resources
 import published_sources
 import pytest
 
-from jobs.comparing import labels_table
+from jobs.benchmark_labels import table
 
 NUMBERS = ("auc_no_sub", "auc_cdm", "auc_axion", "auc_macro", "accuracy")
 AREAS = NUMBERS[:3]
-ROWS = list(csv.DictReader(resources.files("jobs.comparing").joinpath("published.csv").read_text().splitlines()))
+ROWS = list(csv.DictReader(resources.files("jobs.benchmark_models").joinpath("published.csv").read_text().splitlines()))
 
 
 def find(model: str, kind: str, variant: str) -> dict[str, str]:
@@ -76,7 +76,7 @@ def test_every_number_is_that_of_its_source_and_none_is_left_out() -> None:
 
 
 def test_every_number_about_few_labels_is_that_of_its_source_and_none_is_left_out() -> None:
-    rows = labels_table.all_published()
+    rows = table.all_published()
     ours = {}
     for row in rows:
         older = row["source"].startswith("S. Iyer, DeepLense_SSL")
@@ -97,7 +97,7 @@ def test_a_number_stands_beside_the_network_that_it_is_of() -> None:
 
 
 def test_what_was_published_of_generated_images_is_that_of_its_sources() -> None:
-    text = resources.files("jobs.comparing").joinpath("published_images.csv").read_text()
+    text = resources.files("jobs.evaluate").joinpath("published_images.csv").read_text()
     rows = list(csv.DictReader(text.splitlines()))
     assert {row["measure"]: float(row["value"]) for row in rows} == {
         "FID": pytest.approx(6.011121595851975, abs=5e-4),

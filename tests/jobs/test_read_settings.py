@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from jobs import config
+from jobs import conditions, verbs
 
 ROOT = Path(__file__).parents[2]
-SHARED = {("jobs.learning", "LearningSettings"), ("jobs.comparing.settings", "TableSettings")}
-SHARED |= {("jobs.comparing.settings", "QueueSettings")}
-OF_JOB = {job: f"jobs.{job.replace(' ', '_')}" for job in config.JOBS}
+SHARED = {("jobs.frame.settings", "LearningSettings"), ("jobs.trials.settings", "TableSettings")}
+SHARED |= {("jobs.trials.settings", "QueueSettings")}
+OF_JOB = {job: f"jobs.{job.replace(' ', '_')}.settings" for job in verbs.JOBS}
 KINDS = {(module, "Settings") for module in OF_JOB.values()} | SHARED
 """The classes of settings, by module and name."""
 BASES = {
-    "jobs.learning": ("jobs.train", "jobs.pretrain", "jobs.diffuse"),
-    "jobs.comparing.settings": ("jobs.benchmark_models", "jobs.benchmark_labels", "jobs.benchmark_selection"),
+    "jobs.frame.settings": tuple(f"jobs.{job}.settings" for job in ("train", "pretrain", "diffuse")),
+    "jobs.trials.settings": tuple(f"jobs.benchmark_{of}.settings" for of in ("models", "labels", "selection")),
 }
 """Whose settings those that several share are a part of."""
 BY_NAME = {"num_updates", "min_epochs"}
@@ -129,18 +129,18 @@ def all_reads() -> Reads:
 READS = all_reads()
 
 
-@pytest.mark.parametrize("job", config.JOBS)
+@pytest.mark.parametrize("job", verbs.JOBS)
 def test_every_setting_is_read(job: str) -> None:
-    module = config.load_job(job)
-    unread = {field.name for field in fields(module.Settings)} - {name for home, name in READS if home == OF_JOB[job]}
+    kind = verbs.settings_of(job)
+    unread = {field.name for field in fields(kind)} - {name for home, name in READS if home == OF_JOB[job]}
     handed_on = BY_NAME if job == "benchmark labels" else set()
-    assert unread - handed_on - set(config.borrowed_settings(module.Settings)) == set()
+    assert unread - handed_on - set(conditions.borrowed_settings(kind)) == set()
 
 
 def test_a_setting_that_is_only_checked_or_read_by_another_job_is_found() -> None:
     text = """
-from jobs.train import Settings
-from jobs.learning import LearningSettings
+from jobs.train.settings import Settings
+from jobs.frame.settings import LearningSettings
 
 def network(settings: Settings) -> float:
     return settings.drop_path
@@ -148,7 +148,10 @@ def network(settings: Settings) -> float:
 def learn(settings: LearningSettings) -> float:
     return settings.lr
 """
-    assert set(reads_in("jobs.somewhere", text)) == {("jobs.train", "drop_path"), ("jobs.learning", "lr")}
+    assert set(reads_in("jobs.somewhere", text)) == {
+        ("jobs.train.settings", "drop_path"),
+        ("jobs.frame.settings", "lr"),
+    }
     text = "class Settings:\n    def __post_init__(self) -> None:\n        assert self.lr\n"
-    assert set(reads_in("jobs.train", text)) == set()
-    assert ("jobs.diffuse", "drop_path") not in READS
+    assert set(reads_in("jobs.train.settings", text)) == set()
+    assert ("jobs.diffuse.settings", "drop_path") not in READS

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from deeplense.training.tracking import wandb_id
-from jobs.attempts import begin_attempt
-from jobs.config import parse, plain
-from jobs.runs import CONFIG, ENVIRONMENT, find_run, open_run, stored_config
-from jobs.train import Settings
+from jobs.command_line import parse
+from jobs.runs.attempts import begin_attempt
+from jobs.runs.folder import ENVIRONMENT, find_run, open_run
+from jobs.runs.stored import CONFIG, stored_config
+from jobs.settings import plain
+from jobs.train.settings import Settings
 
 
 def settings_of(run: Path, *changes: str) -> Settings:

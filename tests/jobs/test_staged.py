@@ -15,10 +15,10 @@ from test_train import LONG, SMALL, final_tensors, same, train, wait_for_step
 from deeplense.data.shards import Manifest
 from deeplense.training.loop import make_accelerator
 from deeplense.training.stopping import StopFlag
-from jobs import staged
-from jobs.attempts import EXIT_STOPPED, read_attempts
-from jobs.staged import NODE_LOCAL, Copies
-from jobs.watchdog import Watchdog
+from jobs.frame import staging
+from jobs.frame.staging import NODE_LOCAL, Copies
+from jobs.frame.watchdog import Watchdog
+from jobs.runs.attempts import EXIT_STOPPED, read_attempts
 
 Start = Callable[..., Command]
 NEEDS_SHARED_MEMORY = pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no /dev/shm")
@@ -60,23 +60,23 @@ def test_ranks_that_read_a_copy_in_memory_end_with_the_bits_of_those_that_do_not
         assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].log.read_text()
     assert same(final_tensors(tmp_path / "memory"), final_tensors(tmp_path / "none"))
     said = ranks[0].log.read_text()
-    assert f"on 96 images of {with_val}/train (in place), choosing by 30" in said
-    assert f"on 96 images of {with_val}/train (a copy in memory), choosing by 30" in said
-    assert f"a copy of {with_val}/train and {with_val}/val, 0.0" in said
+    assert f"on {with_val}/train (in place): 96 training, 30 validation images" in said
+    assert f"on {with_val}/train (a copy in memory): 96 training, 30 validation images" in said
+    assert f"copied {with_val}/train and {with_val}/val (0.0" in said
 
 
 def spoil_originals(dataset: Path) -> None:
     """Just before the first step, overwrite the images that a run may no longer read."""
-    from jobs import training_run
+    from jobs.frame import updates
 
-    advance = training_run.advance
+    advance = updates.advance
 
     def spoil_and_advance(*arguments: object) -> object:
         for path in dataset.glob("*/*.h5"):
             path.write_bytes(bytes(path.stat().st_size))
         return advance(*arguments)  # type: ignore[arg-type]
 
-    training_run.advance = spoil_and_advance  # type: ignore[assignment]
+    updates.advance = spoil_and_advance  # type: ignore[assignment]
 
 
 def test_only_the_copy_is_read_and_only_what_the_run_needs_is_copied(
@@ -154,7 +154,11 @@ def test_a_place_that_does_not_do_is_an_error_on_all_ranks_unless_the_choice_is_
     assert copied(place) == []
     goes_on = both(start, train(dataset, run, SMALL | {"epochs": 1}), place, prepare)
     assert [rank.wait() for rank in goes_on] == [0, 0], goes_on[0].log.read_text()
-    (line,) = [line for line in goes_on[0].log.read_text().splitlines() if line.startswith("no copy is made")]
+    (line,) = [
+        line
+        for line in goes_on[0].log.read_text().splitlines()
+        if line.startswith("images are read in place, not copied")
+    ]
     assert told in line
     assert f"{dataset}/train (in place)" in goes_on[0].log.read_text()
     assert copied(place) == []
@@ -180,8 +184,8 @@ def test_a_damaged_shard_is_an_error_on_all_ranks(
     ("stage", "local", "told"),
     [
         ("node_local", "", "stage=node_local, but DEEPLENSE_NODE_LOCAL is not set"),
-        ("node_local", "/nowhere", "/nowhere is no folder of this machine"),
-        ("auto", "/nowhere", "no copy is made: /nowhere is no folder of this machine"),
+        ("node_local", "/nowhere", "/nowhere is not a folder on this machine"),
+        ("auto", "/nowhere", "images are read in place, not copied: /nowhere is not a folder on this machine"),
     ],
 )
 def test_a_node_local_folder_that_is_not_there_is_named(
@@ -214,7 +218,10 @@ def test_a_signal_to_one_rank_while_it_copies_ends_all_before_the_first_step(
     run, words = tmp_path / "run", train(dataset, tmp_path / "run", SMALL | {"stage": "node_local"})
     ranks = both(start, words, place, signal_and_never_end)
     assert [rank.wait() for rank in ranks] == [EXIT_STOPPED] * 2
-    assert ranks[0].log.read_text() == "told to stop while the images were copied. The same command continues.\n"
+    assert (
+        ranks[0].log.read_text()
+        == "stopped by a signal while the images were copied. Run the same command again to resume.\n"
+    )
     assert read_attempts(run) == []
     assert copied(place) == []
     again = both(start, words, place)
@@ -233,6 +240,6 @@ def test_the_watchdog_is_told_of_every_round_in_which_a_copy_grows_and_of_no_oth
     def one_round(pending: object, *, timeout: float) -> None:
         next(rounds, lambda: work.set_result(None))()
 
-    monkeypatch.setattr(staged, "wait", one_round)
+    monkeypatch.setattr(staging, "wait", one_round)
     copies.wait_in_rounds(work, make_accelerator(device="cpu", precision="fp32"), 12)
     assert beats == [0, 5, 12, 12], "with the first round, with each that grew, and at the end"

@@ -12,8 +12,8 @@ from deeplense.data.dataset import Split
 from deeplense.data.scaling import FORMULAS
 from deeplense.data.shards import Samples
 from deeplense.training.loop import make_accelerator
-from jobs.experiment import whole
-from jobs.statistics import find_statistics, unit_notes
+from jobs.data.part import whole
+from jobs.data.statistics import find_statistics, unit_notes
 
 
 @pytest.mark.parametrize("stretch", sorted(FORMULAS))
@@ -35,7 +35,8 @@ def test_data_sets_in_other_units_are_told(dataset: Path, tmp_path: Path) -> Non
     assert list(unit_notes(Split(dataset / "train"))) == []
     assert list(unit_notes(Split(dataset / "train", tmp_path / "same" / "train"))) == []
     (told,) = unit_notes(Split(faint, dataset / "train"))
-    assert told.startswith(f"note: pixels of {faint} vary by ")
+    assert told.startswith("note: the pixel standard deviation is ")
+    assert f" in {faint} and " in told
 
 
 def dim(samples: Samples) -> Samples:

@@ -11,8 +11,9 @@ from conftest import Command, save_at_once
 
 from deeplense.records import line_of, without_hash
 from deeplense.training import checkpoint
-from jobs import verify
-from jobs.attempts import read_attempts
+from jobs.runs.attempts import read_attempts
+from jobs.verify import settings as verify_settings
+from jobs.verify import work as verify_work
 
 SMALL = ("--model_name=simple_cnn", "--batch_size=16", "--epochs=2", "--device=cpu")
 
@@ -39,7 +40,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> Callable[[Path], tuple[int, str]
     """Exit code and output of verifying a folder."""
 
     def tell(folder: Path) -> tuple[int, str]:
-        code = verify.run(verify.Settings(folder=folder))
+        code = verify_work.run(verify_settings.Settings(folder=folder))
         return code, capsys.readouterr().out
 
     return tell
@@ -91,14 +92,13 @@ def test_a_damaged_last_checkpoint_is_made_again_as_it_is_told(
     flip(run / "checkpoints" / "step_00000010" / "model.safetensors", 0.5)
     code, said = told(run)
     assert code == 1
-    assert (
-        "remove finished.json; then the command that made the run sets it aside and goes on from step_00000009" in said
-    )
+    remedy = "remove finished.json, then run the same command again; it moves it aside and resumes from step_00000009"
+    assert remedy in said
     (run / "finished.json").unlink()
     settings = (*SMALL, "--checkpoint_minutes=1e-9", "--log_interval=1")
     assert start("train", f"--dataset={dataset}", f"--run={run}", *settings, prepare=save_at_once).wait() == 0
     code, said = told(run)
-    assert (code, "damaged_step_00000010: step 10" in said, "set aside and not used" in said) == (0, True, True)
+    assert (code, "damaged_step_00000010: step 10" in said, "moved aside and not used" in said) == (0, True, True)
     again, before = (folder / "checkpoints/step_00000010/model.safetensors" for folder in (run, finished))
     assert again.read_bytes() == before.read_bytes()
 
@@ -110,7 +110,7 @@ def test_the_best_weights_where_damaged_or_missing_are_told(run: Path, told: Tol
     assert (code, f"{name} is damaged: there is no other best" in said) == (1, True)
     shutil.rmtree(run / "checkpoints" / name)
     code, said = told(run)
-    assert (code, f"finished.json says best_step {int(name[-8:])}, of which there is no checkpoint" in said) == (
+    assert (code, f"finished.json has best_step {int(name[-8:])}, but there is no such checkpoint" in said) == (
         1,
         True,
     )
@@ -119,7 +119,7 @@ def test_the_best_weights_where_damaged_or_missing_are_told(run: Path, told: Tol
 def test_a_finished_run_without_the_checkpoint_of_its_last_step_is_told(run: Path, told: Told) -> None:
     shutil.rmtree(run / "checkpoints" / "step_00000010")
     code, said = told(run)
-    assert (code, "says step 10, of which there is no checkpoint; remove finished.json" in said) == (1, True)
+    assert (code, "has step 10, but there is no such checkpoint; remove finished.json" in said) == (1, True)
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "environment.json", "finished.json"])
@@ -135,16 +135,16 @@ def test_a_record_that_cannot_be_read_is_named(name: str, content: str, run: Pat
     ("name", "change", "problem"),
     [
         ("metrics.jsonl", lambda lines: lines[:-2], "ends at step 9, but the run finished after step 10"),
-        ("metrics.jsonl", lambda lines: [*lines[:4], '{"st', *lines[5:]], "lines [5] cannot be read"),
+        ("metrics.jsonl", lambda lines: [*lines[:4], '{"st', *lines[5:]], "lines [5] are unreadable"),
         ("metrics.jsonl", lambda lines: [*lines, lines[0]], "the steps go backwards"),
-        ("metrics.jsonl", lambda lines: [*lines, '{"step": 1'], "cannot be read"),
-        ("attempts.jsonl", lambda lines: ["{", *lines[1:]], "lines [1] cannot be read"),
+        ("metrics.jsonl", lambda lines: [*lines, '{"step": 1'], "are unreadable"),
+        ("attempts.jsonl", lambda lines: ["{", *lines[1:]], "lines [1] are unreadable"),
         ("attempts.jsonl", lambda lines: [], "missing or empty, but there are checkpoints"),
         ("attempts.jsonl", lambda lines: lines * 2, "not numbered 1 to 2"),
         (
             "attempts.jsonl",
             lambda lines: [line_of(without_hash(json.loads(lines[0])) | {"first_step": 11}).strip()],
-            "attempt 1 ends after step 10, but began after step 11",
+            "attempt 1 ends after step 10, but started after step 11",
         ),
     ],
 )
@@ -165,14 +165,14 @@ def test_a_run_that_was_killed_or_stopped_or_has_not_begun_is_no_problem(run: Pa
     assert told(run)[0] == 0
     (run / "stopped.json").write_text('{"step": 10, "signal": "SIGTERM"}')
     code, said = told(run)
-    assert (code, "the same command goes on from step_00000010" in said) == (0, True)
+    assert (code, "the same command resumes from step_00000010" in said) == (0, True)
     (run / "stopped.json").write_text('{"step": 11, "signal": "SIGTERM"}')
     assert told(run)[0] == 1
     for name in ("checkpoints", "metrics.jsonl", "attempts.jsonl", "stopped.json"):
         path = run / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     code, said = told(run)
-    assert (code, "it has saved nothing yet" in said) == (0, True)
+    assert (code, "no checkpoint saved yet" in said) == (0, True)
 
 
 def test_a_checkpoint_that_a_training_removes_meanwhile_is_left_out(
@@ -192,7 +192,7 @@ def test_a_checkpoint_that_a_training_removes_meanwhile_is_left_out(
 
 def test_a_folder_that_is_neither_a_run_nor_a_data_set_is_refused(tmp_path: Path, told: Told) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ValueError, match=r"neither a run, which has config\.yaml, nor a data set"):
+        with pytest.raises(ValueError, match=r"neither a run \(with a config\.yaml\) nor a data set"):
             told(folder)
 
 
@@ -206,13 +206,13 @@ def test_a_run_without_its_settings_is_told_and_still_read(run: Path, told: Told
 @pytest.mark.parametrize(
     ("line", "other", "problem"),
     [
-        ("fold: 0", "fold: 1", "says fold=1, the checkpoint of step 10 says fold=0"),
-        ("lr: 0.0003", "lr: 0.0001", "the right line is `lr: 0.0003`"),
-        ("fold: 0", "gold: 0", "says gold=0, the checkpoint of step 10 says gold=nothing"),
+        ("fold: 0", "fold: 1", "has fold=1, but the checkpoint of step 10 has fold=0"),
+        ("lr: 0.0003", "lr: 0.0001", "the correct line is `lr: 0.0003`"),
+        ("fold: 0", "gold: 0", "has gold=0, but the checkpoint of step 10 has gold=nothing"),
         ("flips: 1\n", "", None),
-        ("flips: 1", "flips: 0", "says flips=0, the checkpoint of step 10 says flips=1"),
-        ("log_interval: 1", "log_interval: 3", "says log_interval=3, the checkpoint of step 10 says log_interval=1"),
-        ("seed: 0", "seed:  0", "is not the file that the training wrote, though it says the same settings"),
+        ("flips: 1", "flips: 0", "has flips=0, but the checkpoint of step 10 has flips=1"),
+        ("log_interval: 1", "log_interval: 3", "has log_interval=3, but the checkpoint of step 10 has log_interval=1"),
+        ("seed: 0", "seed:  0", "is not the file that the training wrote, although it has the same settings"),
     ],
 )
 def test_settings_that_are_not_those_of_the_training_are_told_with_what_is_right(
@@ -222,7 +222,7 @@ def test_settings_that_are_not_those_of_the_training_are_told_with_what_is_right
     assert line in text
     (run / "config.yaml").write_text(text.replace(line, other))
     code, said = told(run)
-    assert (code, (problem or "though it says the same settings") in said) == (1, True), said
+    assert (code, (problem or "although it has the same settings") in said) == (1, True), said
 
 
 def test_settings_that_are_lost_are_shown(run: Path, told: Told) -> None:

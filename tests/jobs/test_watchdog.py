@@ -8,15 +8,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from jobs.attempts import EXIT_HUNG, FOLDER, NUMBER, STACKS
-from jobs.watchdog import hung
+from jobs.frame.watchdog import hung
+from jobs.runs.attempts import EXIT_HUNG, FOLDER, NUMBER, STACKS
 
 CHILD = """
 import ctypes, os, re, signal, sys, time
 from pathlib import Path
-from jobs import watchdog
+from jobs.frame import watchdog
 
 run, minutes, watchdog.SECONDS_FOR_OTHERS, deed = Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
 
@@ -77,6 +78,11 @@ def state_of(process: subprocess.Popen[str]) -> str:
     return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+def guards_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The second clock of a process that is watched."""
+    return [child for child in psutil.Process(process.pid).children() if "-I" in child.cmdline()]
+
+
 def wait_until_stopped(*processes: subprocess.Popen[str]) -> None:
     """Wait until all of them are stopped."""
     deadline = time.monotonic() + 60
@@ -90,7 +96,7 @@ def test_a_rank_that_makes_no_step_tells_what_it_does_and_leaves(start: Start, t
     assert process.wait(60) == EXIT_HUNG
     assert process.stderr
     said = process.stderr.read()
-    assert "no step for 0.005 minutes (rank 1); its threads:" in said
+    assert "no step for 0.005 minutes (rank 1); stack traces of its threads:" in said
     stacks = (tmp_path / STACKS / "attempt_3_rank_1.txt").read_text()
     assert "in wait_for_a_peer" in said
     assert "in wait_for_a_peer" in stacks
@@ -98,11 +104,12 @@ def test_a_rank_that_makes_no_step_tells_what_it_does_and_leaves(start: Start, t
 
 
 @pytest.mark.parametrize("deed", ["keep_the_lock", "match_for_ever"])
-def test_one_that_keeps_pythons_lock_is_ended_all_the_same(deed: str, start: Start) -> None:
-    process = start(deed)
-    assert process.wait(60) > 0
+def test_one_that_keeps_pythons_lock_is_ended_all_the_same(deed: str, start: Start, tmp_path: Path) -> None:
+    process = start(deed, **{NUMBER: "3", "RANK": "1"})
+    assert process.wait(60) == -signal.SIGKILL
     assert process.stderr
     assert f"in {deed}" in process.stderr.read()
+    assert hung(tmp_path, 3)
 
 
 def test_one_that_goes_on_after_all_when_others_were_told_that_it_hangs_leaves_too(start: Start) -> None:
@@ -119,16 +126,33 @@ def test_a_full_disk_does_not_keep_it_from_leaving(start: Start, tmp_path: Path)
 
 def test_a_stopped_rank_of_the_same_run_is_woken_to_tell_what_it_did(start: Start, tmp_path: Path) -> None:
     stopped = start("be_stopped", others=3, **{NUMBER: "2", "RANK": "1", FOLDER: str(tmp_path)})
-    others = [start("be_stopped", **variables) for variables in ({}, {FOLDER: str(tmp_path / "other")})]
+    others = [start("be_stopped", others=60, **variables) for variables in ({}, {FOLDER: str(tmp_path / "other")})]
     wait_until_stopped(stopped, *others)
     waiting = start("wait_for_a_peer", **{NUMBER: "2", "RANK": "0", FOLDER: str(tmp_path)})
     assert (waiting.wait(60), stopped.wait(60)) == (EXIT_HUNG, EXIT_HUNG)
     assert "in wait_for_a_peer" in (tmp_path / STACKS / "attempt_2_rank_0.txt").read_text()
     assert "in be_stopped" in (tmp_path / STACKS / "attempt_2_rank_1.txt").read_text()
     assert [state_of(other) for other in others] == ["T", "T"]
-    for other in others:
-        other.send_signal(signal.SIGCONT)
-        assert other.wait(60) > 0
+
+
+def test_one_that_is_stopped_alone_is_ended_by_its_second_clock(start: Start, tmp_path: Path) -> None:
+    assert start("be_stopped", **{NUMBER: "2"}).wait(60) == -signal.SIGKILL
+    assert hung(tmp_path, 2)
+
+
+def test_a_job_that_was_suspended_as_a_whole_goes_on(start: Start, tmp_path: Path) -> None:
+    process = start("go_on", minutes=0.005)
+    deadline = time.monotonic() + 60
+    while not (guards := guards_of(process)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for one in (process, *guards):
+        one.send_signal(signal.SIGSTOP)
+    time.sleep(2)  # Several times what is a hang, and what the second clock waits.
+    for one in (*guards, process):
+        one.send_signal(signal.SIGCONT)
+    assert process.wait(60) == 0
+    assert not (tmp_path / STACKS).exists()
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_the_variable_goes_over_the_usual_place(config: Path, tmp_path: Path, mo
     monkeypatch.setenv("DEEPLENSE_CLUSTERS", "")
     assert load_clusters().keys() == {"local", "rehearsal", "usual"}
     monkeypatch.setenv("DEEPLENSE_CLUSTERS", str(tmp_path / "nowhere.yaml"))
-    with pytest.raises(ValueError, match=r"DEEPLENSE_CLUSTERS=.*nowhere\.yaml is no file"):
+    with pytest.raises(ValueError, match=r"DEEPLENSE_CLUSTERS=.*nowhere\.yaml is not a file"):
         load_clusters()
 
 
@@ -100,23 +100,23 @@ def test_without_xdg_the_users_profiles_are_below_the_home(tmp_path: Path, monke
     [
         ("partition: 3", 'partition: 3 is not text; write it in quotes: "3".'),
         ("partition: false", "partition: False is not text"),
-        ("partition: ''", "partition is empty; give a value or leave the key out."),
+        ("partition: ''", "partition is empty; set a value or leave the key out."),
         ("hours: '24'", "hours: '24' is not a number; write 24, without quotes."),
-        ("hours: 24:00:00", "hours: '24:00:00' is not a number; write one such as 1.5"),
+        ("hours: 24:00:00", "hours: '24:00:00' is not a number; write a number such as 1.5"),
         ("hours: 1:30", "hours: '1:30' is not a number"),
-        ("hours:", "hours: None is not a number; write one such as 1.5, or leave the key out."),
+        ("hours:", "hours: None is not a number; write a number such as 1.5, or leave the key out."),
         ("hours: yes", "hours: 'yes' is not a number"),
         ("hours: .inf", "hours: '.inf' is not a number"),
-        ("hours: 0", "hours: 0 is too small; give more than 0."),
-        ("hours: 0.03", "hours: 0.03 is 108 s, and a job is told to stop signal_delay_s: 120 before"),
-        ("nodes: 1.0", "nodes: 1.0 is not a whole number; write one such as 4"),
-        ("nodes: '2'", "nodes: '2' is not a whole number; write 2, without quotes."),
-        ("nodes: '2.5'", "nodes: '2.5' is not a whole number; write one such as 4"),
+        ("hours: 0", "hours: 0 is too small; set a value above 0."),
+        ("hours: 0.03", "hours: 0.03 is 108 s, but the stop signal is sent signal_delay_s: 120 earlier"),
+        ("nodes: 1.0", "nodes: 1.0 is not an integer; write a number such as 4"),
+        ("nodes: '2'", "nodes: '2' is not an integer; write 2, without quotes."),
+        ("nodes: '2.5'", "nodes: '2.5' is not an integer; write a number such as 4"),
         ("memory_gb_per_task: '2.5'", "write 2.5, without quotes"),
         ("{hours: 0.5, signal_delay_s: 1800}", "hours: 0.5 is 1800 s"),
-        ("nodes: 0", "nodes: 0 is too small; give 1 or more."),
-        ("nodes: [2]", "nodes: (2,) is not a whole number"),
-        ("gpus_per_node: -1", "gpus_per_node: -1 is too small; give 0 or more."),
+        ("nodes: 0", "nodes: 0 is too small; set 1 or more."),
+        ("nodes: [2]", "nodes: (2,) is not an integer"),
+        ("gpus_per_node: -1", "gpus_per_node: -1 is too small; set 0 or more."),
         ("tasks_per_node: 0", "tasks_per_node: 0 is too small"),
         ("cpus_per_task: 0", "cpus_per_task: 0 is too small"),
         ("memory_gb_per_task: -4", "memory_gb_per_task: -4 is too small"),
@@ -124,37 +124,42 @@ def test_without_xdg_the_users_profiles_are_below_the_home(tmp_path: Path, monke
         ("signal_delay_s: 0", "signal_delay_s: 0 is too small"),
         ("executor: slrum", "executor: 'slrum' is not one of: slurm, local."),
         ("executor: [slurm]", "executor: ('slurm',) is not one of: slurm, local."),
-        ("setup: module load cuda", "setup: 'module load cuda' is no list; write setup: [\"module load cuda\"]."),
+        ("setup: module load cuda", "setup: 'module load cuda' is not a list; write setup: [\"module load cuda\"]."),
         ("setup: [1]", "setup, item 1: 1 is not text"),
-        ("binds: {a: b}", "binds: {'a': 'b'} is no list"),
-        ("environment: [A=1]", "environment: ('A=1',) has no names; write NAME: VALUE below environment"),
+        ("successor: 1", "successor: 1 is neither true nor false; write successor: true or successor: false."),
+        ("successor: no", "successor: 'no' is neither true nor false; write successor: true or successor: false."),
+        ("binds: {a: b}", "binds: {'a': 'b'} is not a list"),
+        ("environment: [A=1]", "environment: ('A=1',) is not a mapping; write NAME: VALUE, indented below environment"),
         ("environment: {A: 1}", 'environment.A: 1 is not text; write it in quotes: "1".'),
         ("environment: {1: a}", "a name in environment: 1 is not text"),
-        ("environment: {A-B: a}", "environment: 'A-B' is no name of a variable."),
-        ("restarts: {crahs: 1}", "restarts: there is no reason 'crahs'. Did you mean crash?"),
+        ("environment: {A-B: a}", "environment: 'A-B' is not a valid name of a variable; use letters, digits and _."),
+        ("restarts: {crahs: 1}", "restarts: unknown reason 'crahs'. Did you mean crash?"),
         ("restarts: {crash: -1}", "restarts.crash: -1 is too small"),
-        ("restarts: {crash: often}", "restarts.crash: 'often' is not a whole number"),
-        ("restarts: 3", "restarts: 3 has no names"),
+        ("restarts: {crash: often}", "restarts.crash: 'often' is not an integer"),
+        ("restarts: 3", "restarts: 3 is not a mapping"),
         ("sbatch: {--nodelist: n1}", "sbatch: '--nodelist' is not the long name of an option"),
         ("sbatch: {w: n1}", "sbatch: 'w' is not the long name of an option"),
-        ("sbatch: {cpu_freq: low}", "sbatch: 'cpu_freq' is not the long name of an option; write it like"),
+        ("sbatch: {cpu_freq: low}", "sbatch: 'cpu_freq' is not the long name of an option; write a name such as"),
         (
             "sbatch: {exclusive: yes}",
-            "sbatch.exclusive: 'yes' is no value; write exclusive: '' for an option without one",
+            "sbatch.exclusive: 'yes' is not a value; write exclusive: '' for an option without a value",
         ),
-        ("sbatch: {output: log}", "sbatch: `deeplense submit` decides output itself; leave it out."),
-        ("scratch: scratch/me", "scratch: 'scratch/me' depends on the folder one is in; write the whole path."),
-        ("image: image.sif", "image: 'image.sif' depends on the folder"),
-        ("partion: gpu", "there is no key 'partion'. Did you mean partition?"),
-        ("xyzzy: 1", "there is no key 'xyzzy'. There are: account, apptainer"),
-        ("name: other", "there is no key 'name'."),
-        ("source: there", "there is no key 'source'."),
-        ("time: 1", "there is no key 'time'. It is called hours."),
-        ("cpus-per-task: 1", "there is no key 'cpus-per-task'. It is called cpus_per_task."),
-        ("yes: 1", "there is no key 'yes'."),
-        ("{executor: local, partition: gpu}", "executor: local is this machine, without Slurm; leave out partition."),
+        ("sbatch: {output: log}", "sbatch: `deeplense submit` sets output itself; leave it out."),
+        ("scratch: scratch/me", "scratch: 'scratch/me' is a relative path; write the full path."),
+        ("image: image.sif", "image: 'image.sif' is a relative path"),
+        ("partion: gpu", "unknown key 'partion'. Did you mean partition?"),
+        ("xyzzy: 1", "unknown key 'xyzzy'. Known names: account, apptainer"),
+        ("name: other", "unknown key 'name'."),
+        ("source: there", "unknown key 'source'."),
+        ("time: 1", "unknown key 'time'. Use hours instead."),
+        ("cpus-per-task: 1", "unknown key 'cpus-per-task'. Use cpus_per_task instead."),
+        ("yes: 1", "unknown key 'yes'."),
+        (
+            "{executor: local, partition: gpu}",
+            "executor: local runs on this machine, without Slurm; leave out partition.",
+        ),
         ("{executor: local, nodes: 2}", "leave out nodes."),
-        ("gpu", "'gpu' is no profile; give keys and their values."),
+        ("gpu", "'gpu' is not a profile; write keys with values."),
     ],
 )
 def test_what_is_wrong_is_said_with_file_profile_and_key(profile: str, said: str, config: Path) -> None:
@@ -169,13 +174,16 @@ def test_what_is_wrong_is_said_with_file_profile_and_key(profile: str, said: str
     ("text", "said"),
     [
         ("mine: {nodes: 2", "cannot be read as YAML: .*line 1"),
-        ("mine: {account: !!str a}", "cannot be read as YAML: the tag .* is not read"),
-        ("mine: {nodes: 2}\nmine: {nodes: 3}", "'mine' comes twice.*line 2"),
-        ("mine:\n  nodes: 2\n  nodes: 3", "'nodes' comes twice"),
-        ("- mine", "it holds no profiles; write NAME:"),
+        ("mine: {account: !!str a}", "cannot be read as YAML: the tag .* is not supported"),
+        ("mine: {nodes: 2}\nmine: {nodes: 3}", "the key 'mine' is duplicated.*line 2"),
+        ("mine:\n  nodes: 2\n  nodes: 3", "the key 'nodes' is duplicated"),
+        ("- mine", "the file is not a mapping of profiles; write NAME:"),
         ("3: {nodes: 2}", "cluster 3: name: 3 is not text"),
-        ("my cluster: {nodes: 2}", "cluster 'my cluster': the name of a cluster is made of letters"),
-        ("local: {gpus_per_node: 2}", "`local` is this machine; write executor: local, or give"),
+        ("my cluster: {nodes: 2}", "cluster 'my cluster': the name is invalid; use only letters"),
+        (
+            "local: {gpus_per_node: 2}",
+            "the name `local` is reserved for this machine; write executor: local, or rename",
+        ),
     ],
 )
 def test_a_file_that_is_wrong_as_a_whole_is_named(text: str, said: str, config: Path) -> None:
@@ -200,12 +208,12 @@ def test_what_yaml_would_misread_is_read_as_written(config: Path) -> None:
 
 @pytest.mark.parametrize("option", sorted(clusters.KEY_OF))
 def test_an_option_of_sbatch_that_has_a_key_is_refused_with_the_key(option: str) -> None:
-    with pytest.raises(ValueError, match=rf"sbatch: {option} has a key of its own; give {clusters.KEY_OF[option]}\b"):
+    with pytest.raises(ValueError, match=rf"sbatch: {option} has its own profile key; set {clusters.KEY_OF[option]}\b"):
         cluster(sbatch={option: "1"})
 
 
 def test_generic_resources_are_refused_only_where_they_are_gpus() -> None:
-    with pytest.raises(ValueError, match=r"gres has a key of its own; give gpus_per_node \(and gpu_type\)"):
+    with pytest.raises(ValueError, match=r"gres has its own profile key; set gpus_per_node \(and gpu_type\)"):
         cluster(sbatch={"gres": "gpu:v100:4"})
     options = {"gres": "nvme:200", "nodelist": "n[1-2]", "exclusive": ""}
     assert cluster(sbatch=options).sbatch == options
@@ -259,10 +267,10 @@ def test_the_command_line_goes_over_the_profile_and_leaves_it_as_it_was() -> Non
     ("given", "said"),
     [
         ({"nodes": 0}, "cluster 'mine': nodes: 0 is too small"),
-        ({"node": 2}, "cluster 'mine': there is no key 'node'. Did you mean nodes?"),
-        ({"name": "other"}, "there is no key 'name'"),
-        ({"sbatch": {"time": "60"}}, "give hours instead"),
-        ({"sbatch": "time"}, "sbatch: 'time' has no names"),
+        ({"node": 2}, "cluster 'mine': unknown key 'node'. Did you mean nodes?"),
+        ({"name": "other"}, "unknown key 'name'"),
+        ({"sbatch": {"time": "60"}}, "set hours instead"),
+        ({"sbatch": "time"}, "sbatch: 'time' is not a mapping"),
         ({"executor": "local"}, "leave out partition"),
     ],
 )
@@ -273,11 +281,11 @@ def test_a_wrong_value_of_the_command_line_is_refused_as_in_a_profile(given: dic
 
 def test_an_unknown_cluster_is_refused_with_the_nearest_and_all(config: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"no cluster 'rehersal'. Did you mean rehearsal\? There are: local, rehea"
+        ValueError, match=r"unknown cluster 'rehersal'. Did you mean rehearsal\? Known names: local, rehea"
     ) as no:
         find_cluster("rehersal")
     assert str(config) in str(no.value)
-    with pytest.raises(ValueError, match=r"no cluster 'xyzzy'. There are: local, rehearsal\."):
+    with pytest.raises(ValueError, match=r"unknown cluster 'xyzzy'. Known names: local, rehearsal\."):
         find_cluster("xyzzy")
 
 
@@ -292,7 +300,9 @@ def test_paths_are_expanded_where_a_cluster_is_used_and_not_before(
     assert (found.scratch, found.image) == ("/work area/x", os.path.expanduser("~/a.sif"))
     assert found.node_local == "$SLURM_TMPDIR"
     assert load_clusters()["other"].scratch == "${ELSEWHERE}/y"
-    with pytest.raises(ValueError, match=r"cluster 'other': scratch: '\$\{ELSEWHERE\}/y' has a variable that is not"):
+    with pytest.raises(
+        ValueError, match=r"cluster 'other': scratch: '\$\{ELSEWHERE\}/y' contains a variable that is not"
+    ):
         find_cluster("other")
 
 

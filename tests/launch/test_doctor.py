@@ -26,7 +26,7 @@ def test_a_missing_slurm_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", str(here))
     first, *_ = examine(MINE)
     assert first.level == "wrong"
-    assert "there is no sbatch, srun, squeue, scontrol, scancel here" in first.text
+    assert "sbatch, srun, squeue, scontrol, scancel not found" in first.text
 
 
 def test_what_stops_an_examination_is_its_last_line() -> None:
@@ -87,8 +87,8 @@ def test_an_image_is_looked_for_and_tried(here: Path, monkeypatch: pytest.Monkey
     assert told('[ "${*: -4}" = "$PWD/image.sif python -c " ]').level == "right"
     assert told("printf '\\033[91mFATAL:\\033[0m no user\\nnamespace' >&2; exit 255") == Finding(
         "wrong",
-        f"image: {here}/image.sif by `apptainer exec`: python does not run there; correct `image` or `apptainer`. "
-        "It says: FATAL: no user namespace",
+        f"image: {here}/image.sif with `apptainer exec`: python does not run in it; correct `image` or `apptainer`. "
+        "Error: FATAL: no user namespace",
     )
     assert told(None).level == "note"
     assert told("exit 0", "other.sif").level == "wrong"

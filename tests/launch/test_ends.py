@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.attempts import EXIT_DISK_FULL, EXIT_HUNG, EXIT_REFUSED, EXIT_STOPPED
+from jobs.runs.attempts import EXIT_DISK_FULL, EXIT_HUNG, EXIT_READ_ONLY, EXIT_REFUSED, EXIT_STOPPED
 from launch.ends import (
     CANCELLED,
     CRASH,
@@ -21,6 +21,7 @@ from launch.ends import (
     NUM_TASKS_TOLD,
     PREEMPTED,
     PREEMPTED_AT_ONCE,
+    READ_ONLY,
     REFUSED,
     REQUEUED,
     SETTLED,
@@ -32,27 +33,32 @@ from launch.ends import (
     begin_line,
     cause_in_log,
     failed_tasks,
+    had_grace,
     kind_of,
     log_of_attempt,
+    lost_nodes,
     parse_fields,
-    summary,
     why,
+    without_progress,
 )
 
 RUNNING = {"JobState": "RUNNING", "Restarts": "0", "PreemptTime": "None"}
 PREEMPTING = RUNNING | {"PreemptTime": "2026-11-22T05:10:04"}
 COMPLETING = {"JobState": "COMPLETING", "Restarts": "0"}
+BOTH = PREEMPTING | COMPLETING
 GIVEN_AWAY = {"JobState": "COMPLETING", "Restarts": "1"}
 AGAIN = RUNNING | {"Restarts": "1"}
 NO_SPACE = "error: OSError: [Errno 28] No space left on device: '/scratch/run/checkpoints'"
+READ = "rank 3: OSError: [Errno 30] Read-only file system: '/scratch/run/checkpoints'"
 NO_QUOTA = "error: OSError: [Errno 122] Disk quota exceeded"
+EXITED = "task 3 on n2: Exited"
 USR2, TERM = "stopped by SIGUSR2", "stopped by SIGTERM"
 
 SEEN_BY_THE_SCRIPT = {
-    "it finished": (FINISHED, "end", Facts(own=FINISHED, code=0, scheduler=RUNNING)),
-    "it finished, and keeps no attempts": (FINISHED, "end", Facts(code=0, scheduler=RUNNING)),
-    "it finished while it was preempted": (FINISHED, "end", Facts(own=FINISHED, code=0, scheduler=PREEMPTING)),
-    "it finished while it was cancelled": (FINISHED, "end", Facts(own=FINISHED, code=143, cause=CANCELLED)),
+    "it finished": (FINISHED, "finished", Facts(own=FINISHED, code=0, scheduler=RUNNING)),
+    "it finished, and keeps no attempts": (FINISHED, "finished", Facts(code=0, scheduler=RUNNING)),
+    "it finished while it was preempted": (FINISHED, "finished", Facts(own=FINISHED, code=0, scheduler=PREEMPTING)),
+    "it finished while it was cancelled": (FINISHED, "finished", Facts(own=FINISHED, code=143, cause=CANCELLED)),
     "the limit comes": (TIME_LIMIT, "requeue", Facts(own=USR2, code=EXIT_STOPPED, scheduler=RUNNING)),
     "the limit came": (TIME_LIMIT, "requeue", Facts(code=143, scheduler=COMPLETING, cause=TIME_LIMIT)),
     "preemption": (PREEMPTED, "requeue", Facts(own=TERM, code=EXIT_STOPPED, scheduler=PREEMPTING)),
@@ -60,11 +66,26 @@ SEEN_BY_THE_SCRIPT = {
     "preemption that the job did not survive": (PREEMPTED, "requeue", Facts(code=143, scheduler=PREEMPTING)),
     "preemption at once": (PREEMPTED_AT_ONCE, "leave", Facts(code=143, scheduler=GIVEN_AWAY, cause=PREEMPTED_AT_ONCE)),
     "grace that was too short": (PREEMPTED_AT_ONCE, "leave", Facts(code=137, cause=PREEMPTED_AT_ONCE)),
+    "a long import in the grace time": (
+        PREEMPTED,
+        "leave",
+        Facts(code=137, cause=PREEMPTED_AT_ONCE, grace=True, scheduler=GIVEN_AWAY),
+    ),
+    "a signal to the batch script": (STOPPED, "requeue", Facts(own=TERM, code=85, scheduler=RUNNING, cause=CANCELLED)),
+    "a signal to the batch script of a later start": (
+        CRASH,
+        "requeue",
+        Facts(restart=1, code=1, scheduler=AGAIN, cause=CANCELLED),
+    ),
     "preemption that cancels": (PREEMPTED_AT_ONCE, "requeue", Facts(scheduler=COMPLETING, cause=PREEMPTED_AT_ONCE)),
     "scancel": (CANCELLED, "end", Facts(code=143, scheduler=COMPLETING, cause=CANCELLED)),
     "scancel after which the job saved": (CANCELLED, "end", Facts(own=TERM, code=EXIT_STOPPED, scheduler=COMPLETING)),
     "scancel that Slurm has dealt with": (CANCELLED, "end", Facts(code=143, scheduler={"JobState": "CANCELLED"})),
-    "scancel in the grace time": (CANCELLED, "end", Facts(own=TERM, code=85, scheduler=PREEMPTING, cause=CANCELLED)),
+    "scancel in the grace time": (
+        CANCELLED,
+        "end",
+        Facts(own=TERM, code=85, scheduler=BOTH, cause=CANCELLED),
+    ),
     "scontrol requeue": (REQUEUED, "leave", Facts(code=143, scheduler=GIVEN_AWAY, cause=REQUEUED)),
     "a node fails, of several": (NODE_LOST, "leave", Facts(code=143, scheduler=GIVEN_AWAY, cause=NODE_LOST)),
     "this node is given up": (NODE_LOST, "leave", Facts(own=TERM, code=85, scheduler=GIVEN_AWAY)),
@@ -80,6 +101,9 @@ SEEN_BY_THE_SCRIPT = {
     ),
     "a full disk": (DISK_FULL, "requeue", Facts(code=EXIT_DISK_FULL, scheduler=RUNNING)),
     "a full disk that a rank tells": (DISK_FULL, "requeue", Facts(own=NO_SPACE, code=137, scheduler=RUNNING)),
+    "a disk that became read-only": (READ_ONLY, "requeue", Facts(code=EXIT_READ_ONLY, scheduler=RUNNING)),
+    "a disk that a rank found read-only": (READ_ONLY, "requeue", Facts(failure=READ, code=1, scheduler=RUNNING)),
+    "a peer started anew": (NODE_LOST, "requeue", Facts(code=137, lost="node 1", tasks="task 0", scheduler=RUNNING)),
     "a full quota": (DISK_FULL, "requeue", Facts(own=NO_QUOTA, code=1, scheduler=RUNNING)),
     "a hang": (HANG, "requeue", Facts(code=EXIT_HUNG, scheduler=RUNNING)),
     "a hang, and ranks that were killed": (HANG, "requeue", Facts(code=137, hung=True, scheduler=RUNNING)),
@@ -98,6 +122,10 @@ SEEN_BY_THE_NEXT = {
     "requeued, says the accounting": (REQUEUED, Facts(scheduler=AGAIN, accounted="REQUEUED")),
     "over time, says the accounting": (TIME_LIMIT, Facts(scheduler=AGAIN, accounted="TIMEOUT")),
     "requeued by hand after scancel": (CANCELLED, Facts(scheduler=AGAIN, accounted="CANCELLED")),
+    "the job is gone, over time": (TIME_LIMIT, Facts(scheduler={"JobState": "TIMEOUT", "Restarts": "0"})),
+    "the job is gone, cancelled": (CANCELLED, Facts(scheduler={"JobState": "CANCELLED", "Restarts": "0"})),
+    "the job is gone, its script killed": (CRASH, Facts(scheduler={"JobState": "FAILED", "Restarts": "0"})),
+    "the job is gone, says the log": (TIME_LIMIT, Facts(cause=TIME_LIMIT)),
     "it had finished": (FINISHED, Facts(own=FINISHED, scheduler=AGAIN, accounted="NODE_FAIL")),
     "the accounting tells of no cause": (NODE_LOST, Facts(scheduler=AGAIN, accounted="FAILED")),
     "killed, without a scheduler": ("killed", Facts()),
@@ -119,6 +147,10 @@ def test_the_next_attempt_knows_why_the_script_of_the_one_before_died(kind: str,
     assert kind_of(why(facts)) == kind_of(kind)
 
 
+USR2 = "User defined signal 2"
+ONE_KILLED = "task 0 on n1: Killed, task 1 on n1: Terminated"
+
+
 @pytest.mark.parametrize(
     ("expected", "facts"),
     [
@@ -131,9 +163,18 @@ def test_the_next_attempt_knows_why_the_script_of_the_one_before_died(kind: str,
             "crash: task 3 on n2: Killed; EOFError: ",
             Facts(own="error: EOFError: ", code=1, tasks="task 3 on n2: Killed"),
         ),
+        ("time limit", Facts(code=140, tasks=f"task 0 on n1: {USR2}, task 1 on n2: {USR2}")),
+        ("stopped by SIGTERM", Facts(code=143, tasks="tasks 0-1 on n1: Terminated")),
+        ("crash: task 0 on n1: Killed, task 1 on n1: Terminated", Facts(code=137, tasks=ONE_KILLED)),
+        ("crash: task 0 on n1: Segmentation fault", Facts(code=139, tasks="task 0 on n1: Segmentation fault")),
         ("hang", Facts(code=EXIT_HUNG, tasks="task 3 on n2: Exited with exit code 86")),
         ("refused: ValueError: lower the --lr", Facts(own="error: ValueError: lower the --lr", code=2)),
+        ("refused: ValueError: lr=1 (the run has 2)", Facts(failure="ValueError: lr=1 (the run has 2)", code=2)),
         ("refused", Facts(code=2)),
+        (
+            "crash: task 3 on n2: Exited; rank 3: RuntimeError: boom",
+            Facts(own="error: gloo: Connection reset", failure="rank 3: RuntimeError: boom", code=1, tasks=EXITED),
+        ),
         ("diverged: the loss is nan at step 3", Facts(own="diverged: the loss is nan at step 3", code=2)),
         ("diverged: the loss is nan at step 3", Facts(own="diverged: the loss is nan at step 3", code=1, tasks="all")),
         ("stopped by SIGTERM", Facts(own=TERM, code=EXIT_STOPPED)),
@@ -187,7 +228,8 @@ def test_what_is_settled_never_starts_again(
     fields: Mapping[str, str] | None,
     cause: str | None,
 ) -> None:
-    assert action(kind + detail, earlier, budgets, facts=Facts(scheduler=fields, cause=cause)) == "end"
+    over = "finished" if kind == FINISHED else "end"
+    assert action(kind + detail, earlier, budgets, facts=Facts(scheduler=fields, cause=cause)) == over
 
 
 @given(
@@ -200,9 +242,22 @@ def test_what_is_settled_never_starts_again(
 def test_after_scancel_nothing_that_the_job_says_starts_it_again(
     own: str | None, code: int | None, hung: bool, fields: Mapping[str, str] | None, accounted: str | None
 ) -> None:
+    if fields in (RUNNING, PREEMPTING, GIVEN_AWAY, AGAIN):  # Then the same line is of a signal to the batch script.
+        fields = COMPLETING
     facts = Facts(own=own, code=code, hung=hung, scheduler=fields, cause=CANCELLED, accounted=accounted)
     assert kind_of(why(facts)) == CANCELLED
     assert action(why(facts), [], {}, facts=facts) == "end"
+
+
+@pytest.mark.parametrize(
+    ("accounted", "reason"), [("NODE_FAIL", NODE_LOST), ("PREEMPTED", PREEMPTED_AT_ONCE), (None, NODE_LOST)]
+)
+def test_a_signal_to_a_later_start_that_opened_no_attempt_is_no_scancel_of_the_one_before(
+    accounted: str | None, reason: str
+) -> None:
+    facts = Facts(restart=0, scheduler={"JobState": "RUNNING", "Restarts": "1"}, cause=CANCELLED, accounted=accounted)
+    assert why(facts) == reason
+    assert action(why(facts), [], {}, facts=facts) != "end"
 
 
 ONELINER = """JobId=4 JobName=train-first UserId=ada(1000) GroupId=ada(1000) MCS_label=N/A Priority=4294901756 Nice=0 \
@@ -239,10 +294,14 @@ AT = "4 ON n1 CANCELLED AT 2026-11-22T05:10:04"
         (f"slurmstepd-n1: error: *** JOB {AT} ***", CANCELLED),
         (f"step 9: loss 0.3slurmstepd: error: *** JOB {AT} ***", CANCELLED),
         (f"slurmstepd: error: *** JOB {AT} DUE TO SOLAR FLARE ***", "cancelled: solar flare"),
+        (f"[2026-11-22T05:10:04.123] error: *** JOB {AT} DUE to SIGNAL Terminated ***", CANCELLED),
+        (f"[2026-11-22T05:10:04.123] error: *** JOB {AT} DUE to SIGNAL Killed ***", CANCELLED),
+        (f"[2026-11-22T05:10:04.123] error: *** JOB {AT} DUE TO TIME LIMIT ***", TIME_LIMIT),
         (f"error: *** JOB {AT} DUE TO TIME LIMIT ***\nmore\nerror: *** JOB {AT} ***\nmore", CANCELLED),
         (f"error: *** JOB {AT} ***\nerror: *** JOB {AT} DUE TO JOB REQUEUE ***", REQUEUED),
         ("slurmstepd: error: *** STEP 4.0 ON n1 CANCELLED AT 2026-11-22T05:10:04 DUE TO PREEMPTION ***", None),
         ("slurmstepd: error: *** STEP 4.0 ON n1 CANCELLED AT 2026-11-22T05:10:04 ***", None),
+        ("[05:10:04] error: *** STEP 4.0 ON n1 CANCELLED AT 2026-11-22T05:10:04 DUE TO TASK FAILURE ***", None),
         ("slurmstepd: error: *** JOB 4 FAILED (non-zero exit code or other failure mode) ***", None),
         ("srun: error: n1: task 0: Exited with exit code 85", None),
         ("", None),
@@ -252,6 +311,40 @@ def test_slurms_line_in_the_log_says_why_it_ended_the_job(said: str, cause: str 
     assert cause_in_log(f"begins\n{said}\n") == cause
     if cause and cause.startswith(CANCELLED):
         assert action(cause, [], {}, facts=Facts(cause=cause)) == "end"
+
+
+STEP = "slurmstepd: error: *** STEP 4.0 ON n1 CANCELLED AT 2026-11-22T05:{}{} ***\n"
+JOB = f"slurmstepd: error: *** JOB {AT} DUE TO PREEMPTION ***\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "grace"),
+    [
+        (STEP.format("09:49", "") + JOB, True),
+        (STEP.format("09:49", " DUE to SIGNAL Terminated") + STEP.format("10:04", "") + JOB, True),
+        (STEP.format("10:03", "") + JOB, False),
+        (JOB, False),
+        (STEP.format("09:49", ""), False),
+        (STEP.format("noon", "") + JOB, False),
+        ("", False),
+    ],
+)
+def test_slurm_told_the_ranks_some_seconds_before_it_ended_the_job(said: str, grace: bool) -> None:
+    assert had_grace(said) is grace
+
+
+@pytest.mark.parametrize(
+    ("said", "lost"),
+    [
+        ("srun: error: Node failure on node2", "node2"),
+        ("srun: error: Aborting, io error and missing step on node 1", "node 1"),
+        ("srun: error: Node failure on n1\nsrun: error: Node failure on n3\nsrun: error: Node failure on n1", "n1, n3"),
+        ("srun: error: n1: task 1: Killed", None),
+        ("print srun: error: Node failure on n1", None),
+    ],
+)
+def test_srun_says_which_nodes_failed(said: str, lost: str | None) -> None:
+    assert lost_nodes(f"begins\n{said}\n") == lost
 
 
 @pytest.mark.parametrize(
@@ -303,8 +396,22 @@ def test_the_accounting_has_a_row_for_each_start(rows: str, restart: int, state:
     assert accounted_state(rows, restart) == state
 
 
+def ended(reason: str | None, *, first: int | None = 0, saved: int | None = None) -> dict[str, object]:
+    """An attempt that ended so."""
+    return {"ended": reason, "first_step": first, "saved": saved}
+
+
 def test_only_known_ends_are_counted() -> None:
-    assert summary([{"ended": "crash: a"}, {"ended": None}, {"ended": "hang"}]) == ["crash: a", "hang"]
+    assert without_progress([ended("crash: a"), ended(None), ended("hang")], 0) == ["crash: a", "hang"]
+
+
+def test_only_ends_since_which_nothing_newer_was_saved_are_counted() -> None:
+    attempts = [ended("hang", saved=0), ended("crash: a", saved=7), ended("crash: b", first=7), ended("x", first=None)]
+    assert without_progress(attempts, 0) == ["hang", "crash: a", "crash: b", "x"]
+    assert without_progress(attempts, 7) == ["crash: a", "crash: b"]
+    assert without_progress(attempts, 8) == []
+    # A checkpoint that was damaged afterwards is no progress.
+    assert without_progress([ended("crash: a", saved=9)], 8) == ["crash: a"]
 
 
 def test_the_budgets_are_those_that_the_readme_tells() -> None:

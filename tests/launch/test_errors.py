@@ -3,6 +3,8 @@
 import csv
 import errno
 import os
+import subprocess
+import sys
 import zipfile
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -10,9 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.attempts import EXIT_DISK_FULL, EXIT_REFUSED, NUMBER
-from launch import errors
-from launch.errors import ADVICE, Told, told_of
+from jobs import errors
+from jobs.errors import ADVICE, Told, told_of
+from jobs.runs.attempts import EXIT_DISK_FULL, EXIT_READ_ONLY, EXIT_REFUSED, FOLDER, NUMBER, first_failure
+from launch.__main__ import main
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +40,8 @@ def test_an_error_of_a_file_names_the_file_and_what_to_do(number: int, monkeypat
     assert told.message.endswith(".")
     assert told.code == EXIT_REFUSED
     monkeypatch.setenv(NUMBER, "3")
-    assert said(OSError(number, os.strerror(number), "/scratch/x.h5")).code == 1
+    code = EXIT_READ_ONLY if number == errno.EROFS else 1
+    assert said(OSError(number, os.strerror(number), "/scratch/x.h5")).code == code
 
 
 def test_errors_of_the_system_itself_are_told(tmp_path: Path) -> None:
@@ -111,3 +115,54 @@ def test_our_own_bugs_are_not_hidden(error: Exception) -> None:
 def test_what_cannot_be_printed_is_written_out(capsys: pytest.CaptureFixture[str]) -> None:
     errors.say(Told("there is no r\udcff", 2))
     assert capsys.readouterr().err == "deeplense: there is no r\\udcff\n"
+
+
+def test_the_error_that_ends_a_rank_is_kept_for_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = tmp_path / "missing"
+    assert main(["verify", str(missing)]) == EXIT_REFUSED
+    assert first_failure(tmp_path, 3) is None
+    for name, value in {FOLDER: str(tmp_path), NUMBER: "3", "RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["verify", str(missing)]) != 0
+    said = first_failure(tmp_path, 3)
+    assert said is not None
+    assert said.startswith("rank 2: ")
+    assert str(missing) in said
+
+
+def test_a_rank_that_is_not_the_first_speaks_in_a_log_of_its_own_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    errors.say(Told("boom", 2))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv(NUMBER, "1")
+    errors.say(Told("boom", 2))
+    assert capsys.readouterr().err == "deeplense: rank 3: boom\n"
+
+
+@pytest.mark.parametrize(
+    ("failing", "said"), [((2,), "deeplense: rank 2: boom\n"), ((0,), "deeplense: boom\n"), ((), "")]
+)
+def test_of_the_ranks_of_this_machine_the_one_that_failed_is_told_once(
+    failing: tuple[int, ...], said: str, tmp_path: Path
+) -> None:
+    program = (
+        "import os, sys, time\n"
+        "sys.path.insert(0, os.environ['REAL'])\n"
+        "from jobs.errors import Told, say\n"
+        f"if int(os.environ['RANK']) in {failing}: sys.exit(say(Told('boom', 2)))\n"
+        f"time.sleep({60 if failing else 0})\n"
+    )
+    (tmp_path / "rank.py").write_text(program)
+    start = (
+        "import sys, subprocess\n"
+        "from launch import local\n"
+        "make = subprocess.Popen\n"
+        f"rank = [sys.executable, {str(tmp_path / 'rank.py')!r}]\n"
+        "local.subprocess.Popen = lambda words, **options: make(rank, **options)\n"
+        "sys.exit(local.run_processes(['train'], 3))\n"
+    )
+    environment = os.environ | {"REAL": str(Path(errors.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", start], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.stderr, done.returncode) == (said, 2 if failing else 0)

@@ -14,7 +14,7 @@ LIMITS = {"AccountingStorageEnforce": "associations,limits,qos"}
 
 
 def test_a_cluster_whose_configuration_is_missing_is_told_at_once(here: Path) -> None:
-    with pytest.raises(ValueError, match=r"slurm_conf: there is no /nowhere/slurm\.conf"):
+    with pytest.raises(ValueError, match=r"slurm_conf: /nowhere/slurm\.conf does not exist"):
         look(replace(MINE, slurm_conf="/nowhere/slurm.conf"))
 
 
@@ -38,20 +38,20 @@ def test_times_are_read_as_slurm_writes_them(text: str, seconds: float) -> None:
 
 PROBLEMS: list[tuple[dict[str, Any], dict[str, str], str]] = [
     ({"hours": 48.0}, {}, ""),
-    ({"hours": 48.001}, {}, "hours: 48.001 is more than MaxTime=2-00:00:00 of partition low; give --hours 48 or less."),
-    ({"hours": 1.0}, {"MaxTime": "00:20:00"}, "give --hours 0.33 or less"),
+    ({"hours": 48.001}, {}, "hours: 48.001 exceeds MaxTime=2-00:00:00 of partition low; set --hours 48 or less."),
+    ({"hours": 1.0}, {"MaxTime": "00:20:00"}, "set --hours 0.33 or less"),
     ({"hours": 1000.0}, {"MaxTime": "UNLIMITED"}, ""),
     ({"nodes": 4}, {}, ""),
-    ({"nodes": 5}, {}, "nodes: 5 is more than TotalNodes=4 of partition low; give fewer."),
-    ({"nodes": 2}, {"MaxNodes": "1"}, "nodes: 2 is more than MaxNodes=1"),
-    ({"nodes": 1}, {"MinNodes": "2"}, "nodes: 1 is fewer than MinNodes=2"),
+    ({"nodes": 5}, {}, "nodes: 5 exceeds TotalNodes=4 of partition low; request fewer."),
+    ({"nodes": 2}, {"MaxNodes": "1"}, "nodes: 2 exceeds MaxNodes=1"),
+    ({"nodes": 1}, {"MinNodes": "2"}, "nodes: 1 is below MinNodes=2"),
     ({}, {"State": "DOWN"}, "partition: low is DOWN, not UP"),
     ({"account": "ab"}, {"AllowAccounts": "xy,ab"}, ""),
     ({"account": "ab"}, {"AllowAccounts": "xy"}, "account: 'ab' is not in AllowAccounts=xy of partition low"),
     ({"account": "ab"}, {"DenyAccounts": "ab"}, "account: 'ab' is in DenyAccounts=ab"),
     ({"qos": "long"}, {"AllowQos": "short"}, "qos: 'long' is not in AllowQos=short"),
     ({}, {"AllowAccounts": "xy", "AllowQos": "short"}, ""),
-    ({"qos": "short", "hours": 2.0}, {}, "hours: 2 is more than MaxWall=01:00:00 of QOS short; give --hours 1 or less"),
+    ({"qos": "short", "hours": 2.0}, {}, "hours: 2 exceeds MaxWall=01:00:00 of QOS short; set --hours 1 or less"),
     ({"hours": 2.0}, {"QoS": "short"}, "MaxWall=01:00:00 of QOS short"),
 ]
 
@@ -88,12 +88,12 @@ def test_the_partitions_quality_of_service_goes_first_unless_the_jobs_says_other
 
 def test_a_partition_that_is_not_there_is_named_with_those_that_are() -> None:
     with pytest.raises(
-        ValueError, match=r"there is no 'lo' on cluster 'mine'\. Did you mean low\? There are: high, low"
+        ValueError, match=r"unknown partition 'lo' on cluster 'mine'\. Did you mean low\? Known names: high, low"
     ):
         partitions_of(replace(MINE, partition="lo"), SITE.partitions)
     assert partitions_of(replace(MINE, partition=None), SITE.partitions) == [LOW]
     assert partitions_of(replace(MINE, partition="high,low"), SITE.partitions) == [HIGH, LOW]
-    with pytest.raises(ValueError, match="has no default one; give one of: high"):
+    with pytest.raises(ValueError, match="has no default partition; set one of: high"):
         partitions_of(replace(MINE, partition=None), {"high": HIGH})
 
 
@@ -119,11 +119,11 @@ def test_gpus_of_a_node_are_counted_by_type(gres: str, gpu_type: str | None, cou
     ("profile", "problem"),
     [
         ({"nodes": 4, "gpus_per_node": 2, "cpus_per_task": 4, "memory_gb_per_task": 7.5}, ""),
-        ({"gpus_per_node": 4}, "gpus_per_node: 4 GPUs, but a node of partition low has at most 2; give less."),
+        ({"gpus_per_node": 4}, "gpus_per_node: 4 GPUs, but a node of partition low has at most 2; request less."),
         ({"gpus_per_node": 1, "gpu_type": "h100"}, "has at most 0"),
         ({"tasks_per_node": 3, "cpus_per_task": 3}, "tasks_per_node * cpus_per_task: 9 cores"),
         ({"memory_gb_per_task": 16.0}, "tasks_per_node * memory_gb_per_task: 16 GB of memory"),
-        ({"nodes": 2, "cpus_per_task": 5}, "nodes: 2, but partition low has only 1 with 5 cores; give fewer."),
+        ({"nodes": 2, "cpus_per_task": 5}, "nodes: 2, but partition low has only 1 with 5 cores; request fewer."),
     ],
 )
 def test_nodes_that_have_too_little_are_told(profile: dict[str, Any], problem: str) -> None:

@@ -15,8 +15,8 @@ import pytest
 
 from deeplense.files import write_json
 from deeplense.training import meeting
-from jobs.attempts import EXIT_DISK_FULL, EXIT_HUNG, EXIT_STOPPED, FOLDER, read_attempts
-from jobs.runs import LAUNCH
+from jobs.runs.attempts import EXIT_DISK_FULL, EXIT_HUNG, EXIT_STOPPED, FOLDER, read_attempts
+from jobs.runs.folder import LAUNCH
 from launch import local
 from launch.ends import begin_line
 from launch.local import RESTART_BY_SUBMITIT, VISIBLE, loopback, run_processes

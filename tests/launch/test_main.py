@@ -5,15 +5,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from jobs import config
-from jobs.attempts import EXIT_DISK_FULL, EXIT_REFUSED, EXIT_STOPPED, NUMBER
+from jobs import verbs
+from jobs.runs.attempts import EXIT_DISK_FULL, EXIT_REFUSED, EXIT_STOPPED, NUMBER
 from launch.__main__ import main
 from launch.commands import COMMANDS, budgets
 
@@ -46,18 +45,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         calls.append(("processes", (command, num_processes)))
         return 7
 
-    job = SimpleNamespace(Settings=Settings, run=run, __doc__="A small job.")
+    monkeypatch.setitem(sys.modules, "jobs.small.settings", SimpleNamespace(Settings=Settings, __doc__="A small job."))
+    monkeypatch.setitem(sys.modules, "jobs.small.work", SimpleNamespace(run=run))
     for name in ("RANK", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(config, "JOBS", ("small",))
-    monkeypatch.setattr(config, "load_job", pick(job, config.load_job))
+    monkeypatch.setattr(verbs, "VERBS", (*verbs.VERBS, verbs.Verb("small")))
     monkeypatch.setattr("launch.local.run_processes", run_processes)
     return calls
-
-
-def pick(job: SimpleNamespace, otherwise: Callable[[str], object]) -> Callable[[str], object]:
-    """Gives the small job by its name."""
-    return lambda name: job if name == "small" else otherwise(name)
 
 
 @pytest.mark.parametrize("code", [0, 1, EXIT_STOPPED])
@@ -77,7 +71,9 @@ def test_a_full_disk_has_a_code_of_its_own_and_one_line(
 ) -> None:
     assert main(["small", "--code", str(100 + number)]) == EXIT_DISK_FULL == 87
     said = capsys.readouterr().err
-    assert re.fullmatch(r"deeplense: .*: '/scratch/run'; the last checkpoint stands\. Make room, and .*\n", said)
+    assert re.fullmatch(
+        r"deeplense: .*: '/scratch/run'; the last checkpoint is kept\. Free some space, then .*\n", said
+    )
 
 
 @pytest.mark.parametrize(("launched", "code"), [(False, EXIT_REFUSED), (True, 1)])
@@ -100,7 +96,7 @@ def test_tasks_that_know_nothing_of_each_other_are_refused(
         monkeypatch.setenv("RANK", rank)
     assert main(["small"]) == code
     assert len(calls) == (code == 0)
-    refused = "deeplense: srun started 4 tasks, and each would do the whole job; use `deeplense submit`"
+    refused = "deeplense: srun started 4 tasks, and each would run the whole job; use `deeplense submit`"
     assert capsys.readouterr().err.startswith(refused) == (code != 0)
 
 
@@ -138,13 +134,13 @@ def test_wrong_options_before_the_job_end_with_code_2(options: list[str], calls:
 
 def test_an_unknown_job_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trian", "--lr", "1"]) == 2
-    assert capsys.readouterr().err == "deeplense: there is no job 'trian'. Did you mean train?\n"
+    assert capsys.readouterr().err == "deeplense: unknown job 'trian'. Did you mean train?\n"
 
 
 def test_help_lists_all_jobs_and_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     shown = capsys.readouterr().out
-    assert all(f"\n  {name} " in shown for name in (*config.JOBS, *COMMANDS))
+    assert all(f"\n  {name} " in shown for name in (*verbs.JOBS, *COMMANDS))
     with pytest.raises(SystemExit) as exit:
         main(["--help"])
     assert exit.value.code == 0
@@ -162,21 +158,21 @@ def test_each_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["submit", "--on", "locl", "train"], "there is no cluster 'locl'. Did you mean local?"),
-        (["submit", "--on", "local"], "no job is given; end the line with one"),
+        (["submit", "--on", "locl", "train"], "unknown cluster 'locl'. Did you mean local?"),
+        (["submit", "--on", "local"], "no job was given; add one at the end of the command"),
         (
             ["submit", "--on", "local", "--restarts", "crahs=1", "train"],
-            "there is no reason 'crahs'. Did you mean crash?",
+            "unknown reason 'crahs'. Did you mean crash?",
         ),
         (["submit", "--on", "local", "--hours", "0", "train"], "hours: 0.0 is too small"),
-        (["submit", "--on", "local", "trian"], "there is no job 'trian'. Did you mean train?"),
-        (["submit", "--on", "local", "--parts", "2", "verify", "a"], "verify cannot be shared; --parts is for"),
+        (["submit", "--on", "local", "trian"], "unknown job 'trian'. Did you mean train?"),
+        (["submit", "--on", "local", "--parts", "2", "verify", "a"], "verify cannot be split; --parts is only for"),
         (
             ["submit", "--on", "local", "--parts", "2", "--export", "f", "simulate", "--output=a"],
-            "--parts makes an array",
+            "--parts submits a job array",
         ),
         (["sweep", "--on", "local", "train", "--run", "a"], "names no setting to vary"),
-        (["status"], "there is no run at or below .; `deeplense train` or `submit` starts one"),
+        (["status"], "no run found in or below .; start one with `deeplense train` or `submit`"),
         (["logs", "here"], "was not submitted: it has no launch.json"),
         (["cancel", "here"], "was not submitted: it has no launch.json"),
         (["resume", "here"], "was not submitted: it has no launch.json"),
@@ -203,7 +199,7 @@ def test_budgets_are_read_from_the_command_line() -> None:
 def test_what_is_no_budget_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["submit", "--on", "local", "--restarts", text, "train"])
-    assert f"{text!r} is not like crash=3,hang=1" in capsys.readouterr().err
+    assert f"{text!r} is not of the form REASON=NUMBER,...; for example: crash=3,hang=1" in capsys.readouterr().err
 
 
 def test_the_installed_program_and_the_module_are_the_same(tmp_path: Path) -> None:
@@ -219,9 +215,9 @@ def test_this_machine_has_no_batch_script_to_show_or_export(tmp_path: Path, caps
     run = tmp_path / "run"
     job = ["train", "--run", str(run), "--dataset", "d"]
     assert main(["submit", "--on", "local", "--dry_run", *job]) == 0
-    assert capsys.readouterr().out == f"# this machine needs no batch script\n# {run}\n"
+    assert capsys.readouterr().out == f"# jobs on this machine use no batch script\n# {run}\n"
     assert main(["submit", "--on", "local", "--export", str(tmp_path / "job.sh"), *job]) == 2
-    assert "this machine needs no batch script" in capsys.readouterr().err
+    assert "jobs on this machine use no batch script" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -267,5 +263,5 @@ def test_no_flag_may_be_abbreviated(words: str, meant: str, capsys: pytest.Captu
         main(words.split())
     assert ended.value.code == EXIT_REFUSED
     (line,) = capsys.readouterr().err.splitlines()
-    assert "there is no setting" in line
+    assert "unknown setting" in line
     assert f"Did you mean {meant}" in line or f" or {meant}?" in line

@@ -30,18 +30,18 @@ def told_by(*nodes: Mapping[str, Any], log: str = "", **profile: Any) -> list[st
 
 def test_nodes_that_say_the_same_share_a_line(here: Path) -> None:
     assert told_by(SEEN | {"node": "node2"}, SEEN, gpus_per_node=2, scratch="/s", node_local="/l") == [
-        f"right: node1,node2: sees {here}",
+        f"right: node1,node2: can access {here}",
         "right: node1,node2: has Python 3.11.7, torch 2.9.0, submitit 1.5.4",
         "right: node1,node2: torch sees 2 of 2 GPUs",
         "right: node1,node2: scratch /s: 400.0 GB free",
-        "wrong: node1,node2: node_local /l: it is not there; make it, or correct the path.",
+        "wrong: node1,node2: node_local /l: the folder does not exist; create it, or correct the path.",
     ]
 
 
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"sees": False}, "wrong: node2: does not see"),
+        ({"sees": False}, "wrong: node2: cannot access"),
         (
             {"packages": {"torch": "ImportError: libcudart.so"}},
             "wrong: node2: cannot import torch (ImportError: libcud",
@@ -59,8 +59,8 @@ def test_nodes_that_say_nothing_are_told_with_what_the_log_says(here: Path, monk
     log = here / "log"
     two = MINE.override(nodes=2)
     (unseen,) = node_findings(two, *read_probe(log, 2))
-    assert "0 of 2 nodes answered" in unseen.text
-    assert f"may not see {here}" in unseen.text
+    assert "reported on 0 of 2 nodes" in unseen.text
+    assert f"{here} may not be visible on the nodes" in unseen.text
     log.write_text('module: not found\ndeeplense-node: {"node": "node1"}\nsrun: error: node2: exit 127\n')
     told, rest = read_probe(log, 2)
     assert told == [{"node": "node1"}]

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs.attempts import EXIT_STOPPED, read_attempts
-from jobs.runs import STOPPED
+from jobs.runs.attempts import EXIT_STOPPED, read_attempts
+from jobs.runs.folder import STOPPED
 
 SETTINGS = [
     "--model_name=simple_cnn",
@@ -149,7 +149,7 @@ def test_a_batch_that_does_not_divide_is_told_once(dataset: Path, tmp_path: Path
     launched.append(three)
     assert three.wait() == 2
     told = three.log.read_text()
-    assert told.count("batch_size=16 does not divide among 3 ranks; use a multiple of 3.") == 1
+    assert told.count("batch_size=16 is not divisible among 3 ranks; use a multiple of 3.") == 1
     assert "Traceback" not in told
 
 

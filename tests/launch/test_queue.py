@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from deeplense.files import read_json, write_json
-from jobs.runs import FINISHED, LAUNCH
+from jobs.runs.folder import FINISHED, LAUNCH
 from launch import queue
 from launch.clusters import Cluster
 from launch.record import Launched, launched, queue_of
-from launch.script import Submission
 from launch.status import cancel, states
+from launch.submission import Submission
 
 LOCAL = Cluster(name="local", executor="local")
 
@@ -60,7 +60,7 @@ def test_waiting_runs_are_pending_and_a_cancelled_one_is_left_out(
     runs: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting: list[Launched] = [launched(folder) for folder in runs]
-    assert states(waiting) == {folder: ("PENDING", "its turn") for folder in runs}
+    assert states(waiting) == {folder: ("PENDING", "queued on this machine") for folder in runs}
     cancel(waiting[1])
     assert states(waiting).keys() == {runs[0], runs[2]}
     begun: list[str] = []
@@ -95,7 +95,7 @@ def test_a_run_that_cannot_be_started_does_not_stop_the_next(
     monkeypatch.setattr(queue, "start_run", fail_first)
     queue.work_off(runs)
     assert begun == ["b", "c"]
-    assert "a is not started: its code is gone." in capsys.readouterr().err
+    assert "a could not be started: its code is gone." in capsys.readouterr().err
     assert queue_of(runs[0]) is None
 
 

@@ -12,10 +12,24 @@ from typing import Any
 import pytest
 
 from deeplense.files import write_json
-from jobs.attempts import ATTEMPTS, FOLDER, NUMBER, STACKS, begin_attempt, end_attempt, open_attempt, read_attempts
-from jobs.runs import LAUNCH
+from deeplense.records import write_record
+from jobs.runs.attempts import (
+    ATTEMPTS,
+    EXIT_REFUSED,
+    FOLDER,
+    NUMBER,
+    STACKS,
+    begin_attempt,
+    end_attempt,
+    note_failure,
+    open_attempt,
+    read_attempts,
+)
+from jobs.runs.folder import FINISHED, LAUNCH
 from launch import requeue
 from launch.ends import begin_line
+from launch.judging import Job as Told
+from launch.requeue import EXIT_AWAY, EXIT_ERROR, EXIT_OVER, Over
 
 RUNNING = "JobId=4 JobState=RUNNING Restarts={} PreemptTime=None"
 COMPLETING = "JobId=4 JobState=COMPLETING Restarts=0"
@@ -41,8 +55,8 @@ class Job:
         if not by_slurm:
             self.monkeypatch.setenv("SLURM_JOB_ID", str(int(os.environ["SLURM_JOB_ID"]) + 1))
         self.monkeypatch.setenv("SLURM_RESTART_COUNT", str(self.restart))
-        scheduler = RUNNING.format(self.restart)
-        number = requeue.begin(self.folder, log=self.log, scheduler=scheduler, history=history)
+        job = Told(RUNNING.format(self.restart), history)
+        number = requeue.begin(self.folder, log=self.log, job=job)
         self.monkeypatch.setenv(NUMBER, str(number))
         self.say(begin_line(number))
         return number
@@ -52,7 +66,7 @@ class Job:
         if own:
             end_attempt(self.folder, number, reason=own, last_step=number)
         given = RUNNING.format(self.restart) if scheduler is None else scheduler
-        return requeue.end(self.folder, number, log=self.log, scheduler=given, code=code)
+        return requeue.end(self.folder, number, log=self.log, job=Told(given), code=code)
 
     def say(self, text: str) -> None:
         """Write to the log."""
@@ -115,7 +129,7 @@ def test_attempts_of_an_earlier_submission_do_not_count(job: Job) -> None:
 def test_what_is_settled_is_written_and_ends_the_run(
     own: str | None, code: int, scheduler: str | None, reason: str, job: Job, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert job.end(job.begin(), code=code, own=own, scheduler=scheduler) == "end"
+    assert job.end(job.begin(), code=code, own=own, scheduler=scheduler) == ("finished" if code == 0 else "end")
     assert job.ends() == [reason]
     assert "concluded" in read_attempts(job.folder)[0]
     assert f"deeplense: attempt 1 ended: {reason}; no further attempt\n" in capsys.readouterr().err
@@ -190,7 +204,9 @@ def test_an_attempt_of_an_earlier_job_is_only_called_killed(job: Job) -> None:
 def test_slurm_starts_it_again_but_the_budget_is_used_up(job: Job) -> None:
     job.submitted(node_lost=1)
     assert [job.begin(), job.begin()] == [1, 2]
-    with pytest.raises(ValueError, match=r"ended too often by: node lost. `deeplense resume .*` starts it again"):
+    with pytest.raises(
+        ValueError, match=r"too often without progress \(reason: node lost\). Resume it with `deeplense resume .*`"
+    ):
         job.begin()
     assert job.ends() == ["node lost", "node lost", "out of restarts: node lost"]
     job.submitted(node_lost=1)
@@ -206,7 +222,7 @@ def test_slurm_starts_again_what_is_settled_and_it_stays_so(
     number = job.begin()
     if own:
         end_attempt(job.folder, number, reason=own)
-    with pytest.raises(ValueError, match=f"has ended: {reason}"):
+    with pytest.raises(Over if own else ValueError, match="is finished" if own else f"has ended: {reason}"):
         job.begin(history=history)
     assert reason in job.ends()
     assert not any("too often" in str(end) or "out of restarts" in str(end) for end in job.ends())
@@ -216,7 +232,7 @@ def test_without_a_scheduler_a_killed_run_is_called_so_and_continues(job: Job, m
     monkeypatch.delenv("SLURM_JOB_ID")
     for number in (1, 2):
         job.submitted(node_lost=0, crash=0)
-        assert requeue.begin(job.folder, log=job.log, scheduler="", history="") == number
+        assert requeue.begin(job.folder, log=job.log, job=Told()) == number
     assert job.ends() == ["killed", None]
 
 
@@ -228,16 +244,210 @@ def test_an_attempt_that_slurm_has_given_up_writes_nothing(job: Job) -> None:
     assert (job.folder / ATTEMPTS).read_bytes() == before
 
 
-def test_a_full_disk_does_not_keep_a_run_from_its_next_attempt(
-    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def full(*arguments: Any, **options: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+def away(number: int) -> Any:
+    """What fails as where a file cannot be written or read."""
 
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+FAULTS = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EINTR, errno.ENOENT]
+
+
+@pytest.mark.parametrize("number", FAULTS, ids=errno.errorcode.get)
+def test_where_a_file_is_away_the_script_is_told_to_ask_again_and_nothing_is_lost(
+    number: int, job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--log", str(job.log), "--scheduler", RUNNING.format(0)]
+    with monkeypatch.context() as broken:
+        broken.setattr("jobs.runs.attempts.write_attempts", away(number))
+        assert requeue.main(["begin", *words]) == EXIT_AWAY
+    assert requeue.main(["begin", *words]) == 0
+    monkeypatch.setenv(NUMBER, "1")
+    with monkeypatch.context() as broken:
+        broken.setattr("jobs.runs.attempts.write_attempts", away(number))
+        assert requeue.main(["end", *words, "--code", "87"]) == EXIT_AWAY
+    assert requeue.main(["end", *words, "--code", "87"]) == 0
+    assert capsys.readouterr().out == "1\nrequeue\n"
+    assert job.ends() == ["disk full"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (KeyError("attempt"), EXIT_ERROR),
+        (AssertionError(), EXIT_ERROR),
+        (ModuleNotFoundError("No module named 'launch.ends'"), EXIT_AWAY),
+        (MemoryError(), EXIT_AWAY),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("what", ["begin", "end"])
+def test_an_error_of_the_code_is_told_from_what_may_pass(
+    what: str,
+    error: Exception,
+    code: int,
+    job: Job,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setenv(NUMBER, "1")
+    monkeypatch.setattr(requeue, what, fail)
+    assert requeue.main([what, "--log", str(job.log)]) == code
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert ("Traceback" in told.err) == (code == EXIT_ERROR)
+    assert code == EXIT_ERROR or told.err.removeprefix("deeplense: ").strip()
+
+
+def test_a_run_whose_disk_is_away_does_not_begin_anew_in_an_empty_folder(job: Job, tmp_path: Path) -> None:
+    gone = tmp_path / "mount" / "run"
+    with pytest.raises(FileNotFoundError):
+        requeue.begin(gone, log=job.log, job=Told())
+    assert not (tmp_path / "mount").exists()
+
+
+def test_asked_twice_the_same_attempt_is_meant(job: Job) -> None:
+    first = job.begin()
+    again = Told(RUNNING.format(0))
+    assert requeue.begin(job.folder, log=job.log, job=again) == first
+    assert job.end(first, code=1) == job.end(first, code=1) == "requeue"
+    assert job.ends() == ["crash: exit code 1"]
+    assert job.begin() == first + 1
+
+
+def follow(job: Job, before: Told, *, after: tuple[str, ...] = ("4",)) -> int:
+    """Job 5, which was to start when another has ended for good, begins."""
+    job.monkeypatch.setenv("SLURM_JOB_ID", "5")
+    job.monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    log = job.folder / "5_0_log.out"
+    return requeue.begin(job.folder, log=log, job=Told(RUNNING.format(0)), after=after, before=before)
+
+
+ENDED = "JobId=4 JobState={} Restarts=0"
+
+
+@pytest.mark.parametrize(
+    ("said", "before", "reason"),
+    [
+        ("", Told(ENDED.format("FAILED")), "crash: the batch script was killed (Slurm: failed)"),
+        ("", Told(ENDED.format("TIMEOUT")), "time limit"),
+        ("", Told(history="PREEMPTED\n"), "preempted, without grace"),
+        (ENDED_BY_SLURM.format("TIME LIMIT"), Told(), "time limit"),
+        ("", Told(), "killed"),
+    ],
+)
+def test_a_job_that_follows_goes_on_where_the_script_of_the_one_before_died(
+    said: str, before: Told, reason: str, job: Job
+) -> None:
     number = job.begin()
-    monkeypatch.setattr(requeue, "end_attempt", full)
-    assert job.end(number, code=87) == "requeue"
-    assert "could not write why attempt 1 ended (disk full)" in capsys.readouterr().err
+    (job.folder / "4_0_log.out").write_text(f"{begin_line(number)}\n{said}")
+    assert follow(job, before) == number + 1
+    assert job.ends() == [reason, None]
+    assert [attempt.get("follows") for attempt in read_attempts(job.folder)] == [None, "4"]
+
+
+def test_it_leaves_a_run_alone_that_was_submitted_once_more(job: Job) -> None:
+    ended = Told(ENDED.format("FAILED"))
+    job.begin()
+    write_json(job.folder / LAUNCH, {"job_id": "9", "attempts_before": 1})
+    with pytest.raises(Over, match="was resubmitted as job 9"):
+        follow(job, ended)
+    write_json(job.folder / LAUNCH, {"job_id": "3", "attempts_before": 0})
+    assert follow(job, ended) == 2, "job 4 went on for job 3"
+    assert follow(job, ended, after=("4", "3")) == 2, "asked once more"
+
+
+@pytest.mark.parametrize("state", ["FAILED", "NODE_FAIL", "COMPLETED"])
+def test_it_goes_on_where_no_requeue_came_of_an_attempt_that_asked_for_it(state: str, job: Job) -> None:
+    job.end(job.begin(), code=85, own="stopped by SIGUSR2")
+    assert follow(job, Told(ENDED.format(state))) == 2
+    assert job.ends() == ["time limit", None]
+
+
+def test_it_goes_on_where_the_job_before_ended_before_its_first_attempt(job: Job) -> None:
+    assert follow(job, Told(ENDED.format("FAILED"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "why"),
+    [
+        (Told(ENDED.format("CANCELLED")), "job 4 was cancelled; resume the run with `deeplense resume .*`"),
+        (Told(history="REQUEUED\nCANCELLED by 1000\n"), "job 4 was cancelled"),
+        (Told(ENDED.format("PENDING")), "is still pending or running"),
+        (Told(ENDED.format("RUNNING")), "is still pending or running"),
+        (Told(), "it is unknown whether job 4 was cancelled while pending"),
+    ],
+)
+def test_it_leaves_a_run_alone_that_was_cancelled_or_lives(before: Told, why: str, job: Job) -> None:
+    job.end(job.begin(), code=85, own="stopped by SIGUSR2")
+    with pytest.raises(Over, match=why):
+        follow(job, before)
+    assert job.ends() == ["time limit"]
+
+
+def test_it_leaves_a_run_alone_whose_log_says_that_it_was_cancelled(job: Job) -> None:
+    number = job.begin()
+    line = ENDED_BY_SLURM.replace(" DUE TO {}", "")
+    (job.folder / "4_0_log.out").write_text(f"{begin_line(number)}\n{line}")
+    with pytest.raises(Over, match="job 4 was cancelled"):
+        follow(job, Told())
+    assert job.ends() == ["cancelled"]
+
+
+def test_a_job_whose_place_another_has_taken_leaves_the_run_to_it(job: Job) -> None:
+    job.begin()
+    assert follow(job, Told(ENDED.format("FAILED"))) == 2
+    job.monkeypatch.setenv("SLURM_JOB_ID", "4")
+    with pytest.raises(Over, match="job 5 has replaced this job, 4"):
+        job.begin()
+    assert len(job.ends()) == 2
+
+
+def test_what_deeplense_cancel_ended_goes_on_nowhere(job: Job) -> None:
+    job.end(job.begin(), code=85, own="stopped by SIGUSR2")
+    write_json(job.folder / LAUNCH, {"restarts": {}, "attempts_before": 0, "cancelled": "2026-11-29T20:00:00"})
+    with pytest.raises(ValueError, match="was cancelled"):
+        job.begin()
+    with pytest.raises(Over, match="was cancelled"):
+        follow(job, Told(ENDED.format("COMPLETED")))
+
+
+def test_a_crash_after_progress_does_not_count(job: Job) -> None:
+    job.submitted(crash=1)
+    for step in (10, 20, 30, 40):
+        number = job.begin()
+        folder = job.folder / "checkpoints" / f"step_{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+        assert job.end(number, code=1) == "requeue"
+    assert job.end(job.begin(), code=1) == "end", "the negative control: nothing was saved in between"
+
+
+def test_the_error_of_the_rank_that_failed_first_is_the_reason(job: Job) -> None:
+    number = job.begin()
+    for rank, error in [(2, "gloo: Connection reset by peer"), (3, "RuntimeError: boom"), (0, "OSError: later")]:
+        job.monkeypatch.setenv("RANK", str(rank))
+        note_failure(error)
+        note_failure("what comes of it")
+    job.end(number, code=1, own="error: RuntimeError: Connection closed by peer")
+    assert job.ends() == ["crash: rank 3: RuntimeError: boom"]
+
+
+def test_the_code_of_a_run_that_was_removed_is_refused_and_code_that_is_away_is_waited_for(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["begin", "--log", str(job.log), "--code_folder"]
+    assert requeue.main([*words, str(tmp_path / "away" / "code")]) == EXIT_AWAY
+    assert requeue.main([*words, str(tmp_path / "code")]) == EXIT_REFUSED
+    assert f"{tmp_path / 'code'}, is gone; `deeplense resume --update_code RUN` resumes it" in capsys.readouterr().err
+    (tmp_path / "code").symlink_to(Path(requeue.__file__).parents[1])
+    assert requeue.main([*words, str(tmp_path / "code")]) == 0
 
 
 def ask(folder: Path, what: str, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -255,10 +465,21 @@ def test_the_script_reads_a_number_and_a_word_from_stdout_and_the_rest_is_for_th
     preempting = "JobState=RUNNING Restarts=0 PreemptTime=2026-11-22T05:10:04"
     ended = ask(folder, "end", "--scheduler", preempting, "--code", "143", **{NUMBER: "1"})
     assert (ended.stdout, ended.returncode) == ("requeue\n", 0)
-    assert ended.stderr == "deeplense: attempt 1 ended: preempted, with grace; asking for another attempt\n"
+    assert ended.stderr == "deeplense: attempt 1 ended: preempted, with grace; requesting another attempt\n"
     assert ask(folder, "begin", "--scheduler", "", SLURM_RESTART_COUNT="1").stdout == "2\n"
     refused = ask(folder, "begin", "--scheduler", "", "--history", "REQUEUED\nNODE_FAIL\n", SLURM_RESTART_COUNT="2")
-    assert (refused.stdout, refused.returncode) == ("", 1)
+    assert (refused.stdout, refused.returncode) == ("", EXIT_REFUSED)
     assert refused.stderr.startswith("deeplense: ")
     assert refused.stderr.count("\n") == 1
     assert json.loads((folder / ATTEMPTS).read_text().splitlines()[-1])["ended"] == "out of restarts: node lost"
+    write_record(folder / FINISHED, {"step": 7})
+    over = ask(folder, "begin", SLURM_RESTART_COUNT="3")
+    assert (over.stdout, over.returncode) == ("", EXIT_OVER)
+
+
+def test_a_run_whose_submission_left_no_record_has_all_its_attempts_counted(job: Job) -> None:
+    assert job.begin() == 1
+    job.say(ENDED_BY_SLURM.format("PREEMPTION"))
+    assert job.begin() == 2
+    assert job.ends() == ["preempted, without grace", None]
+    assert requeue.counted(job.folder, 2) == ["preempted, without grace"]

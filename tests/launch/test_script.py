@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -18,11 +19,13 @@ from typing import Any
 import pytest
 
 from deeplense.files import write_json
-from jobs.attempts import open_attempt, read_attempts
-from jobs.runs import LAUNCH
+from deeplense.records import write_record
+from jobs.runs.attempts import open_attempt, read_attempts
+from jobs.runs.folder import FINISHED, LAUNCH
 from launch.clusters import Cluster
 from launch.ends import begin_line
-from launch.script import FOLDERS, Submission, slurm_parameters, submitit_script, whole_script
+from launch.script import FOLDERS, MOST_FOLLOWED, slurm_parameters, submitit_script, whole_script
+from launch.submission import Submission
 
 GOLDEN = Path(__file__).with_name("golden")
 ROOT = Path(__file__).parents[2]
@@ -58,7 +61,10 @@ IN_IMAGE = Cluster(
 def submission(cluster: Cluster, home: Path = HOME, *, runs: int = 1) -> Submission:
     """A training in a folder, or a sweep over some."""
     folders = tuple(home / f"seed{seed}" for seed in range(runs)) if runs > 1 else (home,)
-    commands = tuple(("train", "--dataset=Model_I", f"--run={folder}", "--note=two words") for folder in folders)
+    commands = tuple(
+        ("train", "--dataset=Model_I", f"--run={folder}", "--wandb=offline", "--wandb_project=two words")
+        for folder in folders
+    )
     return Submission(cluster, commands, folders, home / "logs", home / "code")
 
 
@@ -96,7 +102,7 @@ def test_slurm_is_told_what_the_profile_says_before_the_first_command(name: str)
     assert "#SBATCH --open-mode=append" in options
     assert any(option.startswith("#SBATCH --signal=USR2@") for option in options)
     (srun,) = [line for line in lines if line.startswith("srun ")]
-    assert "--kill-on-bad-exit=1" in shlex.split(srun)
+    assert {"--kill-on-bad-exit=1", "--open-mode=append"} <= set(shlex.split(srun))
     assert lines[lines.index(srun) + 1 :][-1] == 'exit "$deeplense_code"'
 
 
@@ -129,9 +135,11 @@ STUBS = {
 env > "$STUB/environment.txt"
 printf '%s\\n' "$@" > "$STUB/srun.txt"
 if [ -n "$SAYS" ]; then echo "$SAYS"; fi
-if [ -n "$OWN" ]; then "$PYTHON" -c 'import os, pathlib; from jobs.attempts import *
+if [ -n "$OWN" ]; then "$PYTHON" -c 'import os, pathlib; from jobs.runs.attempts import *
 run = pathlib.Path(os.environ["DEEPLENSE_FOLDER"])
 end_attempt(run, begin_attempt(run, first_step=0, num_processes=2), reason=os.environ["OWN"], last_step=5)'; fi
+[ -z "$RANK_S" ] || SLURM_STEP_NUM_TASKS=1 sleep "$RANK_S"
+[ -z "$HANG_S" ] || exec sleep "$HANG_S"
 exit "$CODE"
 """,
     # A requeue ends the script that asks for it.
@@ -140,10 +148,13 @@ case "$1 $2" in
 "show job") echo "JobId=4 $JOB" ;;
 "show hostnames") printf 'n1\\nn2\\nn3\\n' ;;
 "show node") echo "NodeName=$4 NodeAddr=127.0.0.${4#n} NodeHostName=$4" ;;
-*) echo "$@" >> "$STUB/scontrol.txt"; [ "$1" != requeue ] || kill -KILL "$PPID" ;;
+*) echo "$@" >> "$STUB/scontrol.txt"; [ "$1" != requeue ] || kill -KILL "$SCRIPT" ;;
 esac
 """,
     "sacct": 'printf "$HISTORY"',
+    "squeue": 'printf "$FOLLOWED"',
+    "sbatch": 'echo "after [$DEEPLENSE_AFTER] in array [$SLURM_ARRAY_JOB_ID]: $*" >> "$STUB/sbatch.txt"',
+    "scancel": 'echo "$*" >> "$STUB/scancel.txt"',
 }
 
 
@@ -166,11 +177,13 @@ class Slurm:
             "SLURM_JOB_NODELIST": "n[1-3]",
             "JOB": "JobState=RUNNING Restarts=0 PreemptTime=None",
             "CODE": "0",
+            "DEEPLENSE_PAUSE_S": "1",
+            "DEEPLENSE_PATIENCE_S": "0",
         }
         with self.log.open("a") as log:
             environment = inherited | told | self.variables | variables
             return subprocess.run(
-                ["bash", "-c", script], env=environment, cwd=self.folder, stdout=log, stderr=log
+                ["bash", "-c", f"export SCRIPT=$$\n{script}"], env=environment, cwd=self.folder, stdout=log, stderr=log
             ).returncode
 
     @property
@@ -178,10 +191,17 @@ class Slurm:
         """The log of the batch script."""
         return self.job.logs / "4_0_log.out"
 
-    def asked(self) -> list[str]:
-        """What scontrol was asked to do."""
-        path = self.folder / "scontrol.txt"
+    def asked(self, what: str = "scontrol") -> list[str]:
+        """What a command was asked to do."""
+        path = self.folder / f"{what}.txt"
         return path.read_text().splitlines() if path.exists() else []
+
+    def sent(self, count: int) -> list[str]:
+        """What sbatch was asked to do, which is asked beside the script, so many times."""
+        deadline = time.monotonic() + 60
+        while len(self.asked("sbatch")) < count and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return self.asked("sbatch")
 
     def environment(self) -> dict[str, str]:
         """What srun was told."""
@@ -204,7 +224,8 @@ def make_slurm(folder: Path, cluster: Cluster, *, runs: int = 1) -> Slurm:
     job.logs.mkdir(parents=True)
     job.code.symlink_to(ROOT)
     (job.logs / FOLDERS).write_text("".join(f"{run}\n" for run in job.folders))
-    for run in job.folders:
+    for place, run in enumerate(job.folders):
+        job.pickle_of(place).write_text("what submitit runs")
         run.mkdir(exist_ok=True)
         write_json(run / LAUNCH, {"restarts": {"crash": 1}, "attempts_before": 0})
     return Slurm(folder / "bin", job)
@@ -228,7 +249,8 @@ ENDS = {
         True,
     ),
     "it saved and was cancelled": ({"CODE": "85", "OWN": TERM, "JOB": ENDING}, "cancelled", False),
-    "it was cancelled": ({"CODE": "143", "SAYS": LINE.format("")}, "cancelled", False),
+    "it was cancelled": ({"CODE": "143", "SAYS": LINE.format(""), "JOB": ENDING}, "cancelled", False),
+    "its script was signalled": ({"CODE": "85", "OWN": TERM, "SAYS": LINE.format("")}, TERM, True),
     "Slurm requeues it": ({"CODE": "143", "SAYS": LINE.format(" DUE TO JOB REQUEUE")}, "requeued", False),
     "it crashed": ({"CODE": "137"}, "crash: exit code 137", True),
     "a rank was killed": (
@@ -241,13 +263,38 @@ ENDS = {
 }
 
 
+def test_srun_that_begins_no_rank_is_ended_as_a_hang(slurm: Slurm) -> None:
+    assert slurm.run(submitit_script(slurm.job), HANG_S="1000", DEEPLENSE_START_S="2") == -9
+    assert slurm.ends() == ["hang"]
+    assert slurm.asked() == ["requeue 4"]
+    assert "deeplense: no rank has started for 2 s; ending srun" in slurm.log.read_text()
+
+
+def test_srun_is_left_alone_once_a_rank_has_begun(slurm: Slurm) -> None:
+    assert slurm.run(submitit_script(slurm.job), RANK_S="8", DEEPLENSE_START_S="6") == 0
+    assert slurm.ends() == ["finished"]
+
+
+def test_an_error_of_the_code_itself_does_not_hold_the_nodes_for_hours(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/bash\necho asked >> "$STUB/python.txt"\nexit 70\n')
+    python.chmod(0o755)
+    slurm = make_slurm(tmp_path, Cluster(name="stub", python=str(python)))
+    assert slurm.run(submitit_script(slurm.job), DEEPLENSE_PAUSE_S="0", DEEPLENSE_PATIENCE_S="1000") == 1
+    assert slurm.asked("python") == ["asked"] * 4
+    assert slurm.asked() == ["update jobid=4 requeue=0"]
+
+
 @pytest.mark.parametrize(("variables", "reason", "again"), ENDS.values(), ids=ENDS)
 def test_the_script_writes_why_it_ended_and_asks_for_another_attempt_only_where_that_is_right(
     variables: dict[str, str], reason: str, again: bool, slurm: Slurm
 ) -> None:
     code = slurm.run(submitit_script(slurm.job), **variables)
     assert slurm.ends() == [reason], slurm.log.read_text()
-    assert slurm.asked() == ["requeue 4"] * again
+    stays = reason not in ("finished", "requeued")
+    assert slurm.asked() == ["requeue 4"] * again + ["update jobid=4 requeue=0"] * (not again and stays)
+    # Where the run is over, nothing follows; else the job that follows waits on.
+    assert slurm.asked("scancel") == ["--me --name=deeplense-after-4"] * (not again and reason != "requeued")
     assert code == (-9 if again else int(variables.get("CODE", "0")))
     assert begin_line(1) in slurm.log.read_text().splitlines()
     assert f"deeplense: attempt 1 ended: {reason}; " in slurm.log.read_text()
@@ -258,7 +305,7 @@ def test_a_script_without_submitit_does_the_same(slurm: Slurm) -> None:
     assert slurm.run(whole_script(slurm.job), OWN="finished", SLURM_RESTART_COUNT="1") == 0
     assert slurm.ends() == ["time limit", "finished"]
     words = (slurm.folder / "srun.txt").read_text().splitlines()
-    assert words[-4:] == ["train", *slurm.job.commands[0][1:]]
+    assert words[-5:] == ["train", *slurm.job.commands[0][1:]]
     assert words[words.index("-m") - 2 : words.index("-m") + 2] == [sys.executable, "-u", "-m", "launch.task"]
 
 
@@ -267,7 +314,7 @@ def test_attempt_follows_attempt_until_the_budget_is_used_up(slurm: Slurm) -> No
     codes = [slurm.run(script, CODE="1", SLURM_RESTART_COUNT=str(start)) for start in range(2)]
     assert codes == [-9, 1]
     assert slurm.ends() == ["crash: exit code 1"] * 2
-    assert slurm.asked() == ["requeue 4"]
+    assert slurm.asked() == ["requeue 4", "update jobid=4 requeue=0"]
 
 
 def test_no_job_is_started_where_no_attempt_may_begin(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +325,50 @@ def test_no_job_is_started_where_no_attempt_may_begin(slurm: Slurm, monkeypatch:
     assert slurm.run(submitit_script(slurm.job), SLURM_RESTART_COUNT="1", HISTORY="NODE_FAIL\\nRUNNING\\n") == 1
     assert slurm.ends() == ["node lost", "out of restarts: node lost"]
     assert not (slurm.folder / "environment.txt").exists()
+    assert slurm.asked() == ["update jobid=4 requeue=0"]
+    assert slurm.asked("scancel") == ["--me --name=deeplense-after-4"]
+
+
+def test_a_run_that_is_finished_and_is_started_again_is_completed(slurm: Slurm) -> None:
+    write_record(slurm.job.folders[0] / FINISHED, {"step": 7})
+    assert slurm.run(submitit_script(slurm.job), SLURM_RESTART_COUNT="1") == 0
+    assert not (slurm.folder / "environment.txt").exists()
     assert slurm.asked() == []
+
+
+def test_a_job_follows_each_job_once_and_knows_after_which(slurm: Slurm) -> None:
+    script = whole_script(slurm.job)
+    slurm.run(script, CODE="85", OWN=USR2)
+    slurm.run(script, CODE="85", OWN=USR2, SLURM_RESTART_COUNT="1", FOLLOWED="5")
+    slurm.run(script, CODE="85", OWN=USR2, SLURM_JOB_ID="5", DEEPLENSE_AFTER="4.3", JOB="JobState=FAILED Restarts=0")
+    told = "--parsable --export=ALL --dependency=afterany:{} --job-name=deeplense-after-{} bash"
+    assert slurm.sent(2) == [
+        f"after [4] in array []: {told.format(4, 4)}",
+        f"after [5.4.3] in array []: {told.format(5, '5.4.3')}",
+    ]
+    alone = submission(replace(slurm.job.cluster, successor=False), slurm.job.folders[0])
+    assert "sbatch --parsable" not in whole_script(alone)
+    many = submission(slurm.job.cluster, runs=MOST_FOLLOWED + 1)
+    assert "sbatch --parsable" not in submitit_script(many)
+
+
+def test_variables_of_an_array_from_which_a_job_was_submitted_do_not_count(slurm: Slurm) -> None:
+    slurm.run(submitit_script(slurm.job), SLURM_ARRAY_JOB_ID="9", SLURM_ARRAY_TASK_ID="7")
+    assert slurm.ends() == ["finished"]
+    assert read_attempts(slurm.job.folders[0])[0]["job_id"] == "4"
+
+
+@pytest.mark.parametrize("refusal", ["Job has already completed", "Requested operation is presently disabled"])
+def test_where_slurm_refuses_another_attempt_the_script_leaves_and_the_job_that_follows_waits(
+    refusal: str, slurm: Slurm
+) -> None:
+    stub = slurm.folder / "scontrol"
+    refusing = f'if [ "$1" = requeue ]; then echo {shlex.quote(refusal)} >&2; exit 1; fi\n'
+    stub.write_text(stub.read_text().replace("\n", f"\n{refusing}", 1))
+    patient = {"DEEPLENSE_PATIENCE_S": "1000"}
+    assert slurm.run(submitit_script(slurm.job), CODE="85", OWN=USR2, **patient) == 85
+    assert refusal in slurm.log.read_text()
+    assert slurm.asked("scancel") == []
 
 
 def test_each_run_of_an_array_has_its_own_attempts_and_is_requeued_by_its_own_name(tmp_path: Path) -> None:
@@ -288,6 +378,8 @@ def test_each_run_of_an_array_has_its_own_attempts_and_is_requeued_by_its_own_na
     assert [slurm.ends(place) for place in range(3)] == [[], ["time limit"], []]
     assert read_attempts(slurm.job.folders[1])[0]["job_id"] == "3_1"
     assert slurm.asked() == ["requeue 3_1"]
+    told = "--parsable --export=ALL --dependency=afterany:3_1 --job-name=deeplense-after-3_1 --array=1 bash"
+    assert slurm.sent(1) == [f"after [3_1] in array []: {told}"]
 
 
 def test_ranks_are_told_where_they_meet_and_what_the_profile_says(tmp_path: Path) -> None:
@@ -348,7 +440,7 @@ def test_a_control_character_never_reaches_a_script(where: str, sign: str) -> No
 @pytest.mark.parametrize("key", sorted(field.name for field in fields(Cluster) if field.type == (str | None)))
 def test_a_control_character_in_a_profile_is_refused_when_it_is_read(key: str, sign: str) -> None:
     values: dict[str, Any] = {key: f"/x{sign}touch PWN"}
-    with pytest.raises(ValueError, match=f"{key}=.* has the control character"):
+    with pytest.raises(ValueError, match=f"{key}=.* contains the control character"):
         Cluster(name="a", **values)
 
 
@@ -362,7 +454,7 @@ def test_a_control_character_in_a_profile_is_refused_when_it_is_read(key: str, s
     ],
 )
 def test_a_control_character_inside_a_list_or_a_mapping_is_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="has the control character"):
+    with pytest.raises(ValueError, match="contains the control character"):
         Cluster(name="a", **values)
 
 
@@ -373,7 +465,9 @@ def test_setup_is_code_and_may_have_lines() -> None:
 @pytest.mark.parametrize("sign", ["%", "\\"])
 def test_a_log_path_that_slurm_reads_as_a_pattern_is_refused(sign: str) -> None:
     home = Path(f"/runs/u{sign}u x")
-    with pytest.raises(ValueError, match="Slurm takes for a pattern in the names of logs; use a folder without it"):
+    with pytest.raises(ValueError, match="Slurm reads as a pattern in names of logs; use a folder without it"):
         submission(PLAIN, home)
     local = Cluster(name="here", executor="local")
     assert submission(local, home).logs == home / "logs"
+    with pytest.raises(ValueError, match="submitit reads as a pattern"):
+        submission(local, Path("/runs/50%test"))

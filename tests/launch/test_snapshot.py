@@ -189,7 +189,7 @@ def test_links_stay_links_and_modes_modes(root: Path, code: Path) -> None:
 def test_a_link_out_of_the_copy_is_refused(target: str, root: Path, code: Path) -> None:
     (root / "jobs" / "link.py").symlink_to(target.format(root=root))
     git(root, "add", "--all")
-    with pytest.raises(ValueError, match=r"'jobs/link\.py' is a link to .*, not in the copy"):
+    with pytest.raises(ValueError, match=r"'jobs/link\.py' is a link to .*, outside the copy"):
         take_snapshot(code, root=root)
     assert list(code.parent.iterdir()) == []
 
@@ -308,7 +308,7 @@ def test_without_git_the_packages_are_copied(root: Path, code: Path, monkeypatch
 
 
 def test_a_folder_without_code_is_refused(tmp_path: Path, code: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no code of deeplense"):
+    with pytest.raises(ValueError, match=r"contains no code of deeplense"):
         take_snapshot(code, root=tmp_path)
 
 

@@ -3,7 +3,6 @@
 import os
 import platform
 import signal
-import stat
 import subprocess
 import sys
 import threading
@@ -16,12 +15,12 @@ import psutil
 import pytest
 
 from deeplense import locks
-from deeplense.files import read_json, write_json
-from deeplense.records import line_of
-from jobs.attempts import begin_attempt, end_attempt
-from jobs.progress_file import ProgressFile
-from jobs.runs import FINISHED, LAUNCH, LOCK
-from launch import status
+from deeplense.files import read_json, replacing, write_json
+from deeplense.records import line_of, write_record
+from jobs.runs.attempts import begin_attempt, end_attempt, open_attempt, read_attempts
+from jobs.runs.folder import FINISHED, LAUNCH, LOCK
+from jobs.runs.progress import ProgressFile
+from launch import commands, status
 from launch.record import again, keep, launched
 from launch.status import duration, find_launched, follow, is_active, log_of, state_of, table, to_cancel
 
@@ -45,13 +44,16 @@ def submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submit:
     return make
 
 
-def scheduler_says(folder: Path, *, squeue: str = "", sacct: str = "") -> None:
-    """Put commands on the PATH that print this, and note that they were asked."""
+def scheduler_says(folder: Path, *, squeue: str = "", sacct: str = "", answer: str = "") -> None:
+    """Put commands on the PATH that print this, or do what `answer` says, and note that they were asked."""
     (folder / "bin").mkdir(exist_ok=True)
-    for name, text in {"squeue": squeue, "sacct": sacct}.items():
-        path = folder / "bin" / name
-        path.write_text(f'#!/bin/bash\necho "{name} $@" >> {folder / "asked.txt"}\nprintf "{text}"\n')
-        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    for name, text in {"squeue": squeue, "sacct": sacct, "scancel": ""}.items():
+        # Another thread may run the old one at this moment.
+        with replacing(folder / "bin" / name) as path:
+            path.write_text(
+                f'#!/bin/bash\necho "{name} $@" >> {folder / "asked.txt"}\n{answer or f"""printf "{text}" """}\n'
+            )
+            path.chmod(0o755)
 
 
 def attempt(folder: Path, *, step: int | None = None, end: str | None = None, concluded: bool = False) -> None:
@@ -64,10 +66,15 @@ def attempt(folder: Path, *, step: int | None = None, end: str | None = None, co
 
 
 def cells(*folders: Path) -> list[list[str]]:
-    """The table without its head."""
+    """The table without its head, and without what is said below it."""
     head, *lines = table(folders)
     assert head.split("  ")[0] == "RUN"
-    return [[cell.strip() for cell in line.split("  ") if cell] for line in lines]
+    return [[cell.strip() for cell in line.split("  ") if cell] for line in lines if not line.startswith("note: ")]
+
+
+def notes(*folders: Path) -> list[str]:
+    """What is said below the table."""
+    return [line.removeprefix("note: ") for line in table(folders) if line.startswith("note: ")]
 
 
 @pytest.mark.parametrize(
@@ -111,12 +118,12 @@ def test_runs_are_told_with_what_the_scheduler_and_they_themselves_say(submit: S
     assert rows[5] == ["f", "finished", "1", "200/200", "-", "-", "finished"]
 
 
-def test_the_scheduler_is_asked_once_and_the_accounting_only_for_what_is_not_concluded(
+def test_the_scheduler_is_asked_once_and_the_accounting_only_for_what_has_not_ended_for_good(
     submit: Submit, tmp_path: Path
 ) -> None:
     folders = [submit(f"run{number}", job_id=str(number)) for number in range(5)]
     for folder in folders[1:]:
-        attempt(folder, end="crash: exit code 1", concluded=folder != folders[1])
+        attempt(folder, end="refused: less", concluded=folder != folders[1])
     table(folders)
     squeue, sacct = (tmp_path / "asked.txt").read_text().splitlines()
     assert squeue.startswith("squeue --noheader --array --user=")
@@ -128,7 +135,8 @@ def test_the_scheduler_is_asked_once_and_the_accounting_only_for_what_is_not_con
     [
         (False, None, ("PENDING", "Priority"), "", "pending (Priority)"),
         (False, None, ("PENDING", ""), "", "pending"),
-        (True, "finished", ("COMPLETING", "None"), "", "completing"),
+        (True, "finished", ("COMPLETING", "None"), "", "finished"),
+        (True, "finished", ("PENDING", "BeginTime"), "", "finished"),
         (True, None, None, "COMPLETED", "finished"),
         (False, "finished", None, "", "finished"),
         (False, "hang", None, "CANCELLED by 1000", "cancelled"),
@@ -140,8 +148,174 @@ def test_one_word_says_what_a_run_does(
 ) -> None:
     run = launched(submit("run", job_id="3"))
     if finished:
-        (run.folder / FINISHED).write_text("{}")
+        write_record(run.folder / FINISHED, {"step": 7})
     assert state_of(run, [{"ended": end}] if end else [], state, accounted) == word
+
+
+def as_job(job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on attempts are of this job."""
+    monkeypatch.setenv("SLURM_JOB_ID", job_id)
+
+
+SCANCEL = "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2026-11-29T05:10:04 ***\n"
+STANDING = {
+    "its job was refused, or died before the first attempt": (None, "", "FAILED", "job 7 ended before its first"),
+    "its script was killed": (("crash", False), "", "FAILED", "attempt 1 ended: crash: the batch script was killed"),
+    "scancel, which the accounting tells": ((None, False), "", "CANCELLED by 0", "attempt 1 ended: cancelled"),
+    "scancel, which the log tells": ((None, False), SCANCEL, "", "attempt 1 ended: cancelled"),
+    "nobody knows": ((None, False), "", "", "attempt 1 ended: killed"),
+    "no requeue came of it": (
+        ("preempted, with grace", True),
+        "",
+        "FAILED",
+        "attempt 1 ended: preempted, with grace; another was requested but did not begin (Slurm: failed)",
+    ),
+    "wrong settings": (("refused: ValueError: less", True), "", "", "attempt 1 ended: refused: ValueError: less"),
+    "too many crashes": (("crash: exit code 1", True), "", "FAILED", "attempt 1 ended: crash: exit code 1"),
+}
+
+
+@pytest.mark.parametrize(("end", "log", "accounted", "why"), STANDING.values(), ids=STANDING)
+def test_of_a_run_that_nobody_continues_is_said_why_and_what_does(
+    end: tuple[str | None, bool] | None,
+    log: str,
+    accounted: str,
+    why: str,
+    submit: Submit,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = submit("first", job_id="7")
+    as_job("7", monkeypatch)
+    scheduler_says(tmp_path, sacct=f"7|{accounted}\\n" if accounted else "")
+    if end:
+        attempt(folder, end=end[0] if end[1] else None, concluded=end[1])
+        log_of(launched(folder), 0).write_text(f"deeplense: attempt 1 begins\n{log}")
+    (said,) = notes(folder)
+    assert said.startswith(f"first has stopped: {why}")
+    assert said.endswith("; `deeplense resume first` resumes it")
+    scheduler_says(tmp_path, squeue="7|PENDING|BeginTime|train\\n")
+    assert notes(folder) == [], "the negative control: Slurm will start it again"
+
+
+def test_below_a_log_is_said_that_nobody_continues_the_run(
+    submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = submit("first", job_id="7")
+    log_of(launched(folder), 0).write_text("step 3\n")
+    assert commands.logs(["first"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "step 3\n"
+    assert said.err == (
+        "note: first has stopped: job 7 ended before its first attempt; `deeplense resume first` resumes it\n"
+    )
+    scheduler_says(tmp_path, squeue="7|RUNNING|None|train\\n")
+    assert commands.logs(["first"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_to_resume_says_after_which_step_and_how_the_last_attempt_ended(submit: Submit) -> None:
+    folder = submit("first", job_id="7")
+    assert status.goes_on_from(folder) == ""
+    attempt(folder, end="crash: exit code 1", concluded=True)
+    assert status.goes_on_from(folder) == "; attempt 1 ended: crash: exit code 1"
+    saved = folder / "checkpoints" / "step_00000009"
+    saved.mkdir(parents=True)
+    (saved / "manifest.json").write_text("{}")
+    assert status.goes_on_from(folder) == "; it resumes after step 9; attempt 1 ended: crash: exit code 1"
+
+
+@pytest.mark.parametrize(
+    ("reason", "what"),
+    [
+        ("JobHeldUser", "first is held; release it with `scontrol release 7`"),
+        ("JobHeldAdmin", "first is held; release it with `scontrol release 7`"),
+        ("launch_failed_requeued_held", "first is held; release it with `scontrol release 7`"),
+        ("DependencyNeverSatisfied", "first depends on a job that failed; `deeplense cancel first`, then"),
+        ("Priority", ""),
+        ("Dependency", ""),
+    ],
+)
+def test_of_a_job_that_waits_and_will_not_start_is_said_what_lets_it(
+    reason: str, what: str, submit: Submit, tmp_path: Path
+) -> None:
+    folder = submit("first", job_id="7")
+    scheduler_says(tmp_path, squeue=f"7|PENDING|{reason}|train\\n")
+    assert [note.startswith(what) for note in notes(folder)] == [True] * bool(what)
+    scheduler_says(tmp_path, squeue=f"7|RUNNING|{reason}|train\\n")
+    assert notes(folder) == []
+
+
+def test_of_runs_that_are_finished_or_of_strangers_nothing_is_said(
+    submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, counted = submit("done", job_id="7"), submit("counted", job_id="8")
+    write_record(done / FINISHED, {"step": 7})
+    attempt(counted, end="finished", concluded=True)
+    assert notes(done, counted) == []
+    other = submit("other", job_id="9")
+    assert len(notes(other)) == 1
+    owned_by_another(monkeypatch)
+    assert notes(other) == []
+
+
+def test_many_runs_that_nobody_continues_are_told_in_part(submit: Submit) -> None:
+    folders = [submit(f"run{number}", job_id=str(number)) for number in range(status.MOST_NOTES + 3)]
+    assert len(notes(*folders)) == status.MOST_NOTES + 1
+    assert notes(*folders)[-1] == "and 3 more"
+
+
+def test_a_job_that_follows_that_of_a_run_is_its_own(
+    submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = submit("first", job_id="7")
+    as_job("7", monkeypatch)
+    attempt(folder, end="time limit", concluded=True)
+    waiting = "9|PENDING|{}|deeplense-after-7\\n"
+    scheduler_says(tmp_path, squeue="7|RUNNING|None|train\\n" + waiting.format("Dependency"))
+    assert cells(folder)[0][1] == "running"
+    scheduler_says(tmp_path, squeue=waiting.format("Priority"))
+    assert cells(folder)[0][1] == "pending (job 9 succeeds 7, Priority)"
+    assert is_active(folder)
+    scheduler_says(tmp_path, squeue="12|PENDING|Priority|deeplense-after-9.7\\n13|PENDING|None|deeplense-after-77\\n")
+    assert cells(folder)[0][1] == "pending (job 12 succeeds 7, Priority)"
+    scheduler_says(tmp_path, squeue="13|PENDING|None|deeplense-after-77\\n14|PENDING|None|after-7\\n")
+    assert not is_active(folder), "the negative control: jobs of others"
+    as_job("9", monkeypatch)
+    open_attempt(folder, follows="7")
+    scheduler_says(tmp_path, squeue="9|RUNNING|None|deeplense-after-7\\n")
+    assert cells(folder)[0][1] == "running"
+    assert log_of(launched(folder), 0).name == "9_0_log.out"
+
+
+def test_to_cancel_a_run_takes_the_job_that_would_follow_first_and_it_stays_so(submit: Submit, tmp_path: Path) -> None:
+    folder = submit("first", job_id="7")
+    scheduler_says(tmp_path, squeue="7|RUNNING|None|train\\n9|PENDING|Dependency|deeplense-after-7\\n")
+    status.cancel(launched(folder))
+    assert (tmp_path / "asked.txt").read_text().splitlines()[-1] == "scancel 9 7"
+    assert read_json(folder / LAUNCH)["cancelled"]
+
+
+def test_before_a_run_is_resumed_is_written_why_its_last_attempt_ended(
+    submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = submit("first", job_id="7")
+    as_job("7", monkeypatch)
+    attempt(folder, step=5)
+    scheduler_says(tmp_path, sacct="7|CANCELLED by 0\\n")
+    for _ in range(2):
+        status.conclude_last(folder)
+        assert read_attempts(folder)[-1]["ended"] == "cancelled"
+    assert "concluded" in read_attempts(folder)[-1]
+
+
+def test_a_checkpoint_that_is_newer_than_the_last_look_counts(submit: Submit) -> None:
+    folder = submit("first", job_id="7")
+    attempt(folder, step=5)
+    saved = folder / "checkpoints" / "step_00000009"
+    saved.mkdir(parents=True)
+    (saved / "manifest.json").write_text("{}")
+    assert cells(folder)[0][3] == "9/200"
 
 
 def test_runs_are_found_below_folders_each_once(submit: Submit, tmp_path: Path) -> None:
@@ -188,7 +362,7 @@ def test_only_a_process_of_submitit_counts_as_a_run_on_this_machine(submit: Subm
         os.waitid(os.P_PID, controller.pid, os.WEXITED | os.WNOWAIT)
         assert not is_active(run)
     assert controller.returncode == -signal.SIGTERM
-    with pytest.raises(ValueError, match="neither waits nor runs; there is nothing to cancel"):
+    with pytest.raises(ValueError, match="is neither pending nor running; there is nothing to cancel"):
         status.cancel(launched(run))
 
 
@@ -210,6 +384,22 @@ def test_a_log_is_followed_to_its_last_line(submit: Submit, tmp_path: Path, monk
     writer.join()
 
 
+def test_a_log_is_followed_on_while_slurm_does_not_answer(
+    submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(status, "SECONDS_BETWEEN_LOOKS", 0.01)
+    scheduler_says(tmp_path, answer='echo "Unable to contact slurm controller" >&2; exit 1')
+    run = launched(submit("run", job_id="5"))
+    log_of(run, 0).write_text("line 0\n")
+    text = follow(run, 0)
+    assert [next(text), next(text), next(text)] == ["line 0\n", "", ""]
+    while (tmp_path / "asked.txt").read_text().count("squeue") < 3:
+        assert next(text) == ""
+    scheduler_says(tmp_path)
+    assert "".join(text) == ""
+    assert capfd.readouterr().err.count("Unable to contact slurm controller. Still following the log") == 1
+
+
 def test_a_folder_of_runs_stands_for_those_that_wait_or_run(submit: Submit, tmp_path: Path) -> None:
     running, _, waiting = (submit(f"array/part-{k}", job_id=f"7_{k}") for k in (1, 2, 3))
     ended = submit("array/run", job_id="9")
@@ -217,7 +407,9 @@ def test_a_folder_of_runs_stands_for_those_that_wait_or_run(submit: Submit, tmp_
     assert [run.folder for run in to_cancel(tmp_path / "array")] == [running, waiting]
     assert [run.folder for run in to_cancel(ended)] == [ended]
     scheduler_says(tmp_path)
-    with pytest.raises(ValueError, match=r"none of the 4 runs below .*array waits or runs; there is nothing to cancel"):
+    with pytest.raises(
+        ValueError, match=r"none of the 4 runs below .*array is pending or running; there is nothing to cancel"
+    ):
         to_cancel(tmp_path / "array")
     with pytest.raises(ValueError, match="was not submitted"):
         to_cancel(tmp_path / "bin")
@@ -239,7 +431,7 @@ def test_the_scheduler_is_not_asked_about_runs_of_strangers(
     assert cells(folder)[0][1] == "running", "the negative control: an own run is asked about"
     (tmp_path / "asked.txt").unlink()
     owned_by_another(monkeypatch)
-    assert cells(folder)[0][1].startswith("not asked (of ")
+    assert cells(folder)[0][1].startswith("not checked (writable by ")
     assert not is_active(folder)
     assert not (tmp_path / "asked.txt").exists()
 
@@ -251,14 +443,14 @@ def test_runs_of_strangers_are_neither_cancelled_nor_resumed(
     folder = submit("first", job_id=str(os.getpid()), executor=executor)
     owned_by_another(monkeypatch)
     for act in (lambda: to_cancel(folder), lambda: again(folder, hours=None, update_code=False)):
-        with pytest.raises(ValueError, match="says what would be run as you; only its owner can cancel or resume"):
+        with pytest.raises(ValueError, match="its commands would run as you; only its owner can cancel or resume"):
             act()
 
 
 def test_a_launch_record_that_everybody_can_write_is_not_believed(submit: Submit, tmp_path: Path) -> None:
     folder = submit("first", job_id="7")
     (folder / LAUNCH).chmod(0o666)
-    assert cells(folder)[0][1] == "not asked (of everybody)"
+    assert cells(folder)[0][1] == "not checked (writable by everybody)"
     assert not (tmp_path / "asked.txt").exists()
 
 
@@ -294,14 +486,14 @@ def test_runs_that_were_started_by_hand_are_seen_and_cancelled(
     started_by_hand(run, trainer.pid)
     assert find_launched([tmp_path]) == [submitted, run]
     here = platform.node()
-    assert cells(run)[0][:4] == ["b", f"running (by hand on {here})", "1", "50/200"]
+    assert cells(run)[0][:4] == ["b", f"running (not submitted, on {here})", "1", "50/200"]
     assert is_active(run)
     assert [each.folder for each in to_cancel(tmp_path)] == [run]
     status.cancel(launched(run))
     assert trainer.wait(10) == -signal.SIGTERM
     assert cells(run)[0][1] == "not running"
     assert not is_active(run)
-    with pytest.raises(ValueError, match=r"is not being trained; there is nothing to cancel\."):
+    with pytest.raises(ValueError, match=r"is not running; there is nothing to cancel\."):
         status.cancel(launched(run))
 
 
@@ -315,7 +507,7 @@ def test_another_process_with_the_number_of_a_dead_trainer_is_left_alone(
     assert trainer.poll() is None
 
 
-@pytest.mark.parametrize(("age_s", "state"), [(0, "running (by hand on far)"), (3600, "not running")])
+@pytest.mark.parametrize(("age_s", "state"), [(0, "running (not submitted, on far)"), (3600, "not running")])
 def test_a_trainer_on_another_machine_lives_as_long_as_it_renews_its_lock(
     age_s: float, state: str, submit: Submit, tmp_path: Path, trainer: subprocess.Popen[bytes]
 ) -> None:
@@ -324,7 +516,7 @@ def test_a_trainer_on_another_machine_lives_as_long_as_it_renews_its_lock(
     changed = time.time() - age_s
     os.utime(run / LOCK, (changed, changed))
     assert cells(run)[0][1] == state
-    with pytest.raises(ValueError, match="on far; cancel it there" if age_s == 0 else "nothing to cancel"):
+    with pytest.raises(ValueError, match="on far; cancel it on that machine" if age_s == 0 else "nothing to cancel"):
         status.cancel(launched(run))
 
 
@@ -332,7 +524,10 @@ def test_how_to_resume_a_run_that_was_started_by_hand_is_said(
     submit: Submit, tmp_path: Path, trainer: subprocess.Popen[bytes]
 ) -> None:
     started_by_hand(tmp_path / "b", trainer.pid)
-    with pytest.raises(ValueError, match=r"started by hand; the same command resumes it, or: deeplense JOB --config"):
+    with pytest.raises(
+        ValueError,
+        match=r"started directly, not submitted; run the same command again to resume it, or: deeplense JOB --config",
+    ):
         again(tmp_path / "b", hours=None, update_code=False)
 
 
@@ -341,6 +536,6 @@ def test_a_lock_of_a_stranger_does_not_say_which_process_to_end(
 ) -> None:
     started_by_hand(tmp_path / "b", trainer.pid)
     owned_by_another(monkeypatch)
-    with pytest.raises(ValueError, match="only that user can end it"):
+    with pytest.raises(ValueError, match="only that user can stop it"):
         status.cancel(launched(tmp_path / "b"))
     assert trainer.poll() is None

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.attempts import EXIT_REFUSED, FOLDER, open_attempt, read_attempts
-from jobs.runs import FINISHED, LAUNCH, STOPPED
+from jobs.runs.attempts import EXIT_REFUSED, FOLDER, open_attempt, read_attempts
+from jobs.runs.folder import FINISHED, LAUNCH, STOPPED
 from launch import submit
 from launch.clusters import Cluster
 from launch.ends import begin_line, kind_of
-from launch.script import Submission
+from launch.submission import Submission
 
 SETTINGS = [
     "--model_name=simple_cnn",
@@ -81,7 +81,7 @@ class Place:
         ranks = []
         for pid in self.processes():
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if b"launch" in words and os.getpid() != pid:
+            if b"jobs" in words and os.getpid() != pid:
                 ranks.append(pid)
         return sorted(ranks, key=lambda pid: b"RANK=0" not in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
 
@@ -166,13 +166,13 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_by_itself(story: Sto
 
 def test_submitting_returns_at_once_and_says_how_to_go_on(story: Story) -> None:
     job_id = json.loads((story.place.run / LAUNCH).read_text())["job_id"]
-    assert f"submitted as job {job_id}; `deeplense logs run --follow` shows it" in story.submitted
+    assert f"submitted as job {job_id}; `deeplense logs run --follow` shows its log" in story.submitted
 
 
 def test_a_run_that_is_under_way_is_not_submitted_again(story: Story) -> None:
     code, said = story.submitted_twice
     assert code == EXIT_REFUSED
-    assert "waits or runs already; `deeplense cancel " in said
+    assert "is already pending or running; cancel it with `deeplense cancel " in said
     assert said.count("\n") == 1
 
 
@@ -189,7 +189,7 @@ def test_the_log_has_both_attempts_and_other_ranks_have_their_own(story: Story) 
     assert told == story.place.type("logs", "run", "--follow")[1] == story.place.log()
     for number in (1, 2):
         assert told.splitlines().count(begin_line(number)) == 1
-    assert "deeplense: attempt 1 ended: stopped by SIGTERM; asking for another attempt" in told
+    assert "deeplense: attempt 1 ended: stopped by SIGTERM; requesting another attempt" in told
     assert "deeplense: attempt 2 ended: finished; no further attempt" in told
     assert story.place.type("logs", "run", "--rank", "1")[0] == 0
     assert "has no rank 7" in story.place.type("logs", "run", "--rank", "7")[1]
@@ -197,7 +197,7 @@ def test_the_log_has_both_attempts_and_other_ranks_have_their_own(story: Story) 
 
 def test_the_job_ran_the_code_that_was_copied(story: Story) -> None:
     assert (story.place.run / "code" / "snapshot.json").exists()
-    assert (story.place.run / "code" / "jobs" / "train.py").exists()
+    assert (story.place.run / "code" / "jobs" / "train" / "work.py").exists()
     assert not list(story.place.run.rglob("__pycache__"))
 
 
@@ -222,7 +222,9 @@ def test_a_run_whose_rank_was_killed_goes_on_until_it_is_cancelled_and_is_resume
     (crash, _, _), (cancelled, first, last) = place.attempts(2)
     assert (kind_of(crash or ""), cancelled) == ("crash", "cancelled"), place.log()
     assert (last or 0) > first > 0
-    assert place.type("status", "run")[1].split()[-1] == "cancelled"
+    told = place.type("status", "run")[1].splitlines()
+    assert any(line.rstrip().endswith("cancelled") for line in told), told
+    assert "`deeplense resume " in told[-1]
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "deeper"
     elsewhere.mkdir()
     code, said = place.type("resume", os.path.relpath(place.run, elsewhere), here=elsewhere)
@@ -254,7 +256,7 @@ def test_a_submitted_run_keeps_no_pipe_open_and_outlives_its_terminal(place: Pla
         place.type("cancel", "run")
     place.wait()
     assert [end for end, _, _ in place.attempts(1)] == ["cancelled"]
-    assert "told to stop (SIGTERM)" in place.log()
+    assert "stopped by SIGTERM; saved after step" in place.log()
 
 
 def test_a_job_that_has_no_run_is_submitted_with_a_folder_of_its_own(place: Place) -> None:
@@ -292,11 +294,15 @@ def test_a_sweep_runs_one_after_another_less_what_is_cancelled_while_it_waits(pl
     job = ["train", f"--dataset={place.dataset}", "--run=runs/{seed}", "--seed=0:3", "--epochs=30", *SETTINGS]
     code, said = place.type("sweep", "--on", "local", "--allow_untracked", *job)
     assert code == 0, said
-    assert said.count("waits until the runs before it have ended") == 3
+    assert said.count("queued; starts when the runs before it have ended") == 3
     place = Place(place.here, place.dataset, "runs/0")
     place.wait_for(1, steps=1)
     lines = place.type("status", "runs")[1].splitlines()[1:]
-    assert [line.split("  ")[1] for line in lines] == ["running", "pending (its turn)", "pending (its turn)"]
+    assert [line.split("  ")[1] for line in lines] == [
+        "running",
+        "pending (queued on this machine)",
+        "pending (queued on this machine)",
+    ]
     assert place.type("cancel", "runs/1")[0] == 0
     place.wait()
     last = Place(place.here, place.dataset, "runs/2")

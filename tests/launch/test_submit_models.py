@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from deeplense.files import write_json
-from jobs.attempts import EXIT_REFUSED, FOLDER, read_attempts
-from jobs.runs import FINISHED
+from jobs.runs.attempts import EXIT_REFUSED, FOLDER, read_attempts
+from jobs.runs.folder import FINISHED
 from launch.__main__ import main
 from launch.clusters import Cluster
 from launch.script import submitit_script
@@ -55,10 +55,14 @@ def test_each_run_that_is_left_is_an_element_and_its_folder_is_the_runs_own(here
 @pytest.mark.parametrize(
     ("options", "more", "said"),
     [
-        (["--export", "job.sh"], [], "benchmark models makes an array; --export writes the script of a single run"),
-        (["--parts", "2"], [], "benchmark models cannot be shared; --parts is for simulate and pack"),
-        ([], ["--models=resnet81"], "there is no model 'resnet81'"),
-        (["--tasks_per_node", "2"], [], "benchmark models runs as one process"),
+        (
+            ["--export", "job.sh"],
+            [],
+            "benchmark models submits a job array, but --export writes the script of a single run",
+        ),
+        (["--parts", "2"], [], "benchmark models cannot be split; --parts is only for simulate and pack"),
+        ([], ["--models=resnet81"], "unknown model 'resnet81'"),
+        (["--tasks_per_node", "2"], [], "benchmark models runs as a single process"),
     ],
 )
 def test_what_cannot_be_submitted_is_told_before_anything_is_written(
@@ -75,7 +79,7 @@ def test_where_all_is_trained_nothing_is_submitted(
     for seed in range(3):
         write_json(here / "out" / "runs" / f"simple_cnn-{dataset.name}-{seed}" / FINISHED, {})
     assert main(["submit", "--on", "local", "benchmark", "models", *words(dataset)]) == EXIT_REFUSED
-    assert "all runs in out are finished; the same without `submit` makes the table" in capsys.readouterr().err
+    assert "all runs in out are finished; run the command without `submit` to make the table" in capsys.readouterr().err
 
 
 def type_command(here: Path, *line: str) -> tuple[int, str]:

@@ -11,9 +11,10 @@ import pytest
 from conftest import put
 
 from deeplense.data.verifying import verify
-from jobs import pack
-from jobs.attempts import read_attempts
-from jobs.runs import LAUNCH
+from jobs.pack import settings as pack_settings
+from jobs.pack import work as pack_work
+from jobs.runs.attempts import read_attempts
+from jobs.runs.folder import LAUNCH
 from launch.clusters import Cluster
 from launch.script import submitit_script
 from launch.submit import prepare_parts
@@ -52,7 +53,7 @@ def test_the_parts_are_one_array_below_a_folder_with_the_time(here: Path) -> Non
 
 
 def test_what_cannot_be_shared_is_refused(here: Path) -> None:
-    with pytest.raises(ValueError, match=r"verify cannot be shared; --parts is for simulate and pack"):
+    with pytest.raises(ValueError, match=r"verify cannot be split; --parts is only for simulate and pack"):
         prepare_parts(["verify", "data"], PLAIN, num_parts=2)
     with pytest.raises(ValueError, match="leave --part=1/2 out"):
         prepare_parts([*WORDS, "--part=1/2"], PLAIN, num_parts=2)
@@ -74,7 +75,7 @@ def test_this_machine_makes_a_data_set_in_parts_one_after_another(here: Path) ->
     assert [line for line in shown.splitlines() if "part" in line] == [f"# there/part-{k}" for k in (1, 2, 3)]
     assert not (here / "there").exists()
     said = type_command(here, "submit", "--on=local", "--allow_untracked", "--parts=3", "--folder=there", *words)
-    assert said.count("waits until the runs before it have ended") == 3
+    assert said.count("queued; starts when the runs before it have ended") == 3
     type_command(here, "logs", "there/part-3", "--follow")
     deadline = time.monotonic() + 60
     while any(not read_attempts(here / "there" / f"part-{k}")[-1]["ended"] for k in (1, 2, 3)):
@@ -84,6 +85,6 @@ def test_this_machine_makes_a_data_set_in_parts_one_after_another(here: Path) ->
     assert [line.split()[-1] for line in type_command(here, "status").splitlines()[1:]] == ["finished"] * 3
     assert "part 1/3 is done; 1 of 2 shards are still missing" in type_command(here, "logs", "there/part-1")
     assert verify(here / "out") == []
-    pack.run(pack.Settings(layout="gsoc", source=Path("in"), output=Path("whole")))
+    pack_work.run(pack_settings.Settings(layout="gsoc", source=Path("in"), output=Path("whole")))
     for path in (here / "whole").rglob("*.*"):
         assert path.read_bytes() == (here / "out" / path.relative_to(here / "whole")).read_bytes()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from jobs import config
+from jobs import command_line
 from launch.sweeps import MOST_RUNS, expand, safe
 
 TRAIN = ["train", "--config", "R", "--run", "runs/{model_name}-{seed}", "--model_name=a,b", "--seed=0:3"]
@@ -132,7 +132,7 @@ def test_a_range_is_that_of_python(first: int, end: int, step: int) -> None:
 
 def test_the_runs_are_command_lines_of_the_job() -> None:
     words = sweep("runs/{optimizer}-{seed}", joined=False, dataset="Model_I", optimizer="sgd,adamw", seed="0:2")
-    settings = [config.parse("train", line[1:]) for line in expand(words)]
+    settings = [command_line.parse("train", line[1:]) for line in expand(words)]
     assert [(s.optimizer, s.seed, s.run.name) for s in settings] == [
         (name, seed, f"{name}-{seed}") for name in ("sgd", "adamw") for seed in (0, 1)
     ]
@@ -141,43 +141,46 @@ def test_the_runs_are_command_lines_of_the_job() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train", "--seed=0:5"], "the folder of a run is missing; name in it what to vary, as in --run 'runs/"),
-        ([], "the folder of a run is missing"),
+        (
+            ["train", "--seed=0:5"],
+            "--run is missing; set a folder with the settings to vary in braces, as in --run 'runs/",
+        ),
+        ([], "--run is missing"),
         (["train", "--run"], "--run has no value"),
         (["train", "--run", "--seed=0:5"], "--run has no value"),
         (["train", "--run="], "--run has no value"),
         (sweep("runs/a", seed="0:5"), "--run=runs/a names no setting to vary; name one or more in braces, as in --run"),
-        (sweep("runs/{}", seed="0:5"), "--run names {}, but -- is not given"),
+        (sweep("runs/{}", seed="0:5"), "--run contains {}, but -- is not set"),
         (
             sweep("runs/{sed}", seed="0:5"),
-            "--run names {sed}, but --sed is not given; give it the values to vary. Did you mean seed?",
+            "--run contains {sed}, but --sed is not set; set it to the values to try. Did you mean seed?",
         ),
         (
             sweep("runs/{seed:03}", seed="0:5"),
-            "{seed:03}, but --seed:03 is not given; give it the values to vary. Did you mean seed?",
+            "{seed:03}, but --seed:03 is not set; set it to the values to try. Did you mean seed?",
         ),
         (
             sweep("runs/{lr}", seed="0:5", fold="1"),
-            "--lr is not given; give it the values to vary. There are: fold, seed.",
+            "--lr is not set; set it to the values to try. Known names: fold, seed.",
         ),
-        (sweep("runs/{lr}"), "--run names {lr}, but --lr is not given; give it the values to vary."),
-        (sweep("runs/{run}"), "--run=runs/{run} cannot hold itself"),
-        (sweep("runs/{seed", seed="0:5"), "--run=runs/{seed has a brace without its partner."),
-        (sweep("runs/seed}-{lr}", lr="1"), "has a brace without its partner"),
-        (sweep("runs/{{seed}}", seed="0:5"), "has a brace without its partner"),
-        ([*TRAIN, "--seed=9"], "--seed is given 2 times; give it once."),
-        ([*TRAIN, "--run=b"], "--run is given 2 times"),
+        (sweep("runs/{lr}"), "--run contains {lr}, but --lr is not set; set it to the values to try."),
+        (sweep("runs/{run}"), "--run=runs/{run} contains itself"),
+        (sweep("runs/{seed", seed="0:5"), "--run=runs/{seed has unbalanced braces; write each name as {name}."),
+        (sweep("runs/seed}-{lr}", lr="1"), "has unbalanced braces"),
+        (sweep("runs/{{seed}}", seed="0:5"), "has unbalanced braces"),
+        ([*TRAIN, "--seed=9"], "--seed is set 2 times; set it once."),
+        ([*TRAIN, "--run=b"], "--run is set 2 times"),
         (["train", "--run=r/{seed}", "--seed"], "--seed has no value"),
         (["train", "--run=r/{seed}", "--seed", "--lr=1"], "--seed has no value"),
         (sweep("r/{seed}", seed="5:5"), "--seed=5:5: the range 5:5 is empty"),
         (sweep("r/{seed}", seed="1,5:0"), "--seed=1,5:0: the range 5:0 is empty"),
         (sweep("r/{seed}", seed="0:5:0"), "the step of 0:5:0 is 0"),
-        (sweep("r/{seed}", seed="0,,1"), "--seed=0,,1 has a comma with nothing beside it"),
-        (sweep("r/{seed}", seed="0,"), "has a comma with nothing beside it"),
-        (sweep("r/{classes}", classes='["a","b"]'), "is one value with parts, which cannot be varied"),
-        (sweep("r/{seed}", seed="0:3,2"), "two runs have the folder r/2: --seed=2 comes twice"),
-        (sweep("r/{x}", x="a/b,a-b"), "two runs have the folder r/a-b: --x=a/b and --x=a-b have it both"),
-        (sweep("r/{a}{b}", a="1,11", b="1,11"), "folder r/111: --a=1 --b=11 and --a=11 --b=1 have it both"),
+        (sweep("r/{seed}", seed="0,,1"), "--seed=0,,1 has an empty item"),
+        (sweep("r/{seed}", seed="0,"), "has an empty item"),
+        (sweep("r/{classes}", classes='["a","b"]'), "is a single list or mapping, which cannot be varied"),
+        (sweep("r/{seed}", seed="0:3,2"), "two runs have the same folder r/2: --seed=2 occurs twice"),
+        (sweep("r/{x}", x="a/b,a-b"), "two runs have the same folder r/a-b: --x=a/b and --x=a-b both map to it"),
+        (sweep("r/{a}{b}", a="1,11", b="1,11"), "folder r/111: --a=1 --b=11 and --a=11 --b=1 both map to it"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(words: list[str], said: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import cloudpickle
 import pytest
 
-from jobs.attempts import EXIT_REFUSED
+from jobs.runs.attempts import EXIT_REFUSED
 from launch.task import Run, become_rank, in_step, interface_to, local_size, other_node, reachable
 
 MEETING = {
@@ -87,12 +87,14 @@ def test_tasks_on_each_node_are_read(text: str, number: int) -> None:
 
 @pytest.mark.parametrize("text", ["2,1", "2(x2),1", "4(x3),2(x1)"])
 def test_tasks_that_are_spread_unevenly_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"spread unevenly over the nodes \(.*\); use --ntasks-per-node"):
+    with pytest.raises(ValueError, match=r"distributed unevenly over the nodes \(.*\); use --ntasks-per-node"):
         become_rank(task(0, tasks=3, nodes=1, spread=text) | MEETING)
 
 
 def test_several_tasks_that_have_nowhere_to_meet_are_refused() -> None:
-    with pytest.raises(ValueError, match="several tasks, but no MASTER_ADDR and MASTER_PORT; use `deeplense submit`"):
+    with pytest.raises(
+        ValueError, match="several tasks, but MASTER_ADDR and MASTER_PORT are not set; use `deeplense submit`"
+    ):
         become_rank(task(0))
 
 
@@ -125,11 +127,28 @@ def test_a_run_is_pickled_as_a_name_and_words_and_no_more(tmp_path: Path, monkey
     assert len(pickled) < 300
 
 
-@pytest.mark.parametrize(("name", "value", "inside"), [("SLURM_STEP_ID", "0", True), ("SLURM_JOB_ID", "4", False)])
-def test_only_srun_makes_a_task_a_rank(name: str, value: str, inside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    for known in ("SLURM_STEP_ID", "SLURM_STEPID"):
+STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "inside"),
+    [
+        (STEP, True),
+        (STEP | {"SUBMITIT_EXECUTOR": "slurm"}, True),
+        ({"SLURM_JOB_ID": "4"}, False),
+        # A batch script of Slurm 26.05.
+        ({"SLURM_JOB_ID": "4", "SLURM_STEP_ID": "-5"}, False),
+        # Submitted to this machine from an interactive step.
+        (STEP | {"SUBMITIT_EXECUTOR": "local"}, False),
+    ],
+)
+def test_only_srun_makes_a_task_a_rank(
+    variables: dict[str, str], inside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for known in ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SUBMITIT_EXECUTOR"):
         monkeypatch.delenv(known, raising=False)
-    monkeypatch.setenv(name, value)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     assert in_step() == inside
 
 
@@ -159,9 +178,9 @@ def test_a_signal_that_comes_too_early_waits_or_ends_a_job_that_saves_nothing(jo
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        (task(0, tasks=1, nodes=1, spread="1"), "there is no job 'trian'. Did you mean train?"),
-        (task(0), "several tasks, but no MASTER_ADDR and MASTER_PORT"),
-        (task(0, spread="3,1") | MEETING, "the tasks are spread unevenly over the nodes (3,1)"),
+        (task(0, tasks=1, nodes=1, spread="1"), "unknown job 'trian'. Did you mean train?"),
+        (task(0), "several tasks, but MASTER_ADDR and MASTER_PORT are not set"),
+        (task(0, spread="3,1") | MEETING, "tasks are distributed unevenly over the nodes (3,1)"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line_and_code_2(variables: dict[str, str], said: str) -> None:

@@ -218,7 +218,7 @@ def test_every_parameter_and_every_border_counts(image_size: int, in_chans: int)
 
 
 def test_a_size_that_would_lose_pixels_is_refused() -> None:
-    with pytest.raises(ValueError, match=f"image_size=50 is no multiple of {MULTIPLE}"):
+    with pytest.raises(ValueError, match=f"image_size=50 is not a multiple of {MULTIPLE}"):
         LensResidual(in_chans=1, image_size=50)
 
 

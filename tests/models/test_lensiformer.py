@@ -128,7 +128,7 @@ def test_the_weights_of_the_encoder_and_the_decoder_are_seen() -> None:
 
 
 def test_an_image_of_one_patch_is_refused() -> None:
-    with pytest.raises(ValueError, match="8 pixels hold less at patch_size=8; use images of 16"):
+    with pytest.raises(ValueError, match="8 pixels have fewer with patch_size=8; use images of 16"):
         small(image_size=8)
 
 

@@ -102,7 +102,7 @@ def test_attention_that_is_written_out_is_the_same() -> None:
 def test_images_without_whole_patches_are_refused() -> None:
     encoder = TokenEncoder(vit("a class token"))
     assert encoder.grid(48) == (3, 3)
-    with pytest.raises(ValueError, match="20 pixels have no whole patches of 16"):
+    with pytest.raises(ValueError, match="20 pixels cannot be divided into patches of 16"):
         encoder(images(20))
 
 

@@ -72,7 +72,7 @@ def test_a_file_that_would_run_a_command_is_refused_in_one_line(kind: str, name:
         file.write_bytes(pickle.dumps(evil))
     else:
         torch.save(evil, file, _use_new_zipfile_serialization=kind != "legacy")
-    with pytest.raises(ValueError, match=r"evil\.\w+ is no file of weights alone") as refused:
+    with pytest.raises(ValueError, match=r"evil\.\w+ is not a pure weight file") as refused:
         build(name, image_size=32, in_chans=1, num_outputs=3, pretrained=True, pretrained_file=file)
     assert "\n" not in str(refused.value)
     assert not made.exists()
@@ -82,14 +82,14 @@ def test_a_file_that_would_run_a_command_is_refused_in_one_line(kind: str, name:
 def test_what_is_no_file_of_weights_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
     for name in ("bad.pth", "bad.safetensors"):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"{name} is no file of weights alone"):
+        with pytest.raises(ValueError, match=f"{name} is not a pure weight file"):
             read_weights(tmp_path / name)
-    with pytest.raises(ValueError, match="is no file of weights alone"):
+    with pytest.raises(ValueError, match="is not a pure weight file"):
         read_weights(tmp_path)
 
 
 @pytest.mark.parametrize("held", [{}, [torch.zeros(2)], {"epoch": 3}, torch.zeros(2)])
 def test_a_file_without_weights_by_name_is_refused(held: object, tmp_path: Path) -> None:
     torch.save(held, tmp_path / "held.pth")
-    with pytest.raises(ValueError, match=r"held\.pth holds no weights by name"):
+    with pytest.raises(ValueError, match=r"held\.pth contains no named weights"):
         read_weights(tmp_path / "held.pth")

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from deeplense.models.registry import Network, build
 from deeplense.models.zoo import ARCHITECTURES, require_known
-from jobs.train import Settings
+from jobs.train.settings import Settings
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes" / "models"
 NAMES = sorted(ARCHITECTURES)
@@ -111,5 +111,5 @@ def test_pretrained_weights_keep_the_patches_that_they_were_published_with() -> 
 def test_a_wrong_name_is_answered_with_the_nearest(wrong: str, near: str) -> None:
     require_known("convit_tiny")
     require_known("convnext_femto")
-    with pytest.raises(ValueError, match=f"there is no model '{wrong}'\\. Nearest: {near}"):
+    with pytest.raises(ValueError, match=f"unknown model '{wrong}'\\. Nearest: {near}"):
         require_known(wrong)

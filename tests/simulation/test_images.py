@@ -72,7 +72,7 @@ def lenstronomy_image(monkeypatch: pytest.MonkeyPatch) -> Callable[[System, Popu
     """The oracle, less the core of 1e-10 arcsec that it gives to an SIE: alone it would make differences of 7e-10."""
     from lenstronomy.LensModel.Profiles.sie import SIE
 
-    from jobs.measuring.simulate import lenstronomy_image
+    from jobs.benchmark.simulate import lenstronomy_image
 
     core = property(lambda self: 1e-16, lambda self, value: None)
     monkeypatch.setattr(SIE, "_s_scale", core, raising=False)

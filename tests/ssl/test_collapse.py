@@ -79,11 +79,11 @@ def test_the_entropy_and_the_divergence_are_their_definitions() -> None:
         (0.3 * RANDOM + draw(1, 384), PROTOTYPES, ""),
         (POINT, PROTOTYPES, r"The embeddings have collapsed to a point: their std is 0\.01\d* of"),
         (torch.zeros(20, 8), None, r"to a point: their std is 0 of"),
-        (LINE, PROTOTYPES, r"collapsed to few dimensions: 1\.\d+ by RankMe"),
-        (RANDOM, ONE, r"^The teacher has collapsed to one prototype: 1(\.0\d*)? are in use"),
-        (RANDOM, UNIFORM, r"^The teacher has collapsed to a uniform distribution: it has (100\.0|99\.\d)%"),
-        (POINT, ONE, r"a point.*one prototype"),
-        (RANDOM * math.nan, PROTOTYPES, r"^Not all is finite: embedding_std, rankme\.$"),
+        (LINE, PROTOTYPES, r"collapsed to few dimensions: RankMe is 1\.\d+"),
+        (RANDOM, ONE, r"^The teacher has collapsed to few prototypes: the effective number is 1(\.0\d*)?\."),
+        (RANDOM, UNIFORM, r"^The teacher has collapsed to a uniform distribution: its entropy is (100\.0|99\.\d)%"),
+        (POINT, ONE, r"a point.*few prototypes"),
+        (RANDOM * math.nan, PROTOTYPES, r"^Not all metrics are finite: embedding_std, rankme\.$"),
     ],
 )
 def test_a_verdict_says_how_it_has_collapsed(features: Tensor, probabilities: Tensor | None, words: str) -> None:

@@ -9,7 +9,7 @@ from tiny import PATCH, SIZE, TOKENS, Batch, hide_by_number, make, make_batch, s
 from torch import Tensor
 
 from deeplense.ssl.dino import compare_views
-from deeplense.ssl.masked import token_weights
+from deeplense.ssl.patches import token_weights
 
 WARM: dict[str, Any] = {"warmup_teacher_patch_temp": 0.03, "teacher_patch_temp": 0.07, "warmup_share": 0.2}
 ONE_HEAD, TWO_HEADS = "ibot", "ibot, two heads, masked centre"
@@ -169,5 +169,5 @@ def test_last_layers_are_frozen_first(name: str) -> None:
 
 def test_another_number_of_large_views_is_refused() -> None:
     method = make(ONE_HEAD, num_large=3)
-    with pytest.raises(ValueError, match=r"2 large views, but masks are drawn for 3"):
+    with pytest.raises(ValueError, match=r"2 large views, but masks for 3"):
         method(*make_batch(method, 0), 0)

@@ -118,7 +118,7 @@ def test_shares_that_cannot_be_are_refused(share: float, spread: float, probabil
 
 
 def test_counts_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"count=1\.5 must be a share"):
+    with pytest.raises(ValueError, match=r"count=1\.5 must be a fraction"):
         block_masks(uniforms(5), grid=(4, 4), count=1.5)
     with pytest.raises(ValueError, match="count has shape"):
         block_masks(uniforms(5), grid=(4, 4), count=torch.ones(4))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import CONTEXT, rank_variables
+from conftest import CONTEXT, rank_variables, start_fork_server
 from tiny import (
     SETTINGS,
     TOKENS,
@@ -263,6 +263,7 @@ def ddp_update(parallel: Any, optimizer: torch.optim.Optimizer, step: int, batch
 def test_two_processes_do_what_one_does(tmp_path: Any) -> None:
     path = str(tmp_path / "state")
     work = partial(train_as_rank, path)
+    start_fork_server()
     ranks = [CONTEXT.Process(target=as_rank, args=(work, variables)) for variables in rank_variables(2)]
     for rank in ranks:
         rank.start()

@@ -76,7 +76,7 @@ def test_it_learns_to_paint_what_can_be_known() -> None:
 def test_small_views_are_refused() -> None:
     method = make("simmim")
     views, random = make_batch(method, 0)
-    with pytest.raises(ValueError, match="views of 2 sizes"):
+    with pytest.raises(ValueError, match="views have 2 sizes"):
         method([views[0], views[0]], random, 0)
-    with pytest.raises(ValueError, match="1 large views, but masks are drawn for 2"):
+    with pytest.raises(ValueError, match="1 large views, but masks for 2"):
         method([views[0][:1]], random, 0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from lightly.utils.scheduler import cosine_schedule
 
-from deeplense.ssl.schedules import cosine, ramp
+from deeplense.schedules import cosine, ramp
 
 
 def test_the_cosine_goes_from_start_to_end() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import ndimage, stats
 from torch import Tensor
 
+from deeplense.random.noise import fast_words
 from deeplense.ssl.views import (
     DRAWS,
     KEYS,
@@ -24,7 +25,6 @@ from deeplense.ssl.views import (
     estimate_sky,
     make_views,
     num_uniforms,
-    words,
 )
 
 STILL = ViewSettings(
@@ -400,7 +400,8 @@ def test_keys_that_are_neighbours_draw_unlike_noise(key: str) -> None:
 def test_both_keys_tell_views_apart() -> None:
     """A hash with 32 bits of state would draw about ten pairs of views alike."""
     numbers = np.random.default_rng(0).integers(0, 2**24, size=(len(KEYS), 1, 300_000))
-    found = words(dict(zip(KEYS, torch.from_numpy(numbers).float() / 2**24, strict=True)), 2)[0]
+    first, second = torch.from_numpy(numbers).float() / 2**24
+    found = fast_words((first, second), 2)[0]
     assert len(np.unique(found.numpy().view(np.int64))) == 300_000
 
 
@@ -487,12 +488,12 @@ def test_wrong_settings_are_refused_by_name(change: dict[str, Any], what: str) -
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: make_views(images(), torch.rand(4, 3), LENSES, sky=torch.ones(3)), r"uniforms are \(4, 3\)"),
-        (lambda: make_views(images(), drawn(LENSES, 5), LENSES, sky=torch.ones(3)), r"uniforms are \(5, "),
+        (lambda: make_views(images(), torch.rand(4, 3), LENSES, sky=torch.ones(3)), r"uniforms have shape \(4, 3\)"),
+        (lambda: make_views(images(), drawn(LENSES, 5), LENSES, sky=torch.ones(3)), r"uniforms have shape \(5, "),
         (lambda: make_views(images(), drawn(LENSES, 4), LENSES, sky=torch.ones(1)), "sky has shape"),
         (lambda: views(images(), replace(LENSES, bands=("g",))), "bands="),
-        (lambda: views(images(), replace(LENSES, stamp_size=33)), "stamp_size=33 is more than the 32"),
-        (lambda: estimate_sky(torch.full((2, 3, 8, 8), torch.nan)), r"bands \[0, 1, 2\] has no finite"),
+        (lambda: views(images(), replace(LENSES, stamp_size=33)), r"stamp_size=33 is larger than the images \(32"),
+        (lambda: estimate_sky(torch.full((2, 3, 8, 8), torch.nan)), r"bands \[0, 1, 2\]: they have no finite"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(make: Callable[[], object], message: str) -> None:

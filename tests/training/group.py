@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from conftest import CONTEXT, rank_variables
+from conftest import CONTEXT, rank_variables, start_fork_server
 
 
 def run_rank(work: Callable[[int, int], None], variables: dict[str, str]) -> None:
@@ -20,6 +20,7 @@ def run_rank(work: Callable[[int, int], None], variables: dict[str, str]) -> Non
 
 def on_ranks(num_ranks: int, work: Callable[..., None]) -> None:
     """Do something on so many ranks."""
+    start_fork_server()
     ranks = [CONTEXT.Process(target=run_rank, args=(work, variables)) for variables in rank_variables(num_ranks)]
     for rank in ranks:
         rank.start()

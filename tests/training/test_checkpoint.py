@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CONTEXT
+from conftest import CONTEXT, start_fork_server
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -237,7 +237,7 @@ def test_the_files_are_those_of_the_safetensors_library(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "theirs")
     read = tensors_in(tensor_file.read(tmp_path / "theirs")[0])
     assert same(dict(sorted(read.items())), dict(sorted(tensors.items())))
-    with pytest.raises(ValueError, match=r"weight is of torch\.complex128, which safetensors does not know"):
+    with pytest.raises(ValueError, match=r"weight has the dtype torch\.complex128, which safetensors does not support"):
         save(tmp_path / "it", {"model": {"weight": torch.zeros(1, dtype=torch.complex128)}})
 
 
@@ -363,6 +363,7 @@ def save_until_killed(
 def saver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Connection, Connection]]:
     """Begins processes that save, and hears from them; both end when these connections close."""
     (told, begin), (hear, tell) = CONTEXT.Pipe(duplex=False), CONTEXT.Pipe(duplex=False)
+    start_fork_server()
     process = CONTEXT.Process(target=save_until_killed, args=(request.param, tmp_path, told, tell))
     process.start()
     told.close()
@@ -399,12 +400,12 @@ def test_a_kill_at_any_moment_costs_no_checkpoint_that_was_acknowledged(
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"[1, 2]", r"model\.json holds no state"),
-        (b"3", r"model\.json holds no state"),
-        (b'{"weight": 3}', "no part of a state"),
+        (b"[1, 2]", r"model\.json contains no state"),
+        (b"3", r"model\.json contains no state"),
+        (b'{"weight": 3}', "not part of a state"),
         (b"{", "model cannot be read"),
         (b"[" * 100_000, "model cannot be read"),
-        (b" " * 200 + b"{}", r"model\.json has 202 bytes, more than any state"),
+        (b" " * 200 + b"{}", r"model\.json has 202 bytes, too many for a state"),
     ],
 )
 def test_a_state_of_another_form_is_damage_although_its_checksum_is_right(
@@ -416,6 +417,16 @@ def test_a_state_of_another_form_is_damage_although_its_checksum_is_right(
     checkpoint.write_manifest(path, files | {"model.json": checkpoint.put(path / "model.json", content)}, time="")
     if b" " in content[:1]:
         monkeypatch.setattr(checkpoint, "LARGEST_TREE", 200)
+    assert re.search(told, damage(path) or "")
+    with pytest.raises(ValueError, match=told):
+        load(path)
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_a_state_that_is_not_finite_is_damage(tmp_path: Path, number: float) -> None:
+    path = step_folder(tmp_path, 1)
+    save(path, {"model": {"weight": torch.tensor([1.0, number])}})
+    told = r"model\.safetensors contains non-finite numbers"
     assert re.search(told, damage(path) or "")
     with pytest.raises(ValueError, match=told):
         load(path)

@@ -124,9 +124,7 @@ def test_variables_of_the_environment_that_change_numbers_are_ignored_and_told(
     assert learnt_weight() == expected
     assert name not in os.environ
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == (
-        f"deeplense: of the environment, {name} changes what is computed, and is ignored; use settings instead"
-    )
+    assert line == (f"deeplense: in the environment, {name} changes results and is ignored; use settings instead")
 
 
 def test_with_it_the_gradients_would_be_divided(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, LRScheduler, StepLR
 
-from deeplense.training.schedules import Schedule, learning_rate
+from deeplense.schedules import Schedule, learning_rate
 
 LR, LR_MIN, NUM_STEPS, PERIOD, GAMMA = 0.3, 0.02, 40, 7, 0.6
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplense.training.tracking import METRICS, Tracker, trim, wandb_id
-from jobs import config, train
+from jobs import command_line
+from jobs.train import work as train_work
 
 ATTEMPT = """
 import sys
@@ -65,8 +66,8 @@ def test_the_lines_of_steps_that_a_checkpoint_counts_are_on_the_disk_before_it(
 
     monkeypatch.setattr(Tracker, "sync", noted)
     words = [f"--dataset={dataset}", f"--run={tmp_path / 'run'}", "--model_name=simple_cnn"]
-    settings = config.parse("train", [*words, "--batch_size=16", "--epochs=1", "--device=cpu"])
-    assert train.run(settings) == 0
+    settings = command_line.parse("train", [*words, "--batch_size=16", "--epochs=1", "--device=cpu"])
+    assert train_work.run(settings) == 0
     assert stood == [0]
     assert len(list((tmp_path / "run" / "checkpoints").glob("step_*"))) == 1
 

@@ -2,14 +2,18 @@
 
 DEEPLENSE_TEST names a folder. In it `hold` has the step before which ranks wait, until they are told to stop, and
 `die` has lines `ATTEMPT RANK WHERE NUMBER`: kill yourself at the NUMBER-th WHERE, one of `before_step`, and
-`before_rename` and `after_rename` of a checkpoint. Each rank writes `samples_ATTEMPT_RANK.txt`, a line for each step.
-`hold_shards` has the names of shards before which a job that makes a data set waits.
+`before_rename` and `after_rename` of a checkpoint; `raise` after the number raises an error instead. Each rank writes
+`samples_ATTEMPT_RANK.txt`, a line for each step. `hold_shards` has the names of shards before which a job that makes a
+data set waits.
+
+DEEPLENSE_COUNTS=1 puts the ranks of counting.py, without torch, in the place of trainings.
 """
 
 import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -46,8 +50,17 @@ COUNTS: dict[str, int] = {}
 def die_if_told(where: str) -> None:
     """Kill this process where the test wants it."""
     COUNTS[where] = COUNTS.get(where, 0) + 1
-    if f"{attempt()} {rank()} {where} {COUNTS[where]}" in read("die").splitlines():
+    here, lines = f"{attempt()} {rank()} {where} {COUNTS[where]}", read("die").splitlines()
+    if here in lines:
         os.kill(os.getpid(), signal.SIGKILL)
+    if f"{here} raise" in lines:
+        raise RuntimeError("the test wants it")
+
+
+def note(step: int, samples: Sequence[int]) -> None:
+    """Write down what this rank makes a step of."""
+    with (Path(FOLDER or ".") / f"samples_{attempt()}_{rank()}.txt").open("a") as file:
+        file.write(f"{step} {' '.join(map(str, samples))}\n")
 
 
 def note_samples(kind: Any) -> None:
@@ -60,9 +73,7 @@ def note_samples(kind: Any) -> None:
             time.sleep(0.002)
         die_if_told("before_step")
         hold(NEXT_STEP[0])
-        with (Path(FOLDER or ".") / f"samples_{attempt()}_{rank()}.txt").open("a") as file:
-            indices = " ".join(map(str, batch.indices.tolist()))
-            file.write(f"{NEXT_STEP[0]} {indices}\n")
+        note(NEXT_STEP[0], batch.indices.tolist())
         NEXT_STEP[0] += 1
         return step(self, network, batch, *words)
 
@@ -115,7 +126,8 @@ def patch_stopping(module: Any) -> None:
     note = module.StopFlag.note
 
     def noted(self: Any, number: int, frame: Any) -> None:
-        TOLD_TO_STOP.append(number)
+        if not read("stubborn"):
+            TOLD_TO_STOP.append(number)
         note(self, number, frame)
 
     module.StopFlag.note = noted
@@ -137,13 +149,25 @@ def patch_files() -> None:
     setattr(Path, "replace", noted)  # noqa: B010
 
 
+def put_counting(module: Any) -> None:
+    """Let ranks count in the place of a training."""
+
+    def run(settings: Any) -> int:
+        from counting import run as count
+
+        return count(settings)
+
+    module.run = run
+
+
 class Patcher(MetaPathFinder):
     """Patches modules of the project when they are loaded."""
 
+    counting = {"jobs.train.work": put_counting, "deeplense.training.stopping": patch_stopping}  # noqa: RUF012
     patches = {  # noqa: RUF012
-        "jobs.experiment": lambda module: note_samples(module.Objective),
-        "jobs.pretraining": lambda module: note_samples(module.Pretraining),
-        "jobs.diffusing": lambda module: note_samples(module.Diffusion),
+        "jobs.train.objective": lambda module: note_samples(module.Objective),
+        "jobs.pretrain.learner": lambda module: note_samples(module.PretrainingTrainee),
+        "jobs.diffuse.learner": lambda module: note_samples(module.DiffusionTrainee),
         "deeplense.data.building": patch_building,
         "deeplense.training.loop": patch_loop,
         "deeplense.training.saving": patch_saving,
@@ -151,7 +175,8 @@ class Patcher(MetaPathFinder):
     }
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        patch = self.patches.get(name)
+        patches = self.counting if os.environ.get("DEEPLENSE_COUNTS") else self.patches
+        patch = patches.get(name)
         if patch is None:
             return None
         spec = PathFinder.find_spec(name, path)
@@ -167,6 +192,6 @@ class Patcher(MetaPathFinder):
         return spec
 
 
-if FOLDER and "SLURM_STEP_ID" in os.environ:
+if FOLDER and "SLURM_STEP_NUM_TASKS" in os.environ:
     sys.meta_path.insert(0, Patcher())
     patch_files()

@@ -1,0 +1,230 @@
+"""The report of an evaluation: its numbers, figures and files."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deeplense.evaluation import plots
+from deeplense.evaluation.metrics import classification_report, regression_report, softmax
+from deeplense.evaluation.predict import Predictions
+from deeplense.evaluation.report import Plot, metric_in_words, name_undefined, write_report
+from deeplense.records import read_lines
+from deeplense.training.tracking import KINDS, METRICS
+from jobs.console import say
+from jobs.data.part import Part
+from jobs.data.seen import LeftOut
+from jobs.evaluate.explain import Explained, explanation_plots
+from jobs.runs.opening import Extent
+from jobs.train.settings import Settings as TrainSettings
+from jobs.train.stored import Unseen
+
+GALLERY = 12
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The predictions of one run for its held-out samples. `weights` names the weights, `extent` is how much of the
+    training is done. `chance` is the constant guess of a regression; `explained` is set on the main process only, if
+    explanations were requested."""
+
+    run: Path
+    settings: TrainSettings
+    held: Unseen
+    predictions: Predictions
+    weights: str
+    extent: Extent | None
+    fold: int | None = None
+    """the held-out fold, if any"""
+    chance: float = 0.0
+    explained: Explained | None = None
+
+
+def report(
+    split: str,
+    evaluated: Sequence[Evaluated],
+    folder: Path,
+    *,
+    shown: Mapping[str, Any] | None = None,
+    missing: str = "",
+) -> None:
+    """Write the report and print its numbers.
+
+    Args:
+        split: name of the held-out split.
+        evaluated: one run, or one per fold.
+        folder: folder to write to.
+        shown: the settings to list, by default those of the training.
+        missing: text that names the folds without a run.
+    """
+    first = evaluated[0]
+    joined = Predictions(
+        **{
+            name: np.concatenate([getattr(e.predictions, name) for e in evaluated])
+            for name in ("outputs", "labels", "target", "indices")
+        }
+    )
+    regression = first.settings.regression
+    content = report_regression(first, joined) if regression else report_classes(first, joined)
+    facts = facts_of(split, evaluated, len(joined.labels), missing=missing)
+    drawn = regression_plots(first, joined) if regression else class_plots(first, joined, content)
+    drawn += explanation_plots(first.explained) if first.explained else []
+    say(f"{facts['held out']}; {facts['training']}; weights: {facts['weights']}")
+    write_report(
+        folder,
+        title=f"{first.settings.model_name}: {first.settings.target} of lenses",
+        lead=f"{len(joined.labels)} held-out images of {first.held.part.split.name}",
+        content=content | {"of": subject(evaluated, split), **counts(evaluated)},
+        facts=facts,
+        settings={name: str(value) for name, value in (shown or vars(first.settings)).items()},
+        plots=[*drawn, *training_plot(first)],
+        arrays=vars(joined) | origin(evaluated),
+    )
+    print_numbers(content["metrics"])
+    say(f"report: {folder / 'index.html'}")
+
+
+def facts_of(split: str, evaluated: Sequence[Evaluated], num_images: int, *, missing: str) -> dict[str, str]:
+    """Describe what was evaluated, as names and texts."""
+    first = evaluated[0]
+    held = f"fold of {first.settings.num_folds}" if first.fold is not None else f"split {split}"
+    data, left_out = first.held.part.split, sum((e.held.left_out for e in evaluated), LeftOut())
+    notes = {
+        "not known": [text for e in evaluated for text in e.held.unknown],
+        "starts from": [text for e in evaluated for text in e.held.foreign],
+    }
+    extents = {e.run: str(e.extent) for e in evaluated if e.extent is not None}
+    same = len(set(extents.values())) == 1
+    return {
+        "runs": ", ".join(str(e.run) for e in evaluated),
+        "training": next(iter(extents.values())) if same else "; ".join(f"{k}: {v}" for k, v in extents.items()),
+        "data set": f"{data.name} ({data.dataset_id[:16]})",
+        "held out": f"{num_images} images, {held}{missing}; {left_out}{unlabelled(first.held.part)}",
+        **{name: "; ".join(dict.fromkeys(texts)) for name, texts in notes.items() if texts},
+        "weights": "; ".join(dict.fromkeys(e.weights for e in evaluated)),
+        "provenance": json.dumps(data.schema.provenance),
+    }
+
+
+def unlabelled(part: Part) -> str:
+    """Say how many images of the split have no label and are left out; empty if all have one."""
+    known = np.isfinite(part.target) if part.target is not None else part.split.labels >= 0
+    number = int((~known).sum())
+    return f"; {number} images of the split have no label and are left out" if number else ""
+
+
+def subject(evaluated: Sequence[Evaluated], split: str) -> dict[str, Any]:
+    """Return the samples that a report is on."""
+    data = evaluated[0].held.part.split
+    return subject_of(data.dataset_id, split, [e.fold for e in evaluated])
+
+
+def subject_of(dataset_id: str, split: str, folds: Sequence[int | None]) -> dict[str, Any]:
+    """Return the samples that a report is on: the data set, the split and the folds."""
+    held = sorted(fold for fold in folds if fold is not None)
+    return {"dataset_id": dataset_id, "split": "train" if held else split, "folds": held}
+
+
+def counts(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
+    """Return the progress of each training and the number of images left out."""
+    left_out = sum((e.held.left_out for e in evaluated), LeftOut())
+    return {
+        "training": [{"run": str(e.run), **asdict(e.extent)} for e in evaluated if e.extent is not None],
+        "left_out": asdict(left_out),
+        "not_known": list(dict.fromkeys(text for e in evaluated for text in e.held.unknown)),
+    }
+
+
+def origin(evaluated: Sequence[Evaluated]) -> dict[str, np.ndarray]:
+    """Return the origin of the predictions: the data set, its number of samples, the held-out folds and the constant
+    guess."""
+    split = evaluated[0].held.part.split
+    told: dict[str, Any] = {"dataset_id": split.dataset_id, "num_samples": len(split), "chance": evaluated[0].chance}
+    told["allow_pretrained_overlap"] = evaluated[0].held.allowed
+    folds = np.array([e.fold for e in evaluated if e.fold is not None], dtype=np.int64)
+    return {name: np.array(value) for name, value in told.items()} | {"folds": folds}
+
+
+def report_classes(first: Evaluated, joined: Predictions) -> dict[str, Any]:
+    """Return the metrics of a classifier."""
+    classes = first.held.part.split.schema.classes
+    found = classification_report(softmax(joined.outputs), joined.labels, classes)
+    named = name_undefined(found["metrics"], joined.labels, classes)
+    return found | {"metrics": named, "classes": list(classes)}
+
+
+def report_regression(first: Evaluated, joined: Predictions) -> dict[str, Any]:
+    """Return the metrics of a regression."""
+    return regression_report(joined.outputs[:, 0].astype(float), joined.target.astype(float), chance=first.chance)
+
+
+def class_plots(first: Evaluated, joined: Predictions, content: Mapping[str, Any]) -> list[Plot]:
+    """Return the figures of a classifier."""
+    classes, probabilities = first.held.part.split.schema.classes, softmax(joined.outputs)
+    counts = np.array(content["confusion"])
+    return [
+        Plot(
+            "roc",
+            "ROC of each class against the rest",
+            partial(plots.roc, probabilities=probabilities, labels=joined.labels, classes=classes),
+        ),
+        Plot(
+            "confusion",
+            "Confusion matrix: counts and fractions of the true class",
+            partial(plots.confusion, counts=counts, classes=classes),
+        ),
+        Plot(
+            "reliability",
+            "Reliability diagram: accuracy against confidence in ten bins with equal counts",
+            partial(plots.reliability, probabilities=probabilities, labels=joined.labels),
+        ),
+        mistakes(first, probabilities),
+    ]
+
+
+def mistakes(first: Evaluated, probabilities: np.ndarray) -> Plot:
+    """Return the figure of the images with the lowest probability of the true class, for the first run."""
+    found = first.predictions
+    of_truth = probabilities[np.arange(len(found.labels)), found.labels]
+    worst = np.argsort(of_truth, kind="stable")[:GALLERY]
+    classes = first.held.part.split.schema.classes
+    titles = [f"{classes[found.labels[k]]}, p = {of_truth[k]:.2g}" for k in worst]
+    images = first.held.part.split.images(found.indices[worst])
+    caption = "The images with the lowest predicted probability of their true class (title: true class, probability)"
+    return Plot("mistakes", caption, partial(plots.gallery, images=images, titles=titles), size=(9.0, 3.9), wide=True)
+
+
+def regression_plots(first: Evaluated, joined: Predictions) -> list[Plot]:
+    """Return the figures of a regression."""
+    unit = first.held.part.split.schema.targets[first.settings.target]
+    draw = partial(plots.scatter, predicted=joined.outputs[:, 0], truth=joined.target, unit=unit)
+    return [Plot("scatter", "Predicted against true values", draw)]
+
+
+def training_plot(first: Evaluated) -> list[Plot]:
+    """Return the training curves of the first run, if there are any."""
+    path = first.run / METRICS
+    lines = list(read_lines(path, KINDS).good.values())
+    named = {
+        "training loss": "train/loss",
+        "validation MAE" if first.settings.regression else "validation AUC": "val/mae"
+        if first.settings.regression
+        else "val/auc_macro",
+    }
+    series = {
+        title: ([line["step"] for line in lines if name in line], [line[name] for line in lines if name in line])
+        for title, name in named.items()
+    }
+    kept = {title: values for title, values in series.items() if values[0]}
+    return [Plot("training", "Training", partial(plots.curves, series=kept, ylabel="value"))] if kept else []
+
+
+def print_numbers(metrics: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print the metrics with their intervals, one per line."""
+    width = max(len(name) for name in metrics)
+    for name, value in metrics.items():
+        say(f"  {name:<{width}}  {metric_in_words(value)}")

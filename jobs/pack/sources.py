@@ -1,0 +1,128 @@
+"""The input of `deeplense pack`: the selected images of a layout, their splits, and the printed summary."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deeplense.data import layouts
+from deeplense.data.catalogues import attach, read_catalogue
+from deeplense.data.choosing import Choice, choose
+from deeplense.data.conditions import listed, read_sky, read_targets
+from deeplense.data.records import Layout, Record, few
+from deeplense.data.subsets import split_off
+from deeplense.random.draws import permutation
+from jobs.pack.settings import Settings
+from jobs.settings import require
+
+MOST_CLASSES = 12
+"""Maximum number of classes listed in the summary."""
+
+
+def read_layout(settings: "Settings") -> Layout:
+    """List the images to pack. Raises ValueError, naming the file, for input that cannot be read or does not fit."""
+    try:
+        there = settings.source.exists()
+        require(there, f"{settings.source} does not exist; give the folder or file to pack as --source.")
+        found = open_layout(settings)
+    except OSError as error:
+        raise ValueError(f"{error.filename or settings.source} cannot be read ({error.strerror}).") from error
+    if settings.catalog:
+        found = attach(
+            found,
+            read_catalogue(settings.catalog),
+            join=settings.join,
+            name_column=settings.name_column,
+            leave_out=settings.unmatched == "leave_out",
+        )
+    choice = Choice(
+        label_key=settings.label_key,
+        classes=listed(settings.classes),
+        where=listed(settings.where),
+        unlabelled=bool(settings.unlabelled),
+        targets=read_targets(settings.targets),
+        group=settings.group,
+        sky=read_sky(settings.sky),
+    )
+    return choose(found, choice)
+
+
+def open_layout(settings: "Settings") -> Layout:
+    """Return all images of the source."""
+    source, bands = settings.source, listed(settings.bands)
+    if settings.layout == "npz":
+        keys = {"image_key": settings.image_key, "name_key": settings.name_key}
+        return layouts.npz(source, **keys, axes=settings.axes, bands=bands)
+    if settings.layout == "files":
+        return layouts.files(source, axes=settings.axes, bands=bands)
+    readers = {"deeplense": layouts.deeplense, "gsoc": layouts.gsoc, "lens-finding": layouts.lens_finding}
+    return readers[settings.layout](source)
+
+
+def assign_splits(settings: "Settings", layout: Layout) -> dict[str, list[Record]]:
+    """Assign the records to splits, in random order: by the layout's own splits, else by the fractions, else all to
+    train."""
+    records = layout.records
+    names = np.array([record.split or "train" for record in records])
+    if settings.val_fraction or settings.test_fraction:
+        require(
+            not any(record.split for record in records),
+            f"{settings.source} already has splits; leave out val_fraction and test_fraction.",
+        )
+        labels = np.array([record.label for record in records])
+        groups = np.array([record.group for record in records]) if records[0].group >= 0 else None
+
+        def part(rows: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+            kept, held = split_off(labels[rows], fraction, seed=seed, groups=None if groups is None else groups[rows])
+            return rows[kept], rows[held]
+
+        rest, test = part(np.arange(len(records)), settings.test_fraction, settings.seed)
+        of_rest = settings.val_fraction / (1 - settings.test_fraction)
+        names[test], names[part(rest, of_rest, settings.seed + 1)[1]] = "test", "val"
+        require_each(settings, names)
+    mixed = permutation(len(records), settings.seed, 0)
+    return {str(name): [records[i] for i in mixed if names[i] == name] for name in sorted(set(names))}
+
+
+def require_each(settings: "Settings", names: np.ndarray) -> None:
+    """Raise ValueError if a fraction leads to an empty split, or leaves no images for train."""
+    asked = {"train": 1.0, "val": settings.val_fraction, "test": settings.test_fraction}
+    empty = [split for split, fraction in asked.items() if fraction and split not in names]
+    require(
+        not empty,
+        f"val_fraction={settings.val_fraction} and test_fraction={settings.test_fraction} of {len(names)} images, "
+        f"per class and with whole groups, leave none for {' and '.join(empty)}; give other fractions.",
+    )
+
+
+def summary(layout: Layout, splits: Mapping[str, Sequence[Record]]) -> Iterator[str]:
+    """Yield the summary of what is packed: one line per split and per note."""
+    for split, records in splits.items():
+        counts = Counter(record.label for record in records)
+        if not layout.classes:
+            yield f"{split}: {len(records)} images without labels"
+            continue
+        told = [f"{counts[k]} {name}" for k, name in enumerate(layout.classes)]
+        more = f", and {len(told) - MOST_CLASSES} other classes" if len(told) > MOST_CLASSES else ""
+        yield f"{split}: {len(records)} images: {', '.join(told[:MOST_CLASSES])}{more}"
+        empty = [name for k, name in enumerate(layout.classes) if not counts[k]]
+        if empty:
+            yield f"{split} has no image of {few(empty)}; give --classes to pack without a class"
+    if layout.numbers or layout.targets:
+        units = {**layout.targets, **layout.numbers}
+        yield f"targets: {', '.join(f'{name} ({unit})' if unit else name for name, unit in units.items())}"
+    yield from layout.notes
+
+
+def refuse_output(output: Path, splits: Mapping[str, Any]) -> None:
+    """Raise ValueError if it can be seen beforehand that the data set cannot be written."""
+    for folder in (output, *(output / split for split in splits)):
+        try:
+            found = next(path for path in (folder, *folder.parents) if path.exists())
+        except OSError as error:
+            raise ValueError(
+                f"{str(folder)[:100]}... cannot be a folder ({error.strerror}); give another --output."
+            ) from error
+        require(found.is_dir(), f"{found} is a file, so the data set cannot be written there; give another --output.")

@@ -1,0 +1,187 @@
+"""Convert images of other programs and surveys into shards."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deeplense.data.building import build
+from deeplense.data.records import Layout, Record
+from deeplense.data.shards import MANIFEST, Samples, Schema
+from deeplense.files import remove, sole_writer
+from jobs.console import say, track
+from jobs.data.shares import make_part
+from jobs.pack.settings import Settings, given
+from jobs.pack.sources import assign_splits, read_layout, refuse_output, summary
+from jobs.settings import plain_values, require
+
+IN_SCHEMA = ("output", "part", "source", "dtype", "scale", "zero", "unit", "pixel_scale", "compression")
+"""Settings that are not stored as provenance, because they do not matter or are stored elsewhere in the schema."""
+ALWAYS = ("layout", "seed", "val_fraction", "test_fraction", "crop", "fill_nan")
+
+
+def run(settings: Settings) -> int:
+    """Write all splits, or none if a file is bad (the error names the file), and print a summary.
+
+    With `part`, the shards that already exist are kept, so that after a bad file is repaired only its own shard is
+    written again; no split of the data set is complete while a shard of any split is missing.
+    """
+    layout = read_layout(settings)
+    records = assign_splits(settings, layout)
+    refuse_output(settings.output, records)
+    splits = splits_of(settings, layout, records)
+    told = [f"summary of {settings.output}:", *(f"  {line}" for line in summary(layout, records))]
+    if settings.part:
+        say("\n".join(told))
+        make_part(splits, settings.part)
+        return 0
+    make_all(settings, splits)
+    say("\n".join([f"{settings.output} is complete", *told]))
+    return 0
+
+
+def splits_of(
+    settings: Settings, layout: "Layout", splits: Mapping[str, Sequence["Record"]]
+) -> dict[Path, tuple["Schema", "Maker"]]:
+    """Return the folder, the schema and the maker of samples of each split."""
+    places = {record: k for k, record in enumerate(layout.records)}
+    first, _ = load(settings, layout, next(iter(splits.values()))[0])
+    schemas = {split: schema_of(settings, layout, split, records, first) for split, records in splits.items()}
+    return {
+        settings.output / split: (schema, Maker(settings, layout, schema, splits[split], places))
+        for split, schema in schemas.items()
+    }
+
+
+def make_all(settings: Settings, splits: Mapping[Path, tuple["Schema", "Maker"]]) -> None:
+    """Write the splits. Raises ValueError if a file is bad, after removing the splits that this call wrote."""
+    finished = []
+    try:
+        with ExitStack() as held:
+            for folder in splits:
+                held.enter_context(sole_writer(folder))
+            for folder, (schema, make) in splits.items():
+                stood = (folder / MANIFEST).exists()
+                say(f"packing {schema.num_samples} images of {settings.source} into {folder}")
+                track(build(folder, schema, make), total=schema.num_samples, unit="images")
+                finished += [] if stood else [folder]
+    except ValueError:
+        for folder in finished:
+            remove(folder)
+        if settings.output.is_dir() and not any(settings.output.iterdir()):
+            settings.output.rmdir()
+        raise
+
+
+def schema_of(settings: Settings, layout: "Layout", split: str, records: Sequence["Record"], first: Any) -> "Schema":
+    """Return the schema of a split; shape and data type are those of the first image of all."""
+    dtype = stored_type(settings.dtype, first.dtype)
+    told = f"scale and zero apply only to images stored as integers, but these are stored as {dtype}"
+    require((settings.scale, settings.zero) == (1, 0) or not dtype.startswith("float"), f"{told}; leave them out.")
+    return Schema(
+        split=split,
+        num_samples=len(records),
+        shape=tuple(first.shape),  # type: ignore[arg-type]
+        dtype=dtype,
+        scale=settings.scale,
+        zero=settings.zero,
+        compression=settings.compression,
+        bands=layout.bands,
+        unit=settings.unit or layout.unit,
+        pixel_scale_arcsec=settings.pixel_scale,
+        classes=layout.classes,
+        targets={**layout.targets, **layout.numbers},
+        provenance={
+            "made_by": "deeplense pack",
+            "source": str(settings.source.resolve()),
+            **applied(settings),
+            "names": fingerprint([identity(record) for record in records]),
+        },
+    )
+
+
+def applied(settings: Settings) -> dict[str, Any]:
+    """Return the settings that selected and changed the samples, as plain values: those that are always recorded, and
+    those that differ from their defaults."""
+    names = dict.fromkeys([*ALWAYS, *(name for name in given(settings) if name not in IN_SCHEMA)])
+    return plain_values({name: getattr(settings, name) for name in names})
+
+
+def identity(record: "Record") -> str:
+    """Return everything known about a sample except its pixels, as text."""
+    more = [*map(repr, record.numbers), str(record.group)] if record.numbers else []
+    return " ".join([record.name, str(record.label), *more])
+
+
+def stored_type(asked: str, found: Any) -> str:
+    """Return the data type in which images are stored: integers as the smallest type that can represent all values of
+    their type, or else as int32, where values out of range are an error."""
+    import numpy as np
+
+    if asked != "source":
+        return asked
+    if found.kind not in "biu":
+        return "float32"
+    return next((name for name in ("uint8", "int16", "uint16") if np.can_cast(found, name)), "int32")
+
+
+def fingerprint(names: Sequence[str]) -> str:
+    """Return a short hash of the names of the samples and their order."""
+    import xxhash
+
+    return xxhash.xxh3_64_hexdigest("\n".join(names).encode())
+
+
+def load(settings: Settings, layout: "Layout", record: "Record") -> tuple[Any, Mapping[str, float]]:
+    """Return one image as it will be stored, and its targets."""
+    import numpy as np
+
+    image, targets = layout.load(record)
+    require(image.dtype.kind in "biuf", f"{record.path}: contains {image.dtype}, but real numbers are expected.")
+    targets = {**targets, **dict(zip(layout.numbers, record.numbers, strict=True))}
+    endless = [name for name, value in targets.items() if np.isinf(value)]
+    require(not endless, f"{record.path}: {record.name} has an infinite value of the target {', '.join(endless)}.")
+    if settings.crop:
+        image = central(record, image, settings.crop)
+    if settings.fill_nan is not None and image.dtype.kind == "f":
+        image = np.where(np.isfinite(image), image, settings.fill_nan)
+    return image, targets
+
+
+def central(record: "Record", image: Any, size: int) -> Any:
+    """Return the central crop of an image (C, H, W)."""
+    height, width = image.shape[1:]
+    require(min(height, width) >= size, f"{record.path}: has {height} x {width} pixels, too few for --crop {size}.")
+    top, left = (height - size) // 2, (width - size) // 2
+    return image[:, top : top + size, left : left + size]
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Function that returns the samples of a range of one split."""
+
+    settings: Settings
+    layout: "Layout"
+    schema: "Schema"
+    records: Sequence["Record"]
+    places: Mapping["Record", int]
+
+    def __call__(self, rows: range) -> "Samples":
+        import numpy as np
+
+        chosen = [self.records[k] for k in rows]
+        loaded = [load(self.settings, self.layout, record) for record in chosen]
+        for record, (image, _) in zip(chosen, loaded, strict=True):
+            require(
+                image.shape == self.schema.shape,
+                f"{record.path}: has the shape {image.shape}, but other images have {self.schema.shape}; "
+                "leave it out, or give --crop to crop all to one size.",
+            )
+        return Samples(
+            images=np.stack([image for image, _ in loaded]),
+            labels=np.array([record.label for record in chosen]),
+            targets={name: np.array([targets[name] for _, targets in loaded]) for name in self.schema.targets},
+            ids=[record.name for record in chosen],
+            source_index=np.array([self.places[record] for record in chosen]),
+        )

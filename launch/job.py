@@ -1,0 +1,28 @@
+"""Run a job on this machine: in this process, or in several processes as ranks of one process group."""
+
+import os
+from typing import Any
+
+from jobs.run_job import checked_settings
+from jobs.runs.attempts import number_given
+from jobs.verbs import STOPPABLE, work_of
+from launch import status
+
+
+def run_job(command: list[str], num_processes: int) -> int:
+    """Run a job in this process or in several; its settings are checked first."""
+    job = command[0]
+    settings = checked_settings(command, num_processes=num_processes)
+    refuse_taken(job, settings)
+    if num_processes == 1:
+        return work_of(job).run(settings)
+    from launch.local import run_processes
+
+    return run_processes(command, num_processes)
+
+
+def refuse_taken(job: str, settings: Any) -> None:
+    """Raise ValueError if a run that is started directly belongs to a submitted job."""
+    if job in STOPPABLE and number_given(settings.run) is None and os.environ.get("RANK", "0") == "0":
+        learning = settings.learning if job == "finetune" else settings
+        status.refuse_if_submitted(settings.run.absolute(), take_over=bool(learning.take_over))
