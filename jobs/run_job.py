@@ -36,7 +36,8 @@ def answered(run: Callable[[], int]) -> int:
 def run_job(command: Sequence[str]) -> int:
     """Check the settings of a verb, run it, and return its exit code."""
     require(bool(command), "no job given; write `python -m jobs JOB --setting value ...`.")
-    return work_of(command[0]).run(checked_settings(command))
+    settings = checked_settings(command)
+    return work_of(command[0]).run(settings)
 
 
 def checked_settings(command: Sequence[str], *, num_processes: int = 1) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from jobs.imports import import_without
 from jobs.settings import require
 
 
@@ -29,6 +30,8 @@ class Verb:
     of_runs: bool = False
     """it consists of many runs: sequential here, or one job array element per run (--only RUN); `runs_left` of its work
     lists them"""
+    networks: bool = False
+    """it loads the code of networks in its own process"""
     positional: str = ""
     """the setting that is given without a flag"""
 
@@ -42,18 +45,18 @@ VERBS = (
     Verb("simulate", in_parts=True),
     Verb("pack", in_parts=True),
     Verb("verify", positional="folder"),
-    Verb("train", resumes=True, shares=True),
-    Verb("pretrain", resumes=True, shares=True),
-    Verb("finetune", resumes=True),
-    Verb("diffuse", resumes=True, shares=True),
-    Verb("sample", in_parts=True),
-    Verb("evaluate"),
-    Verb("export", positional="run"),
+    Verb("train", resumes=True, shares=True, networks=True),
+    Verb("pretrain", resumes=True, shares=True, networks=True),
+    Verb("finetune", resumes=True, networks=True),
+    Verb("diffuse", resumes=True, shares=True, networks=True),
+    Verb("sample", in_parts=True, networks=True),
+    Verb("evaluate", networks=True),
+    Verb("export", networks=True, positional="run"),
     Verb("models", positional="name"),
     Verb("benchmark", positional="what"),
     Verb("benchmark models", of_runs=True),
-    Verb("benchmark labels", of_runs=True),
-    Verb("benchmark selection"),
+    Verb("benchmark labels", of_runs=True, networks=True),
+    Verb("benchmark selection", networks=True),
 )
 JOBS = tuple(verb.name for verb in VERBS)
 STOPPABLE = tuple(verb.name for verb in VERBS if verb.resumes)
@@ -93,7 +96,10 @@ def description_of(name: str) -> str:
 
 def work_of(name: str) -> Work:
     """Return the module that runs a verb. Raises ValueError, with the closest name, for an unknown verb."""
-    return importlib.import_module(f"{verb_of(name).folder}.work")  # type: ignore[return-value]
+    verb = verb_of(name)
+    if verb.networks:
+        import_without("timm", "wandb")
+    return importlib.import_module(f"{verb.folder}.work")  # type: ignore[return-value]
 
 
 def with_joined_name(command: Sequence[str]) -> list[str]:

@@ -1,15 +1,25 @@
 """What each process of a test would load or build anew: imported once by the server that forks them. Nothing here
-starts a thread or opens a file."""
+starts a thread or opens a file. Figures are coarse here: to arrange five of them takes longer than an evaluation."""
 
-import jobs.evaluate.work
+import jobs.evaluate.generated
+import jobs.evaluate.runs
 import jobs.finetune.work
 import jobs.frame.updates
 import jobs.pretrain.learner
 import launch.__main__
+from deeplense.evaluation import plots
 from jobs.command_line import make_parser
 from jobs.verbs import JOBS
 
-LOADED = (jobs.evaluate.work, jobs.finetune.work, jobs.frame.updates, jobs.pretrain.learner, launch.__main__)
+LOADED = (
+    jobs.evaluate.generated,
+    jobs.evaluate.runs,
+    jobs.finetune.work,
+    jobs.frame.updates,
+    jobs.pretrain.learner,
+    launch.__main__,
+)
 
+plots.DPI, plots.LAYOUT = 20, "none"
 for job in JOBS:
     make_parser(job)

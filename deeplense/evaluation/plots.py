@@ -15,6 +15,7 @@ from sklearn.metrics import roc_curve
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe-Ito: safe for colour-blindness
 mpl.use("Agg")
+DPI, LAYOUT = 160, "constrained"
 GAP, LINE, TITLED = 1.06, 1.22, 1.28
 """Steps between pictures, between rows with one line of text, and between rows with titles, in picture sides."""
 
@@ -30,9 +31,9 @@ class Marks:
 
 def figure(path: Path | BinaryIO, draw: Callable[[Axes], None], *, size: tuple[float, float] = (4.6, 4.2)) -> None:
     """Save one figure."""
-    canvas = Figure(figsize=size, layout="constrained")
+    canvas = Figure(figsize=size, layout=LAYOUT)
     draw(canvas.add_subplot())
-    canvas.savefig(path, dpi=160)
+    canvas.savefig(path, dpi=DPI)
 
 
 def roc(axes: Axes, probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:

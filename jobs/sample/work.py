@@ -1,12 +1,10 @@
 """Generate a data set of images with a trained diffusion model."""
 
-from jobs.imports import import_without
 from jobs.sample.settings import Settings
 
 
 def run(settings: Settings) -> int:
     """Write the split. A second call with the same settings resumes it, or finds it complete."""
-    import_without("timm", "wandb")
     from jobs.sample.generator import sample
 
     return sample(settings)

@@ -21,7 +21,7 @@ ROUNDS = 5
 READY = {
     "torch imported": "import torch",
     "torch with an optimizer": "import torch; torch.optim.AdamW(torch.nn.Linear(1, 1).parameters())",
-    "all imported": "import torch, submitit, timm, accelerate, wandb, jobs.training_run",
+    "all imported": "import torch, submitit, timm, accelerate, wandb, jobs.frame.train",
 }
 
 

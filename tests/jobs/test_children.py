@@ -122,7 +122,7 @@ def test_a_command_that_was_told_to_stop_by_others_stops_the_rest_too(make: Make
 def test_commands_are_told_to_stop_when_their_parent_is_killed(make: Make, tmp_path: Path) -> None:
     command = make("a", seconds=60)
     code = f"""
-from jobs.children import Command, Queue
+from jobs.processes import Command, Queue
 from deeplense.training.stopping import StopFlag
 from pathlib import Path
 def work():

@@ -1,4 +1,4 @@
-"""Each architecture of the zoo trains an epoch on simulated lenses by its recipe, on 90 of 64 pixels and on 300 of 150
+"""Each architecture of the zoo trains an epoch on simulated lenses by its recipe, on 30 of 64 pixels and on 300 of 150
 pixels, and is evaluated. Those of 150 pixels are slow: `make test-slow`."""
 
 import json
@@ -18,17 +18,17 @@ from jobs.simulate import work as simulate_work
 from jobs.train import settings as train_settings
 from jobs.train import work as train_work
 
+pytestmark = pytest.mark.usefixtures("coarse_figures")
 RECIPES = Path(train_work.__file__).parents[1] / "recipes" / "models"
-MODELS = {64: ("Model_III", 30), 150: ("Model_I", 100)}
-"""For each size in pixels what is simulated, and how many images of each class are trained on."""
-BATCH_SIZE = 30
+MODELS = {64: ("Model_III", 10, 10), 150: ("Model_I", 100, 30)}
+"""For each size in pixels what is simulated, how many images of each class are trained on, and the size of a batch."""
 
 
 @pytest.fixture(scope="module")
 def lenses(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Training, validation and test images of each size."""
     folder = tmp_path_factory.mktemp("lenses")
-    for size, (model, number) in MODELS.items():
+    for size, (model, number, _) in MODELS.items():
         for split, num_per_class in (("train", number), ("val", number // 5), ("test", number // 5)):
             settings = {"model": model, "preset": "noisy", "split": split, "num_per_class": num_per_class}
             simulate_work.run(simulate_settings.Settings(output=folder / str(size), num_workers=1, **settings))  # type: ignore[arg-type]
@@ -37,10 +37,10 @@ def lenses(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check_training(name: str, size: int, folder: Path, run: Path) -> None:
     """Train, and evaluate."""
-    dataset, (_, number) = folder / str(size), MODELS[size]
-    steps = 3 * number // BATCH_SIZE
+    dataset, (_, number, batch_size) = folder / str(size), MODELS[size]
+    steps = 3 * number // batch_size
     recipe = yaml.safe_load((RECIPES / f"{ARCHITECTURES[name].recipe}.yaml").read_text())
-    changes = {"epochs": 1, "warmup_epochs": 0.2, "batch_size": BATCH_SIZE, "log_interval": 1, "device": "cpu"}
+    changes = {"epochs": 1, "warmup_epochs": 0.2, "batch_size": batch_size, "log_interval": 1, "device": "cpu"}
     settings = recipe | changes | {"model_name": name, "stage": "none"}
     assert train_work.run(train_settings.Settings(run=run, dataset=str(dataset), **settings)) == 0
     assert json.loads((run / FINISHED).read_text())["step"] == steps

@@ -22,7 +22,7 @@ from launch.ends import begin_line
 from launch.local import RESTART_BY_SUBMITIT, VISIBLE, loopback, run_processes
 
 RANK = """
-# Stands for `python -m launch`: writes down what it is told, then does what its rank is asked to.
+# Stands for `python -m jobs`: writes down what it is told, then does what its rank is asked to.
 import json, os, signal, sys, time
 
 def tell(**what):
@@ -63,11 +63,11 @@ sys.exit(local.run_processes(sys.argv[3:], len(sys.argv[3:])))
 
 
 class Ranks:
-    """A folder in which `python -m launch` is the small program above."""
+    """A folder in which `python -m jobs` is the small program above."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        (folder / "launch.py").write_text(RANK % {"stopped": EXIT_STOPPED})
+        (folder / "jobs.py").write_text(RANK % {"stopped": EXIT_STOPPED})
 
     def told(self) -> list[dict[str, Any]]:
         """All that ranks wrote down."""

@@ -105,7 +105,10 @@ def test_where_no_file_is_given_weights_are_timms(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("crossvit_9_240", "does not hold the weights of crossvit_tiny "), ("resnet18", "parts of crossvit_tiny_240")],
+    [
+        ("crossvit_9_240", "does not contain the weights of crossvit_tiny "),
+        ("resnet18", "parameters of crossvit_tiny_240"),
+    ],
 )
 def test_weights_of_another_model_are_refused(name: str, why: str, tmp_path: Path) -> None:
     save_file(timm.create_model(name).state_dict(), tmp_path / "model.safetensors")
