@@ -16,7 +16,6 @@ import torch
 
 from deeplense.data.building import build
 from deeplense.data.shards import Samples, Schema
-from deeplense.evaluation import plots
 from deeplense.simulation.populations import ModelName, Population, Preset, default_mass_slope
 
 CONTEXT = get_context("forkserver")
@@ -207,15 +206,6 @@ def public_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real images are not at {folder}; set DEEPLENSE_DATA to their folder")
     return folder
-
-
-@pytest.fixture(scope="module")
-def coarse_figures() -> Iterator[None]:
-    """Figures that are drawn, but not arranged, and of few pixels."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "DPI", 20)
-        patch.setattr(plots, "LAYOUT", "none")
-        yield
 
 
 @pytest.fixture

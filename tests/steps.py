@@ -63,7 +63,7 @@ class Step(NamedTuple):
 
 def make_step(name: str, dataset: Path, run: Path, *, device: str = "cpu") -> Step:
     """A learner, its network and a batch."""
-    job, *words = JOBS.get(name, f"train --model_name={name}").split()
+    job, *words = JOBS.get(name, f"train --model_name={name} --optimizer=sgd").split()
     common = [f"--dataset={dataset}", f"--run={run}", f"--device={device}", "--epochs=2", "--batch_size=4"]
     settings: Any = parse(job, [word for word in common if not any(word[:8] == other[:8] for other in words)] + words)
     learner = LEARNERS[job](settings)

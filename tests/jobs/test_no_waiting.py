@@ -26,6 +26,12 @@ from jobs.pretrain import learner as pretrain_learner
 GPU = "cuda:0"
 
 
+@pytest.fixture(scope="module", params=STEPS)
+def each(request: pytest.FixtureRequest, stamps: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Step]:
+    """The name of a step, and what it is made with: both tests of a step share it."""
+    return request.param, make_step(request.param, stamps, tmp_path_factory.mktemp("run"))
+
+
 @pytest.fixture
 def make(stamps: Path, tmp_path: Path) -> Callable[[str], Step]:
     """Makes what a step is made with."""
@@ -75,20 +81,17 @@ def step_on_a_gpu(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
         assert {value.device.type for value in metrics.values()} == {"cuda"}
 
 
-@pytest.mark.parametrize("name", STEPS)
-def test_the_host_reads_nothing_in_a_step(
-    name: str, make: Callable[[str], Step], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_host_reads_nothing_in_a_step(each: tuple[str, Step], monkeypatch: pytest.MonkeyPatch) -> None:
+    name, step = each
     # That the states of an optimizer are there changes what it does.
     num_steps = 2 if name in JOBS else 1
-    assert step_on_the_host(make(name), num_steps, monkeypatch) == num_steps
+    assert step_on_the_host(step, num_steps, monkeypatch) == num_steps
 
 
-@pytest.mark.parametrize("name", STEPS)
 def test_all_stays_on_a_gpu_but_what_comes_from_pinned_memory(
-    name: str, make: Callable[[str], Step], monkeypatch: pytest.MonkeyPatch
+    each: tuple[str, Step], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step_on_a_gpu(make(name), monkeypatch)
+    step_on_a_gpu(each[1], monkeypatch)
 
 
 def by_masks(images: Tensor, ways: Tensor) -> Tensor:
