@@ -167,6 +167,8 @@ deeplense_watch() {
         [ -d /proc/$$ ] && ! deeplense_has_rank || return 0
     done
     deeplense_say "no rank has started for $limit s; ending srun"
+    # The script ends this watch once srun is gone.
+    trap '' TERM
     for child in $(< /proc/$$/task/$$/children); do
         case "$deeplense_before $BASHPID " in *" $child "*) ;; *) kill -KILL "$child" ;; esac
     done
