@@ -50,7 +50,7 @@ KINDS = {
         | {"gradient_accumulation": 2, "clip_grad": 1.0}
     ),
     "regression": Kind(CNN | {"target": "column", "optimizer": "sgd", "schedule": "cosine"}),
-    "bf16": Kind(CNN | {"precision": "bf16"}),
+    "bf16": Kind(CNN | {"precision": "bf16"}, examples=1),
     "one fold of three": Kind(CNN | {"num_folds": 3, "fold": 1}),
     "label smoothing, zoom, rotation": Kind(
         CNN | {"label_smoothing": 0.1, "random_zoom": 1.3, "random_rotation": 40, "stretch": "asinh"}
@@ -61,11 +61,11 @@ KINDS = {
     "only the last layers": Kind(CNN | {"tune": 0, "complex": 1, "dropout": 0.2}),
     "reading ahead": Kind(CNN, free={"num_workers": 1}, ends=(1, 1), examples=1),
     "two processes": Kind(RESNET | {"ema_decay": 0.9, "gradient_accumulation": 2}, num_processes=2),
-    "diffusion": Kind(DIFFUSE | {"conditions": "class,column", "flips": 1}, job="diffuse"),
+    "diffusion": Kind(DIFFUSE | {"conditions": "class,column", "flips": 1}, job="diffuse", examples=1),
     "diffusion in two processes": Kind(
         DIFFUSE | {"predict": "eps", "num_sampled": 4}, job="diffuse", num_processes=2, ends=(1, 1), examples=1
     ),
-    "DINO": Kind(PRETRAIN | {"method": "dino"}, job="pretrain"),
+    "DINO": Kind(PRETRAIN | {"method": "dino"}, job="pretrain", examples=1),
     "iBOT in two processes": Kind(
         PRETRAIN | {"method": "ibot", "gradient_accumulation": 2}, job="pretrain", num_processes=2, examples=1
     ),

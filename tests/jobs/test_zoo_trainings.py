@@ -1,6 +1,6 @@
 """Each architecture of the zoo trains an epoch on simulated lenses by its recipe, on 15 of 64 pixels and on 300 of 150
-pixels, and is evaluated. Those of 150 pixels are slow: `make test-slow`. Figures, which do not depend on the architecture, are left
-out."""
+pixels, and is evaluated. Those of 150 pixels are slow: `make test-slow`. The figures of the reports are left out: they
+do not depend on the architecture."""
 
 import json
 import math

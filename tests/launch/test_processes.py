@@ -65,31 +65,53 @@ def train(commands: list[Launched], dataset: Path, run: Path, *options: str) -> 
     return commands[-1]
 
 
+def last_step(run: Path) -> int:
+    """The last step that a run has logged."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def wait_for_attempt(run: Path, count: int) -> None:
+    """Wait until a run has been begun so many times: before, its metrics are those of earlier attempts."""
+    deadline = time.monotonic() + 90
+    while not run.exists() or len(read_attempts(run)) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def wait_for_step(run: Path, step: int) -> None:
     """Wait until a run has logged a step."""
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
-        lines = (run / "metrics.jsonl").read_text().split("\n")[:-1] if (run / "metrics.jsonl").exists() else []
-        if lines and json.loads(lines[-1])["step"] >= step:
+        if last_step(run) >= step:
             return
         time.sleep(0.01)
     raise TimeoutError(step)
 
 
-def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_same_command_continues(
+def test_a_killed_rank_takes_the_others_with_it_a_signal_to_one_stops_all_and_the_same_command_continues(
     dataset: Path, tmp_path: Path, launched: list[Launched]
 ) -> None:
     run = tmp_path / "run"
-    command = train(launched, dataset, run)
-    wait_for_step(run, 10)
-    os.kill(read_attempts(run)[0]["pid"], signal.SIGTERM)
-    assert command.wait() == EXIT_STOPPED, command.log.read_text()
+    for rank, number in ((1, signal.SIGKILL), (0, signal.SIGKILL), (0, signal.SIGTERM)):
+        before, reached = len(read_attempts(run)) if run.exists() else 0, last_step(run)
+        command = train(launched, dataset, run)
+        wait_for_attempt(run, before + 1)
+        wait_for_step(run, reached + 10)
+        main = read_attempts(run)[-1]["pid"]
+        others = [pid for pid in command.members() if pid not in (command.process.pid, main)]
+        os.kill(main if rank == 0 else others[0], number)
+        code = command.wait()
+        assert (code == EXIT_STOPPED) == (number == signal.SIGTERM), command.log.read_text()
+        assert code != 0
+        assert command.members() == []
     assert (run / STOPPED).exists()
-    assert command.members() == []
     assert train(launched, dataset, run).wait() == 0
-    first, second = read_attempts(run)
-    assert (first["ended"], second["ended"]) == ("stopped by SIGTERM", "finished")
-    assert first["last_step"] == second["first_step"] >= 10
+    *killed, stopped, finished = read_attempts(run)
+    assert len(killed) == 2
+    assert (stopped["ended"], finished["ended"]) == ("stopped by SIGTERM", "finished")
+    assert stopped["last_step"] == finished["first_step"] >= 30
     assert not (run / STOPPED).exists()
 
 
@@ -111,24 +133,6 @@ def test_a_signal_to_the_launcher_stops_all_ranks(dataset: Path, tmp_path: Path,
     assert command.wait() == EXIT_STOPPED, command.log.read_text()
     assert [attempt["ended"] for attempt in read_attempts(run)] == ["stopped by SIGINT"]
     assert command.members() == []
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_takes_the_others_with_it_and_the_same_command_continues(
-    rank: int, dataset: Path, tmp_path: Path, launched: list[Launched]
-) -> None:
-    run = tmp_path / "run"
-    command = train(launched, dataset, run)
-    wait_for_step(run, 10)
-    main = read_attempts(run)[0]["pid"]
-    ranks = [pid for pid in command.members() if pid != command.process.pid]
-    os.kill(main if rank == 0 else next(pid for pid in ranks if pid != main), signal.SIGKILL)
-    assert command.wait() not in (0, EXIT_STOPPED)
-    assert command.members() == []
-    assert train(launched, dataset, run).wait() == 0
-    ends = [attempt["ended"] for attempt in read_attempts(run)]
-    assert ends[-1] == "finished"
-    assert len(ends) == 2
 
 
 def test_a_killed_launcher_leaves_no_rank_behind(dataset: Path, tmp_path: Path, launched: list[Launched]) -> None:
@@ -189,7 +193,7 @@ def test_signals_to_every_process_of_a_run_stop_it_with_its_state_saved(
     for pid in command.members():
         if pid != command.process.pid:
             os.kill(pid, signal.SIGTERM)
-    at = json.loads((run / "metrics.jsonl").read_text().split("\n")[-2])["step"]
+    at = last_step(run)
     # Longer than a process that reads needs to see that its parent is gone.
     deadline = time.monotonic() + 8
     while time.monotonic() < deadline:

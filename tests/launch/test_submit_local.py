@@ -51,14 +51,14 @@ class Place:
             done = subprocess.run(command, cwd=here or self.here, stdout=file, stderr=file, timeout=120)
         return done.returncode, said.read_text()
 
-    def words(self, *options: str, epochs: int, folder: str = "run") -> list[str]:
-        """The words that submit a training on two ranks."""
+    def words(self, *options: str, epochs: int, folder: str = "run", ranks: int = 2) -> list[str]:
+        """The words that submit a training."""
         job = ["train", f"--dataset={self.dataset}", f"--run={folder}", f"--epochs={epochs}", *SETTINGS]
-        return ["submit", "--on", "local", "--tasks_per_node=2", "--allow_untracked", *options, *job]
+        return ["submit", "--on", "local", f"--tasks_per_node={ranks}", "--allow_untracked", *options, *job]
 
-    def submit(self, *options: str, epochs: int, folder: str = "run") -> tuple[int, str]:
-        """Submit a training on two ranks."""
-        return self.type(*self.words(*options, epochs=epochs, folder=folder))
+    def submit(self, *options: str, epochs: int, folder: str = "run", ranks: int = 2) -> tuple[int, str]:
+        """Submit a training."""
+        return self.type(*self.words(*options, epochs=epochs, folder=folder, ranks=ranks))
 
     def attempts(self, count: int) -> list[tuple[str | None, int, int | None]]:
         """End, first and last step of the attempts, when there are so many."""
@@ -234,7 +234,7 @@ def test_a_run_whose_rank_was_killed_goes_on_until_it_is_cancelled_and_is_resume
 
 
 def test_a_run_whose_supervisor_was_killed_leaves_nobody_behind_and_is_resumed(place: Place) -> None:
-    place.submit("--restarts", "node_lost=0,crash=0", epochs=30)
+    place.submit("--restarts", "node_lost=0,crash=0", epochs=30, ranks=1)
     place.wait_for(1, steps=5)
     status = Path(f"/proc/{place.ranks()[0]}/stat").read_text()
     os.kill(int(status.rpartition(")")[2].split()[1]), signal.SIGKILL)
@@ -247,7 +247,7 @@ def test_a_run_whose_supervisor_was_killed_leaves_nobody_behind_and_is_resumed(p
 
 
 def test_a_submitted_run_keeps_no_pipe_open_and_outlives_its_terminal(place: Place) -> None:
-    command = [sys.executable, "-m", "launch", *place.words(epochs=400)]
+    command = [sys.executable, "-m", "launch", *place.words(epochs=400, ranks=1)]
     with subprocess.Popen(command, cwd=place.here, stdout=subprocess.PIPE, start_new_session=True) as terminal:
         assert b"submitted as job" in terminal.communicate()[0]
         place.wait_for(1, steps=1)
