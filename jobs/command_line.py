@@ -19,6 +19,7 @@ from jobs.plain_yaml import FLOAT, INT, read_yaml_file
 from jobs.settings import RETIRED, refuse_control, require
 from jobs.verbs import POSITIONAL, description_of, settings_of
 
+RECIPES = Path(__file__).parent / "recipes"
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
@@ -42,6 +43,8 @@ def with_nearest(message: str, names: Sequence[str]) -> str:
     if not unknown:
         return message
     wrong = unknown[1]
+    if wrong == "num_processes":
+        return "--num_processes stands before the job: deeplense --num_processes 2 JOB ..."
     near = difflib.get_close_matches(wrong, names, n=2, cutoff=0.5)
     every = f"Known settings: {', '.join(sorted(names))}." if names else "This command has no settings."
     hint = f"Did you mean {' or '.join(near)}?" if near else every
@@ -57,7 +60,7 @@ def make_parser(name: str) -> SettingsParser:
         description=description_of(name),
         allow_abbrev=False,
     )
-    parser.add_argument("--config", action="config", help="recipe: YAML file with settings; flags override it")
+    parser.add_argument("--config", action="config", help="recipe: YAML file with settings, or the name of a recipe of deeplense; flags override it")
     positional = POSITIONAL.get(name)
     if positional:
         (field,) = [field for field in dataclasses.fields(kind) if field.name == positional]
@@ -138,8 +141,22 @@ def read_recipes(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             continue
         path = value if equals else next(words, "")
         require(bool(path), "--config needs a file; give a recipe, a YAML file with settings.")
-        recipe |= read_recipe(Path(path))
+        recipe |= read_recipe(find_recipe(path))
     return recipe, others
+
+
+def find_recipe(name: str) -> Path:
+    """Return the file of a recipe, given as a path or as the name of a recipe that comes with deeplense, such as
+    `classify_model_iii` or `models/transformer`. Raises ValueError, with the nearest name, if there is none."""
+    path = Path(name)
+    if path.exists():
+        return path
+    known = {str(each.relative_to(RECIPES).with_suffix("")): each for each in sorted(RECIPES.rglob("*.yaml"))}
+    wanted = name.removesuffix(".yaml").rpartition(f"{RECIPES.parent.name}/{RECIPES.name}/")[2]
+    near = difflib.get_close_matches(wanted, known, n=1)
+    hint = f"Did you mean {near[0]}?" if near else f"Recipes of deeplense: {', '.join(known)}."
+    require(wanted in known, f"{name} is neither a file nor a recipe of deeplense. {hint}")
+    return known[wanted]
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

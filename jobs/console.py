@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -58,16 +59,17 @@ class Reporter:
             self.bar.update(self.task, completed=done, description=message)
         elif self.enabled and (done >= self.total or time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES):
             self.last_line = time.monotonic()
-            say(" ".join(filter(None, (f"{done}/{self.total} {self.unit}", self.pace(done), message))))
+            words = (time.strftime("%H:%M:%S"), f"{done}/{self.total} {self.unit}", self.pace(done), message)
+            say(" ".join(filter(None, words)))
 
     def pace(self, done: int) -> str:
-        """Return the rate of this process and the remaining time."""
+        """Return the rate of this process and the remaining time, as h:mm:ss."""
         rate = (done - self.first) / max(time.monotonic() - self.started, 1e-9)
-        return (
-            f"({rate:.1f} {self.unit}/s, {(self.total - done) / rate:.0f} s left)"
-            if rate > 0 and done < self.total
-            else ""
-        )
+        if rate <= 0 or done >= self.total:
+            return ""
+        left = timedelta(seconds=round((self.total - done) / rate))
+        pace = f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{1 / rate:.1f} s per {self.unit.removesuffix('s')}"
+        return f"({pace}, {left} left)"
 
 
 def track(done: Iterable[int], *, total: int, unit: str) -> None:

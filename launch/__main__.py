@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+import deeplense
 from jobs.run_job import answered, leave
 from jobs.verbs import JOBS, description_of, with_joined_name
 from launch import commands
@@ -40,6 +41,7 @@ def make_parser() -> CommandParser:
         epilog="`deeplense JOB --help` lists the settings of a job.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"deeplense {deeplense.__version__}")
     parser.add_argument(
         "--num_processes", type=at_least(1), default=1, help="number of processes on this machine, one per GPU"
     )

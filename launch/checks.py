@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import command_line, verbs
+from jobs.data.folders import find_dataset, splits_of
 from jobs.models.settings import require_model
 from jobs.settings import require
 from launch import slurm
@@ -98,18 +99,9 @@ def check_inputs(job: str, settings: Any) -> None:
 
 def check_dataset(dataset: str, data_root: Path) -> None:
     """Raise ValueError if a data set does not exist or has no training split."""
-    found = [folder for folder in (Path(dataset), data_root / dataset) if splits_of(folder)]
-    where = f"neither as a folder nor below data_root={data_root}"
-    make = "Create it with `deeplense simulate` or `deeplense pack`"
-    verify = "if it exists, `deeplense verify` reports what is missing"
-    require(bool(found), f"no such data set {dataset!r}, {where}. {make}; {verify}.")
-    splits = splits_of(found[0])
-    require("train" in splits, f"{found[0]} has no split 'train', only: {', '.join(splits)}; add one.")
-
-
-def splits_of(folder: Path) -> list[str]:
-    """Return the names of the complete splits of a data set."""
-    return sorted(path.parent.name for path in folder.glob("*/manifest.json"))
+    found = find_dataset(dataset, data_root)
+    splits = splits_of(found)
+    require("train" in splits, f"{found} has no split 'train', only: {', '.join(splits)}; add one.")
 
 
 def folder_notes(submission: Submission) -> Iterator[str]:

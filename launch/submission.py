@@ -53,7 +53,7 @@ class Submission:
     def recipes(self) -> list[dict[str, Path]]:
         """Files that the commands name with `--config`."""
         pairs = {pair for command in self.commands for pair in command_line.pairs_of(command[1:])}
-        return [{name: Path(value)} for name, value in sorted(pairs) if name == "config"]
+        return [{name: command_line.find_recipe(value)} for name, value in sorted(pairs) if name == "config"]
 
     def pickle_of(self, place: object) -> Path:
         """Return the path of the pickle that submitit runs for a command; the name is known before Slurm answers."""

@@ -324,17 +324,3 @@ def evaluation_batches(
     for start in range(0, len(indices), batch_size):
         chosen = indices[start : start + batch_size]
         yield split.batch(chosen, target=target, random=np.zeros((len(chosen), NUM_UNIFORMS)))
-
-
-def splits_of(dataset: Path) -> Sequence[str]:
-    """Return the sorted names of the finished splits of a data set.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     (Path(folder) / "train").mkdir()
-        ...     _ = (Path(folder) / "train" / "manifest.json").write_text("{}")
-        ...     splits_of(Path(folder))
-        ['train']
-    """
-    return sorted(path.parent.name for path in dataset.glob("*/manifest.json"))

@@ -2,17 +2,22 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SECOND_S = 1.0
+"""Seconds after which another Ctrl-C is a second one. A terminal and a launcher may both pass on the first."""
+ANSWER = "deeplense: stopping after this step, then saving. Ctrl-C again leaves at once, at the last checkpoint.\n"
 
 
 class StopFlag:
     """Context manager that turns SIGTERM, SIGINT, SIGUSR1 and SIGUSR2, even repeated ones, into a flag.
 
+    The first Ctrl-C (SIGINT) is answered at once on stderr. A second one raises KeyboardInterrupt.
     Only the process that entered it listens: a forked child that inherited the handlers sets nothing.
 
     Example:
@@ -26,6 +31,7 @@ class StopFlag:
         self.signal_name: str | None = None
         self.previous: dict[int, Any] = {}
         self.process = os.getpid()
+        self.interrupted: float | None = None
 
     def __enter__(self) -> "StopFlag":
         self.previous = {number: signal.signal(number, self.note) for number in STOP_SIGNALS}
@@ -43,9 +49,27 @@ class StopFlag:
         Args:
             number: number of the signal.
             frame: not used.
+
+        Raises:
+            KeyboardInterrupt: a second Ctrl-C.
         """
-        if os.getpid() == self.process and self.signal_name is None:
+        if os.getpid() != self.process:
+            return
+        if self.signal_name is None:
             self.signal_name = signal.Signals(number).name
+        if number == signal.SIGINT:
+            self.interrupt()
+
+    def interrupt(self) -> None:
+        """Answer the first Ctrl-C, and raise KeyboardInterrupt at the second."""
+        now = time.monotonic()
+        if self.interrupted is None:
+            self.interrupted = now
+            if os.environ.get("RANK", "0") == "0":
+                # Not `print`: this may interrupt one.
+                os.write(2, ANSWER.encode())
+        elif now - self.interrupted > SECOND_S:
+            raise KeyboardInterrupt
 
 
 @contextmanager

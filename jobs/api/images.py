@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from deeplense.data.dataset import Split, splits_of
+from deeplense.data.dataset import Split
 from deeplense.simulation.images import CLASSES
 from deeplense.simulation.images import simulate as simulate_images
 from deeplense.simulation.images import unit as unit_of
 from deeplense.simulation.populations import ModelName, Population, Preset, default_mass_slope
+from jobs.data.folders import splits_of
 from jobs.settings import require
 
 

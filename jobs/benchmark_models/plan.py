@@ -6,12 +6,12 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from deeplense.data.dataset import splits_of
 from deeplense.models.zoo import ARCHITECTURES, require_known
 from jobs import command_line, conditions
 from jobs.benchmark_models.page import lines_of, update_table
 from jobs.benchmark_models.settings import Settings
 from jobs.benchmark_models.table import costs_file
+from jobs.data.folders import splits_of
 from jobs.runs.stored import REPORT
 from jobs.settings import plain, require
 from jobs.train.settings import Settings as TrainSettings

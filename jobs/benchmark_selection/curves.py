@@ -16,7 +16,8 @@ from deeplense.random.draws import permutation
 from jobs import command_line
 from jobs.benchmark.made import begun_learning
 from jobs.benchmark_selection.settings import Case, Settings
-from jobs.data.part import Part, find_datasets
+from jobs.data.folders import find_datasets
+from jobs.data.part import Part
 from jobs.frame.predict import predict_part
 from jobs.frame.start import Training
 from jobs.frame.updates import updates

@@ -1,12 +1,12 @@
 """Subsets of a split, and the data sets and splits that settings name."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
-from deeplense.data.dataset import Split, splits_of
+from deeplense.data.dataset import Split
 from deeplense.data.subsets import split_off
+from jobs.data.folders import find_datasets, splits_of
 from jobs.frame.settings import LearningSettings
 from jobs.settings import require
 
@@ -45,24 +45,6 @@ class Part:
     def only(self, chosen: np.ndarray) -> "Part":
         """Return the samples at these positions, given as indices or as a mask."""
         return replace(self, indices=self.indices[chosen])
-
-
-def find_datasets(names: str, data_root: Path) -> list[Path]:
-    """Return the folders of one or more data sets, given as comma-separated paths or names below the data root. Raises
-    ValueError if one does not exist."""
-    return [find_dataset(name.strip(), data_root) for name in names.split(",")]
-
-
-def find_dataset(dataset: str, data_root: Path) -> Path:
-    """Return the folder of a data set, given as a path or a name below the data root. Raises ValueError if it does not
-    exist."""
-    for folder in (Path(dataset), data_root / dataset):
-        if splits_of(folder):
-            return folder
-    raise ValueError(
-        f"no such data set {dataset!r}, neither as a folder nor below data_root={data_root}. Create it with "
-        "`deeplense simulate` or `deeplense pack`; if it exists, `deeplense verify` reports what is missing."
-    )
 
 
 def image_parts(settings: "LearningSettings", *, labelled: bool = False) -> tuple[Part, Part]:

@@ -18,7 +18,8 @@ from deeplense.evaluation.metrics import softmax
 from deeplense.models.registry import Network
 from deeplense.training.loop import make_accelerator
 from jobs import command_line
-from jobs.data.part import find_datasets, whole
+from jobs.data.folders import find_datasets
+from jobs.data.part import whole
 from jobs.data.statistics import find_statistics
 from jobs.evaluate.settings import Settings
 from jobs.evaluate.sides import Images

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from deeplense.files import read_json
-from jobs.data.part import HELD_OUT, Part, find_datasets
+from jobs.data.folders import find_datasets
+from jobs.data.part import HELD_OUT, Part
 from jobs.runs.stored import REPORT
 from jobs.settings import require
 from jobs.train.stored import TrainedRun

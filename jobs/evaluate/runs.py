@@ -9,7 +9,8 @@ from accelerate import Accelerator
 
 from deeplense.training.loop import make_accelerator
 from jobs.console import say
-from jobs.data.part import Part, find_datasets
+from jobs.data.folders import find_datasets
+from jobs.data.part import Part
 from jobs.evaluate.explain import explain_part
 from jobs.evaluate.folder import default_folder, refuse_other_report
 from jobs.evaluate.report import Evaluated, report, subject_of

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deeplense.data.dataset import Split, splits_of
+from deeplense.data.dataset import Split
 from jobs.console import say
-from jobs.data.part import find_dataset
+from jobs.data.folders import find_dataset, splits_of
 from jobs.evaluate.settings import Settings
 from jobs.settings import require
 

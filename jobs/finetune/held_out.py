@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from jobs.console import say
-from jobs.data.part import Part, find_datasets
+from jobs.data.folders import find_datasets
+from jobs.data.part import Part
 from jobs.evaluate.folder import refuse_other_report
 from jobs.evaluate.report import subject_of
 from jobs.finetune.settings import SCRATCH, Settings

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from deeplense.data.dataset import Split, splits_of
+from deeplense.data.dataset import Split
 from deeplense.data.layouts import read_names
 from deeplense.data.subsets import first_of_each, fold_of, some_of_each
-from jobs.data.part import HELD_OUT, Part, find_datasets
+from jobs.data.folders import find_datasets, splits_of
+from jobs.data.part import HELD_OUT, Part
 from jobs.settings import require
 from jobs.train.settings import Settings
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from deeplense.data.dataset import splits_of
 from deeplense.data.shards import Manifest
 from deeplense.evaluation.report import PREDICTIONS
-from jobs.data.part import find_dataset
+from jobs.data.folders import find_dataset, splits_of
 from jobs.runs.attempts import has_begun
 from jobs.runs.folder import FINISHED
 from jobs.runs.stored import CONFIG, REPORT, refuse_differences, stored_config

@@ -11,8 +11,8 @@ from conftest import CLASSES, blobs, write_blobs
 from deeplense.data.building import build
 from deeplense.data.order import ROUND
 from deeplense.data.shards import GROUP, GROUP_UNIT, Samples, Schema
+from jobs.data.folders import find_datasets
 from jobs.data.order import make_order
-from jobs.data.part import find_datasets
 from jobs.frame.start import unused_fraction
 from jobs.train.learner import Supervised
 from jobs.train.samples import learning_parts

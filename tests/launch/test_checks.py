@@ -82,7 +82,7 @@ def test_a_model_that_there_is_not_is_refused_before_it_queues(job: str, here: P
 
 
 def test_a_data_set_that_is_missing_is_refused_in_the_words_of_the_job(here: Path) -> None:
-    from jobs.data.part import find_dataset
+    from jobs.data.folders import find_dataset
 
     with pytest.raises(ValueError, match="no such data set 'ds'") as ours:
         check_job(["train", "--run", "r", "--dataset", "ds"], MINE)

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from deeplense.training.stopping import STOP_SIGNALS, StopFlag
+from deeplense.training import stopping
+from deeplense.training.stopping import ANSWER, STOP_SIGNALS, StopFlag
 
 FORKED = """
 import os, signal, sys
@@ -57,3 +58,31 @@ def test_the_handlers_before_it_are_restored_also_after_an_error() -> None:
 def test_a_forked_child_notes_nothing_and_its_parent_goes_on_listening() -> None:
     done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["3", "None", "SIGUSR2"]
+
+
+def test_the_first_ctrl_c_is_answered_at_once_by_one_rank_and_a_second_one_leaves(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with StopFlag() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert (stop.signal_name, capfd.readouterr().err) == ("SIGINT", ANSWER)
+        # A terminal signals each rank, and so does the launcher: that is the same Ctrl-C.
+        os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.setattr(stopping, "SECOND_S", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    monkeypatch.setenv("RANK", "1")
+    with StopFlag():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", sorted(set(STOP_SIGNALS) - {signal.SIGINT}))
+def test_no_number_of_signals_of_a_scheduler_leaves_at_once(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stopping, "SECOND_S", 0.0)
+    with StopFlag() as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), number)
+    assert (stop.signal_name, capfd.readouterr().err) == (number.name, "")
