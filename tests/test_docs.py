@@ -1,0 +1,136 @@
+"""The commands of the documentation, run as they stand: each page in an empty folder, in order.
+
+One mechanism makes them small: the program `deeplense` that they find takes the words of the page, adds the settings of
+`SMALL` for its verb, and runs in a process that is forked from one that has loaded torch.
+"""
+
+import json
+import os
+import re
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Command
+
+from jobs.verbs import JOBS, with_joined_name
+
+DOCS = ROOT / "docs"
+PAGES = sorted(path.name for path in DOCS.glob("*.md"))
+SMALL = {
+    "simulate": ["--num_per_class=16"],
+    "train": ["--epochs=1", "--batch_size=16"],
+    "pretrain": ["--epochs=1", "--batch_size=16", "--hidden_dim=16", "--out_dim=32"],
+    "finetune": ["--num_labels=18"],
+    "diffuse": ["--batch_size=16", "--num_times=50", "--num_sampled=0"],
+    "sample": ["--num_images=16", "--num_steps=2", "--batch_size=16"],
+    "benchmark models": ["--epochs=1", "--seeds=0"],
+    "benchmark labels": ["--num_labels=18", "--seeds=0", "--num_updates=2"],
+}
+"""What makes a command of each verb small; later settings override earlier ones."""
+CLIENT = """
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX) as line:
+    line.connect({address!r})
+    line.sendall(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode() + b"\\n")
+    code, said = json.loads(line.makefile().readline())
+sys.stdout.write(said)
+sys.exit(code)
+"""
+
+
+def small(words: list[str]) -> list[str]:
+    """A command with the settings that make it small."""
+    for place in range(len(words)):
+        verb = with_joined_name(words[place:])[0]
+        if verb in JOBS:
+            return [*words, *SMALL.get(verb, [])]
+    return words
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(), re.M | re.S)
+
+
+class Program:
+    """A program `deeplense` for shells, whose commands run in forked processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.calls = folder, 0
+        self.path = folder / "bin" / "deeplense"
+        self.path.parent.mkdir()
+        address = str(folder / "line")
+        self.path.write_text(f"#!{sys.executable} -SE\n{CLIENT.format(address=address)}")
+        self.path.chmod(self.path.stat().st_mode | stat.S_IXUSR)
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(address)
+        self.listener.listen()
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self) -> None:
+        """Answer one command after another."""
+        while True:
+            try:
+                line, _ = self.listener.accept()
+            except OSError:
+                return
+            with line, line.makefile("rw") as both:
+                both.write(json.dumps(self.run(*json.loads(both.readline()))) + "\n")
+
+    def run(self, words: list[str], folder: str, environment: dict[str, str]) -> tuple[int, str]:
+        """Run a command; returns its exit code and its output."""
+        self.calls += 1
+        log = self.folder / f"log{self.calls}.txt"
+        command = Command(small(words), log, environment, partial(os.chdir, folder))
+        return command.wait(), log.read_text()
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Program]:
+    """The program, in a folder beside the empty one in which a page is followed."""
+    program = Program(tmp_path)
+    yield program
+    program.listener.close()
+
+
+def follow(page: str, folder: Path, program: Program) -> None:
+    """Run the blocks of a page."""
+    folder.mkdir()
+    path = os.pathsep.join([str(program.path.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
+    given: dict[str, Any] = {"cwd": folder, "env": environment, "capture_output": True, "text": True}
+    for block in blocks(page, "bash"):
+        done = subprocess.run(["bash", "-eo", "pipefail", "-c", block], **given)
+        assert done.returncode == 0, f"{block}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    script = "\n".join(blocks(page, "python"))
+    if script:
+        done = subprocess.run([sys.executable, "-c", script], **given)
+        assert done.returncode == 0, f"{script}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "(?:bash|python)")])
+def test_the_commands_of_a_page_work_as_they_stand(page: str, program: Program, tmp_path: Path) -> None:
+    follow(page, tmp_path / "here", program)
+    assert program.calls or not blocks(page, "bash")
+
+
+def test_a_command_that_fails_fails_its_page(program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "DOCS", tmp_path)
+    (tmp_path / "wrong.md").write_text("```bash\ndeeplense verify nowhere\n```\n")
+    with pytest.raises(AssertionError, match="deeplense verify nowhere"):
+        follow("wrong.md", tmp_path / "here", program)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_link_of_a_page_leads_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", (DOCS / page).read_text()):
+        if not re.match(r"[a-z]+:", target):
+            assert (DOCS / target).exists(), target
