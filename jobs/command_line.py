@@ -1,5 +1,6 @@
 """Settings from the command line. Flags override a recipe, which overrides the defaults."""
 
+import argparse
 import dataclasses
 import difflib
 import functools
@@ -11,16 +12,29 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, get_args
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from jobs.bounds import refuse_excess
 from jobs.conditions import borrowed_settings, conditions
 from jobs.plain_yaml import FLOAT, INT, read_yaml_file
 from jobs.settings import RETIRED, refuse_control, require
-from jobs.verbs import POSITIONAL, description_of, settings_of
+from jobs.verbs import POSITIONAL, basic_of, description_of, settings_of
 
 RECIPES = Path(__file__).parent / "recipes"
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class PlainHelp(DefaultHelpFormatter):
+    """Help that names types in plain words, and only where the value does not show them."""
+
+    def _get_type_str(self, action: argparse.Action) -> str | None:
+        kinds = {"int": "whole number", "float": "number"}
+        found = {kinds.get(word) for word in re.findall(r"\w+", super()._get_type_str(action) or "")}
+        return next(iter(sorted(filter(None, found))), None)
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        text = super()._expand_help(action).replace("(type: ", "(").replace(", type: ", ", ")
+        return re.sub(r" \(default: (null)?\)|, default: (null)?(?=\))", "", text)
 
 
 class SettingsParser(ArgumentParser):
@@ -59,8 +73,13 @@ def make_parser(name: str) -> SettingsParser:
         prog=f"deeplense {name}",
         description=description_of(name),
         allow_abbrev=False,
+        formatter_class=PlainHelp,
     )
-    parser.add_argument("--config", action="config", help="recipe: YAML file with settings, or the name of a recipe of deeplense; flags override it")
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="recipe: YAML file with settings, or the name of a recipe of deeplense; flags override it",
+    )
     positional = POSITIONAL.get(name)
     if positional:
         (field,) = [field for field in dataclasses.fields(kind) if field.name == positional]
@@ -71,7 +90,33 @@ def make_parser(name: str) -> SettingsParser:
     for other, without in borrowed.values():
         names = parser.add_class_arguments(settings_of(other), skip=set(without))
         parser.set_defaults(dict.fromkeys(names))
+    list_first(parser, basic_of(name))
+    parser.usage = usage_of(parser)
     return parser
+
+
+def usage_of(parser: SettingsParser) -> str:
+    """Return the usage line: what must be given, and that there are settings."""
+    required = [action for action in parser._actions if action.required or not action.option_strings]
+    words = [f"--{each.dest} {each.dest.upper()}" if each.option_strings else each.dest.upper() for each in required]
+    return " ".join([parser.prog, "[--config RECIPE]", *words, "[--setting value ...]"])
+
+
+def list_first(parser: SettingsParser, basic: Sequence[str]) -> None:
+    """List basic settings in a group of their own, before all others."""
+    if not basic:
+        return
+    groups = parser._action_groups
+    actions = {action.dest: (group, action) for group in groups for action in group._group_actions}
+    first = parser.add_argument_group("basic settings")
+    for name in basic:
+        group, action = actions[name]
+        group._group_actions.remove(action)
+        first._group_actions.append(action)
+    groups.remove(first)
+    for group in groups[2:]:
+        group.title, group.description = "all other settings", None
+    groups.insert(2, first)
 
 
 def parse(name: str, arguments: Sequence[str], *, idle: dict[str, str] | None = None) -> Any:

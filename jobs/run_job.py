@@ -65,12 +65,14 @@ def refuse_missing(settings: Any) -> None:
 
 
 def allow_own_model(settings: Any) -> None:
-    """Allow the import of the user's module if the command line or a recipe names a model in it."""
+    """Allow the import of the user's modules if the command line or a recipe names models in them."""
     given = vars(settings) | dict(vars(settings).get("training", {}))
-    if ":" in str(given.get("model_name", "")):
-        from deeplense.models.own import allow
+    names = [given.get("model_name"), given.get("name"), *str(given.get("models", "")).split(",")]
+    if any(":" in str(name) for name in names):
+        from deeplense.models.own import allow, is_own
 
-        allow(given["model_name"])
+        for name in filter(is_own, map(str, names)):
+            allow(name)
 
 
 def refuse_lonely_tasks() -> None:

@@ -94,6 +94,12 @@ def description_of(name: str) -> str:
     return (importlib.import_module(f"{verb_of(name).folder}.settings").__doc__ or "").strip()
 
 
+def basic_of(name: str) -> Sequence[str]:
+    """Return the settings of a verb that its help lists first. Raises ValueError, with the closest name, for an unknown
+    verb."""
+    return getattr(importlib.import_module(f"{verb_of(name).folder}.settings"), "BASIC", ())
+
+
 def work_of(name: str) -> Work:
     """Return the module that runs a verb. Raises ValueError, with the closest name, for an unknown verb."""
     verb = verb_of(name)

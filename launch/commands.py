@@ -193,7 +193,7 @@ def resume(words: Sequence[str]) -> int:
         "--nodes",
         type=at_least(1),
         help="number of nodes (default: as before); the samples of each step stay the same, but a different number of "
-        "processes sums gradients in a different order, so the weights differ in their last bits",
+        "processes sums gradients in another order and has other batch statistics, so the weights differ",
     )
     given = parser.parse_args(words)
     folders = {run.absolute(): run for run in given.runs}

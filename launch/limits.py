@@ -1,7 +1,7 @@
 """Check whether Slurm's partitions, nodes and qualities of service (QOS) allow a job of a profile.
 
 `look` reads the configuration of Slurm once; all other functions depend on it alone. Slurm accepts some jobs that it
-never starts, even with `sbatch --test-only`; the limits identify these. (Measured with Slurm 22.05.)
+never starts, even with `sbatch --test-only`; the limits identify these. (Measured with Slurm 22.05, 24.11 and 26.05.)
 """
 
 import math

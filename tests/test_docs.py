@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, Command
 
+from jobs.api import settings_page
 from jobs.verbs import JOBS, with_joined_name
 
 DOCS = ROOT / "docs"
@@ -134,3 +135,21 @@ def test_each_link_of_a_page_leads_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", (DOCS / page).read_text()):
         if not re.match(r"[a-z]+:", target):
             assert (DOCS / target).exists(), target
+
+
+def test_the_page_of_settings_is_what_the_help_says() -> None:
+    assert (DOCS / "settings.md").read_text() == settings_page.page(), "run: python -m jobs.api.settings_page"
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_runs_from_its_first_cell_to_its_last(path: Path, tmp_path: Path) -> None:
+    text = re.sub(
+        r"^NUM_TRAIN, NUM_TEST, NUM_EPOCHS = .*",
+        "NUM_TRAIN, NUM_TEST, NUM_EPOCHS = 60, 12, 1",
+        path.read_text(),
+        flags=re.M,
+    )
+    done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "images that were not trained on" in done.stdout
+    assert (tmp_path / "lenses.png").stat().st_size > 10_000

@@ -28,9 +28,9 @@ class LensResidual(nn.Module):
     residual of the fit, and on the significance of a point mass at every place (gravitational imaging: Koopmans 2005,
     astro-ph/0501324; Vegetti and Koopmans 2009, arXiv 0805.0201).
 
-    The fit has no trained weights and needs no label. Each image may have a unit and a background of its own:
-    everything is in units of its noise. One lens is fitted to the sum of all bands. Light of the lens itself is not
-    modelled.
+    The fit needs no label; of it, only the photon noise is trained. Each image may have a unit and a background of its
+    own: everything is in units of its noise. One lens is fitted to the sum of all bands. Light of the lens itself is
+    not modelled.
     """
 
     def __init__(self, *, in_chans: int, image_size: int, drop_path: float = 0.0, network: str = "resnet10t") -> None:

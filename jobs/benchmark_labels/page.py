@@ -29,8 +29,8 @@ from jobs.trials.scores import until_settled
 METHOD = (
     "For each seed, a random subset of the labels of the split train is used, stratified by class; smaller subsets are "
     "nested in larger ones, and all rows with the same seed use the same labels. Training from scratch and mode full "
-    "differ only in their initial weights: updates, settings and augmentation are the same, and the final weights are "
-    "used, because model selection with a few dozen labels is worse; a tenth of the labels is for monitoring only. "
+    "differ only in their initial weights: updates, settings and augmentation are the same. A tenth of the labels is "
+    "for validation: the last weights whose log loss on it is not above the least, within its error, are evaluated. "
     "Mode linear is a logistic regression on frozen features, with its regularisation selected by cross-validation on "
     "the training labels; mode knn is a classifier by the 20 nearest neighbours. The test images are never used for "
     "selection, and all rows of a data set are tested on the same images: those that a backbone was pretrained on, "

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     NoiseSchedule = str
 else:
     NoiseSchedule = Literal[tuple(SCHEDULES)]
+BASIC = ("run", "dataset", "model_name", "conditions", "epochs", "batch_size", "lr", "device", "seed")
+"""Settings that `--help` lists first."""
 
 
 @dataclass(frozen=True, kw_only=True)

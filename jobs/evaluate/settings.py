@@ -8,6 +8,8 @@ from jobs.conditions import GIVEN, counts_with
 from jobs.settings import FREE, require
 
 OF_RUNS, OF_GENERATED = counts_with(generated=None), counts_with(generated=GIVEN)
+BASIC = ("run", "dataset", "split", "weights", "output", "explain", "generated", "device")
+"""Settings that `--help` lists first."""
 
 
 @dataclass(frozen=True, kw_only=True)

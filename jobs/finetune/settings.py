@@ -22,6 +22,8 @@ NUM_UPDATES, MIN_EPOCHS = 600, 30.0
 OF_TRAININGS = counts_with(mode="full")
 OF_PROBES = ("data_root", "label_file", "allow_overlap", "model_name", "stretch", "device")
 """Settings of a training that also apply to a probe."""
+BASIC = ("backbone", "run", "dataset", "mode", "num_labels", "model_name", "split", "device", "seed")
+"""Settings that `--help` lists first."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,7 @@ class LearningSettings:
     warmup_epochs: float = 0.0
     """epochs of linear warm-up of the learning rate to lr"""
     epochs: float = 25.0
-    """passes over the training samples"""
+    """passes over the training samples; with mix or balance, as many samples as one pass has"""
     stretch: Literal["linear", "asinh", "standard_asinh"] = "linear"
     """transform of the pixel values, in units of their standard deviation; asinh suits images with bright cores,
     standard_asinh also subtracts the mean"""

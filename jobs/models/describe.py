@@ -19,10 +19,10 @@ def describe(settings: Settings) -> int:
     image = torch.zeros(1, settings.in_chans, settings.image_size, settings.image_size)
     known = ARCHITECTURES.get(settings.name)
     backbone, head = (sum(p.numel() for p in part.parameters()) for part in (network.backbone, network.head))
-    made = f"timm.{network.timm_name} with {dict(network.timm_options)}"
+    made = f"timm.{network.timm_name} with {dict(network.timm_options)}" if network.timm_name else settings.name
     facts = {
-        "paper": known.paper if known else "see timm",
-        "made of": made if network.timm_name else f"deeplense.models.{known and known.target}",
+        "paper": known.paper if known else "see timm" if network.timm_name else "unknown (your own model)",
+        "made of": f"deeplense.models.{known.target}" if known and not network.timm_name else made,
         "recipe": f"jobs/recipes/models/{known.recipe}.yaml" if known else "none",
         "images": f"{settings.in_chans} x {settings.image_size} x {settings.image_size} pixels, {fitted(network)}",
         "parameters": f"{backbone:,} in the backbone, {head:,} in the head",

@@ -13,6 +13,21 @@ from jobs.settings import FREE, require
 OF_ARCHIVES, OF_STAMPS = counts_with(layout="npz"), counts_with(layout=("npz", "files"))
 OF_CATALOGUES, OF_COLUMNS = counts_with(catalog=GIVEN), counts_with(catalog=GIVEN, layout="npz")
 """Metadata of settings that name columns: those of a catalogue, or arrays of an npz file."""
+BASIC = (
+    "layout",
+    "source",
+    "output",
+    "val_fraction",
+    "test_fraction",
+    "catalog",
+    "label_key",
+    "bands",
+    "crop",
+    "unit",
+    "pixel_scale",
+    "seed",
+)
+"""Settings that `--help` lists first."""
 
 
 @dataclass(frozen=True, kw_only=True)

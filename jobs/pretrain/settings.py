@@ -20,6 +20,10 @@ def of(trait: str) -> dict[str, Any]:
     return counts_with(method=tuple(name for name, method in METHODS.items() if getattr(method, trait)))
 
 
+BASIC = ("run", "dataset", "method", "model_name", "image_size", "epochs", "batch_size", "lr", "device", "seed")
+"""Settings that `--help` lists first."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings(LearningSettings):
     """Which backbone to pretrain, by which method, and on which views."""

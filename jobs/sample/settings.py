@@ -15,6 +15,8 @@ else:
     Sampler = Literal[tuple(SAMPLERS)]
 
 USUAL_GUIDANCE = 1.0
+BASIC = ("run", "output", "num_images", "sampler", "num_steps", "conditions", "guidance", "seed", "device")
+"""Settings that `--help` lists first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class Settings:
     """ddpm: all time steps, as in training; ddim: first order; dpm_solver: second order, one network evaluation per
     step; heun: second order, two evaluations per step"""
     num_steps: int = 50
-    """number of steps of the sampler; ddpm needs as many as num_times of the run"""
+    """number of steps of the sampler; with ddpm, fewer than num_times of the run make the images too smooth"""
     guidance: float = USUAL_GUIDANCE
     """classifier-free guidance scale: 0 ignores the conditions, 1 is the trained model, above 1 overemphasises them"""
     conditions: str = ""

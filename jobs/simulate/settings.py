@@ -7,6 +7,9 @@ from typing import Literal
 from jobs.bounds import read_part
 from jobs.settings import FREE, require
 
+BASIC = ("output", "model", "preset", "num_per_class", "split", "seed")
+"""Settings that `--help` lists first."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:

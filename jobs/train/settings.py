@@ -9,16 +9,35 @@ from jobs.conditions import GIVEN, counts_with
 from jobs.frame.settings import LearningSettings
 from jobs.settings import refuse_outside, require
 
+BASIC = (
+    "run",
+    "dataset",
+    "model_name",
+    "epochs",
+    "batch_size",
+    "lr",
+    "stretch",
+    "target",
+    "num_folds",
+    "fold",
+    "pretrained",
+    "patience_epochs",
+    "device",
+    "seed",
+)
+"""Settings that `--help` lists first."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(LearningSettings):
     """What to train, on which data, and how."""
 
     label_fraction: float = 1.0
-    """fraction of the training images of each class that is used; smaller subsets are nested in larger ones"""
+    """fraction of the training images of each class that is used; with the same seed, and without groups, smaller
+    subsets are nested in larger ones"""
     num_labels: int | None = None
     """number of labelled training images, stratified by class; val_fraction of them is used for model selection, and a
-    split val is ignored; smaller subsets are nested in larger ones; all labels by default"""
+    split val is ignored; with the same seed, smaller subsets are nested in larger ones; all labels by default"""
     label_file: Path | None = None
     """file that lists the labelled samples, one name per line or a DeepLense_SSL subset (.pkl); they are used like
     those of num_labels"""
