@@ -8,9 +8,9 @@ from jobs.verbs import JOBS, basic_of, description_of
 
 HEAD = """# Settings
 
-All settings of each job, made from its help by `python -m jobs.api.settings_page`. Basic settings are in bold. Settings
-are given as `--name value`, or as `name: value` in a recipe (`--config FILE.yaml`). `deeplense JOB --print_config` writes a
-recipe with all defaults.
+All settings of each job, made from its help by `python -m jobs.api.settings_page`. Basic settings are in bold.
+Settings are given as `--name value`, or as `name: value` in a recipe (`--config FILE.yaml`). `deeplense JOB
+--print_config` writes a recipe with all defaults.
 """
 
 
