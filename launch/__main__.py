@@ -4,8 +4,8 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
-import deeplense
 from jobs.run_job import answered, leave
 from jobs.verbs import JOBS, description_of, with_joined_name
 from launch import commands
@@ -41,7 +41,7 @@ def make_parser() -> CommandParser:
         epilog="`deeplense JOB --help` lists the settings of a job.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"deeplense {deeplense.__version__}")
+    parser.add_argument("--version", action="version", version=f"deeplense {version('deeplense')}")
     parser.add_argument(
         "--num_processes", type=at_least(1), default=1, help="number of processes on this machine, one per GPU"
     )

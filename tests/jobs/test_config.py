@@ -231,7 +231,7 @@ def test_help_lists_every_setting_with_its_meaning_and_default(job: str, capsys:
             continue
         (entry,) = [entry for entry in entries if entry.startswith(f"--{field.name} ")]
         assert len(entry.partition("(")[0].split()) > 2, entry
-        if field.default not in (dataclasses.MISSING, None):
+        if field.default not in (dataclasses.MISSING, None, ""):
             assert f"default: {field.default})" in entry
 
 
