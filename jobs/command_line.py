@@ -10,7 +10,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, get_args
+from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
@@ -53,12 +53,17 @@ def setting_names(parser: ArgumentParser) -> list[str]:
 
 def with_nearest(message: str, names: Sequence[str]) -> str:
     """Return an error message of the parser, extended by the closest valid names if it is about an unknown setting."""
+    lacking = re.search(r"the following arguments are required: (.+)", message)
+    if lacking:
+        return f"give {' and '.join(f'--{name.strip()}' for name in lacking[1].split(','))}; --help explains them."
     unknown = re.search(r"(?:[Uu]nrecognized arguments?: '?-*|Key '|Option ')([^\s=']+)", message)
     if not unknown:
         return message
     wrong = unknown[1]
     if wrong == "num_processes":
         return "--num_processes stands before the job: deeplense --num_processes 2 JOB ..."
+    if "run" in names and Path(wrong).is_dir():
+        return f"{wrong} stands without a setting. Did you mean --run {wrong}?"
     near = difflib.get_close_matches(wrong, names, n=2, cutoff=0.5)
     every = f"Known settings: {', '.join(sorted(names))}." if names else "This command has no settings."
     hint = f"Did you mean {' or '.join(near)}?" if near else every
@@ -106,7 +111,7 @@ def list_first(parser: SettingsParser, basic: Sequence[str]) -> None:
     """List basic settings in a group of their own, before all others."""
     if not basic:
         return
-    groups = parser._action_groups
+    groups: list[Any] = parser._action_groups  # type: ignore[assignment]
     actions = {action.dest: (group, action) for group in groups for action in group._group_actions}
     first = parser.add_argument_group("basic settings")
     for name in basic:
@@ -242,18 +247,21 @@ def pairs_of(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def refuse_odd_numbers(kind: type[Any], words: Sequence[str]) -> None:
-    """Raise ValueError for a number that is not a plain decimal: 1:30, 0x10 and 010 are ambiguous."""
+    """Raise ValueError for a value that is not one of the choices, and for a number that is not a plain decimal: 1:30,
+    0x10 and 010 are ambiguous."""
     kinds = all_kinds(kind)
     for name, value in pairs_of(words):
         require_number(name, value, kinds.get(name))
 
 
 def require_number(name: str, value: str, kind: Any) -> None:
-    """Raise ValueError if a setting has a numeric type and its value is not such a number."""
+    """Raise ValueError if a setting has choices or a numeric type and its value is not one of them."""
     parts = get_args(kind) or (kind,)
-    if any(isinstance(part, int) for part in parts):
-        right = value in map(str, parts)
-        require(right, f"--{name}: {value!r} is not valid; choose from {', '.join(map(str, parts))}.")
+    if get_origin(kind) is Literal:
+        known = list(map(str, parts))
+        near = difflib.get_close_matches(value, known, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        require(value in known, f"--{name}: {value!r} is not valid; choose from {', '.join(known)}.{hint}")
     elif float in parts or int in parts:
         right = INT.match(value) or (float in parts and FLOAT.match(value)) or (value == "null" and type(None) in parts)
         what = "number; write one such as 1.5 or 1e-3" if float in parts else "whole number; write one such as 4"

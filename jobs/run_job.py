@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jobs import errors
@@ -59,6 +60,9 @@ def refuse_missing(settings: Any) -> None:
     given = vars(settings)
     if "data_root" in given and isinstance(given.get("dataset"), str) and given["dataset"]:
         find_datasets(given["dataset"], given["data_root"])
+    backbone = given.get("backbone")
+    missing = backbone and str(backbone) != "scratch" and not Path(backbone).exists()
+    require(not missing, f"backbone={backbone} does not exist; give a run of `deeplense pretrain`.")
     run = given.get("run")
     if "runs_root" in given and run and not any(sign in str(run) for sign in "*?["):
         find_run(str(run), given["runs_root"])

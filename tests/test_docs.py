@@ -27,15 +27,16 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path.name for path in DOCS.glob("*.md"))
 SMALL = {
     "simulate": ["--num_per_class=16"],
-    "train": ["--epochs=1", "--batch_size=16"],
+    "train": ["--epochs=1", "--batch_size=8"],
     "pretrain": ["--epochs=1", "--batch_size=16", "--hidden_dim=16", "--out_dim=32"],
-    "finetune": ["--num_labels=18"],
+    "finetune": ["--num_labels=42"],
     "diffuse": ["--batch_size=16", "--num_times=50", "--num_sampled=0"],
     "sample": ["--num_images=16", "--num_steps=2", "--batch_size=16"],
-    "benchmark models": ["--epochs=1", "--seeds=0"],
-    "benchmark labels": ["--num_labels=18", "--seeds=0", "--num_updates=2"],
+    "benchmark models": ["--epochs=1", "--seeds=0", "--batch_size=16"],
+    "benchmark labels": ["--num_labels=18", "--seeds=0", "--num_updates=2", "--batch_size=8"],
 }
-"""What makes a command of each verb small; later settings override earlier ones."""
+"""What makes a command of each verb small; later settings override earlier ones. Of finetune, only those
+that a page gives."""
 CLIENT = """
 import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as line:
@@ -52,7 +53,8 @@ def small(words: list[str]) -> list[str]:
     for place in range(len(words)):
         verb = with_joined_name(words[place:])[0]
         if verb in JOBS:
-            return [*words, *SMALL.get(verb, [])]
+            added = [word for word in SMALL.get(verb, []) if verb != "finetune" or word.partition("=")[0] in words]
+            return [*words, *added]
     return words
 
 

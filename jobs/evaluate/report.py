@@ -73,7 +73,7 @@ def report(
     facts = facts_of(split, evaluated, len(joined.labels), missing=missing)
     drawn = regression_plots(first, joined) if regression else class_plots(first, joined, content)
     drawn += explanation_plots(first.explained) if first.explained else []
-    say(f"{facts['held out']}; {facts['training']}; weights: {facts['weights']}")
+    say("; ".join(filter(None, [facts["held out"], facts["training"], f"weights: {facts['weights']}"])))
     write_report(
         folder,
         title=f"{first.settings.model_name}: {first.settings.target} of lenses",
