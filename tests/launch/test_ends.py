@@ -414,11 +414,15 @@ def test_only_ends_since_which_nothing_newer_was_saved_are_counted() -> None:
     assert without_progress([ended("crash: a", saved=9)], 8) == ["crash: a"]
 
 
-def test_the_budgets_are_those_that_the_readme_tells() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text().partition("| an attempt ends by |")[2]
+def test_the_budgets_are_those_that_the_documentation_tells() -> None:
+    page = (
+        (Path(__file__).parents[2] / "docs" / "slurm.md")
+        .read_text()
+        .partition("| reason | what happens | restarts |")[2]
+    )
     told: dict[str, int] = {}
-    for line in readme.partition("\n\n")[0].splitlines():
+    for line in page.partition("\n\n")[0].splitlines():
         *cells, most = [cell.strip() for cell in line.strip().strip("|").split("|")]
         if most[:1].isdigit():
-            told |= dict.fromkeys(map(kind_of, re.findall(r"`([^`]+)`", cells[0])), int(most.split()[0]))
+            told |= dict.fromkeys(map(kind_of, re.findall(r"`([^`]+)`", cells[0])), int(re.split(r"[ ,]", most)[0]))
     assert told == DEFAULT_RESTARTS
