@@ -23,7 +23,9 @@ def section(job: str) -> Iterator[str]:
     """Yield the lines about one job."""
     yield from (f"## {job}", "", description_of(job), "", "| setting | default | meaning |", "|---|---|---|")
     basic = basic_of(job)
-    actions = [each for each in make_parser(job)._actions if each.dest not in ("help", "config", "print_config")]
+    actions = [
+        each for each in make_parser.__wrapped__(job)._actions if each.dest not in ("help", "config", "print_config")
+    ]
     for action in sorted(actions, key=lambda each: list(basic).index(each.dest) if each.dest in basic else len(basic)):
         name = f"**{action.dest}**" if action.dest in basic else action.dest
         yield f"| {name} | {default_of(action)} | {meaning_of(action)} |"

@@ -322,7 +322,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "does not fit: patch_embed.proj.weight has shape (64, 1, 16, 16), not (64, 3, 16, 16)",
         ),
         ({"dataset": "colours", "mode": "knn"}, "does not fit: patch_embed.proj.weight has shape (64, 1, 16, 16)"),
-        ({"backbone": "nowhere"}, "nowhere is not a run folder: it has no config.yaml"),
+        ({"backbone": "nowhere"}, "backbone=nowhere does not exist; give a run of `deeplense pretrain`"),
         ({"backbone": "of_train"}, "is not a run of `deeplense pretrain`; give such a run as --backbone"),
         ({"backbone": "scratch"}, "backbone=scratch does not define the network; give --model_name"),
         ({"backbone": "scratch", "mode": "knn"}, "mode=knn needs a pretrained backbone"),
