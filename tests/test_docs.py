@@ -29,7 +29,7 @@ SMALL = {
     "simulate": ["--num_per_class=16"],
     "train": ["--epochs=1", "--batch_size=8"],
     "pretrain": ["--epochs=1", "--batch_size=16", "--hidden_dim=16", "--out_dim=32"],
-    "finetune": ["--num_labels=42"],
+    "finetune": ["--num_labels=42", "--num_updates=2"],
     "diffuse": ["--batch_size=16", "--num_times=50", "--num_sampled=0"],
     "sample": ["--num_images=16", "--num_steps=2", "--batch_size=16"],
     "benchmark models": ["--epochs=1", "--seeds=0", "--batch_size=16"],
