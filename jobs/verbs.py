@@ -31,7 +31,7 @@ class Verb:
     """it consists of many runs: sequential here, or one job array element per run (--only RUN); `runs_left` of its work
     lists them"""
     networks: bool = False
-    """it loads the code of networks in its own process"""
+    """its `work.py` imports the code of networks at once (a training does so later, in `jobs.frame.train`)"""
     positional: str = ""
     """the setting that is given without a flag"""
 
@@ -45,10 +45,10 @@ VERBS = (
     Verb("simulate", in_parts=True),
     Verb("pack", in_parts=True),
     Verb("verify", positional="folder"),
-    Verb("train", resumes=True, shares=True, networks=True),
-    Verb("pretrain", resumes=True, shares=True, networks=True),
+    Verb("train", resumes=True, shares=True),
+    Verb("pretrain", resumes=True, shares=True),
     Verb("finetune", resumes=True, networks=True),
-    Verb("diffuse", resumes=True, shares=True, networks=True),
+    Verb("diffuse", resumes=True, shares=True),
     Verb("sample", in_parts=True, networks=True),
     Verb("evaluate", networks=True),
     Verb("export", networks=True, positional="run"),

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from jobs.frame.settings import LearningSettings
+from jobs.imports import import_without
 from jobs.runs.attempts import EXIT_STOPPED
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 def train(settings: LearningSettings, make_learner: Callable[[], "Learner"]) -> int:
     """Train until finished or stopped by a signal. Returns 0, or 85 if stopped, with the state saved (if any)."""
+    import_without("timm", "wandb")
     from deeplense.training.stopping import StopFlag
     from jobs.frame.staging import Copies, ToldToStop
     from jobs.frame.start import begin

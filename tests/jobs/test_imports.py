@@ -1,25 +1,35 @@
+"""Imports that leave a dependency out: no rank loads Weights & Biases for timm's sake."""
+
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from jobs.imports import import_without
 
-
-def test_timm_is_imported_without_weights_and_biases_which_a_run_can_still_log_to() -> None:
-    code = """
+TRAINING = """
 import sys
+from jobs.run_job import main
 from jobs.verbs import VERBS, work_of
+
 works = [work_of(verb.name) for verb in VERBS if not verb.networks]
-print("timm" in sys.modules)
+before = "timm" in sys.modules
+assert main(sys.argv[1:]) == 0
 works += [work_of(verb.name) for verb in VERBS]
-import jobs.diffuse.learner, jobs.evaluate.runs, jobs.frame.updates, jobs.pretrain.learner, jobs.train.learner
-print("timm" in sys.modules, "wandb" in sys.modules)
+left_out = "wandb" not in sys.modules
 import wandb
-print(callable(wandb.init))
+print(before, "timm" in sys.modules, left_out, callable(wandb.init))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "True", "False", "True"]
+
+
+def test_a_training_loads_timm_late_and_without_weights_and_biases_which_it_can_still_log_to(
+    dataset: Path, tmp_path: Path
+) -> None:
+    words = ["train", f"--dataset={dataset}", f"--run={tmp_path / 'run'}", "--model_name=simple_cnn", "--epochs=1"]
+    command = [sys.executable, "-c", TRAINING, *words, "--batch_size=16", "--device=cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].split() == ["False", "True", "True", "True"]
 
 
 def test_a_package_that_is_imported_already_stays() -> None:
