@@ -5,15 +5,12 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from jobs import errors
 from jobs.bounds import refuse_crowd
 from jobs.command_line import parse
-from jobs.data.folders import find_datasets
 from jobs.runs.attempts import note_failure
-from jobs.runs.folder import find_run
 from jobs.settings import require
 from jobs.verbs import with_joined_name, work_of
 
@@ -50,22 +47,7 @@ def checked_settings(command: Sequence[str], *, num_processes: int = 1) -> Any:
     allow_own_model(settings)
     refuse_lonely_tasks()
     refuse_crowd(vars(settings) | {"num_processes": num_processes})
-    refuse_missing(settings)
     return settings
-
-
-def refuse_missing(settings: Any) -> None:
-    """Raise ValueError if a data set or a run that the settings name does not exist. This is fast; the job would find
-    it out only after torch is imported."""
-    given = vars(settings)
-    if "data_root" in given and isinstance(given.get("dataset"), str) and given["dataset"]:
-        find_datasets(given["dataset"], given["data_root"])
-    backbone = given.get("backbone")
-    missing = backbone and str(backbone) != "scratch" and not Path(backbone).exists()
-    require(not missing, f"backbone={backbone} does not exist; give a run of `deeplense pretrain`.")
-    run = given.get("run")
-    if "runs_root" in given and run and not any(sign in str(run) for sign in "*?["):
-        find_run(str(run), given["runs_root"])
 
 
 def allow_own_model(settings: Any) -> None:

@@ -10,7 +10,7 @@ from jobs.run_job import answered, leave
 from jobs.verbs import JOBS, description_of, with_joined_name
 from launch import commands
 from launch.commands import CommandParser, at_least
-from launch.job import run_job
+from launch.job import run_typed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, *rest = given.command
     if name in commands.COMMANDS:
         return answered(lambda: commands.COMMANDS[name](rest))
-    return answered(lambda: run_job(with_joined_name(given.command), given.num_processes))
+    return answered(lambda: run_typed(with_joined_name(given.command), given.num_processes))
 
 
 def make_parser() -> CommandParser:

@@ -1,18 +1,33 @@
 """Run a job on this machine: in this process, or in several processes as ranks of one process group."""
 
 import os
+from pathlib import Path
 from typing import Any
 
+from jobs.data.folders import find_datasets
 from jobs.run_job import checked_settings
 from jobs.runs.attempts import number_given
+from jobs.runs.folder import find_run
+from jobs.settings import require
 from jobs.verbs import STOPPABLE, work_of
 from launch import status
 
 
 def run_job(command: list[str], num_processes: int) -> int:
     """Run a job in this process or in several; its settings are checked first."""
-    job = command[0]
+    return run_with(checked_settings(command, num_processes=num_processes), command, num_processes)
+
+
+def run_typed(command: list[str], num_processes: int) -> int:
+    """Run a job that a user has typed: what does not exist is refused before torch is imported, which takes seconds."""
     settings = checked_settings(command, num_processes=num_processes)
+    refuse_missing(settings)
+    return run_with(settings, command, num_processes)
+
+
+def run_with(settings: Any, command: list[str], num_processes: int) -> int:
+    """Run a job whose settings are checked."""
+    job = command[0]
     refuse_taken(job, settings)
     if num_processes == 1:
         return work_of(job).run(settings)
@@ -26,3 +41,16 @@ def refuse_taken(job: str, settings: Any) -> None:
     if job in STOPPABLE and number_given(settings.run) is None and os.environ.get("RANK", "0") == "0":
         learning = settings.learning if job == "finetune" else settings
         status.refuse_if_submitted(settings.run.absolute(), take_over=bool(learning.take_over))
+
+
+def refuse_missing(settings: Any) -> None:
+    """Raise ValueError if a data set or a run that the settings name does not exist."""
+    given = vars(settings)
+    if "data_root" in given and isinstance(given.get("dataset"), str) and given["dataset"]:
+        find_datasets(given["dataset"], given["data_root"])
+    backbone = given.get("backbone")
+    missing = backbone and str(backbone) != "scratch" and not Path(backbone).exists()
+    require(not missing, f"backbone={backbone} does not exist; give a run of `deeplense pretrain`.")
+    run = given.get("run")
+    if "runs_root" in given and run and not any(sign in str(run) for sign in "*?["):
+        find_run(str(run), given["runs_root"])
