@@ -55,7 +55,8 @@ def with_nearest(message: str, names: Sequence[str]) -> str:
     """Return an error message of the parser, extended by the closest valid names if it is about an unknown setting."""
     lacking = re.search(r"the following arguments are required: (.+)", message)
     if lacking:
-        return f"give {' and '.join(f'--{name.strip()}' for name in lacking[1].split(','))}; --help explains them."
+        words = [word if word.startswith("-") or word.isupper() else f"--{word}" for word in lacking[1].split(", ")]
+        return f"give {' and '.join(words)}; --help explains {'it' if len(words) == 1 else 'them'}."
     unknown = re.search(r"(?:[Uu]nrecognized arguments?: '?-*|Key '|Option ')([^\s=']+)", message)
     if not unknown:
         return message
@@ -133,7 +134,7 @@ def parse(name: str, arguments: Sequence[str], *, idle: dict[str, str] | None = 
         refuse_control({"the command line": tuple(arguments)})
         recipe, flags = read_recipes(with_switches(kind, arguments))
         words = [*as_flags(recipe, parser, POSITIONAL.get(name)), *flags]
-        refuse_odd_numbers(kind, words)
+        refuse_odd_values(kind, words)
         values = parser.parse_args(words).as_dict()
         values.pop("config", None)
         refuse_control(values)
@@ -246,15 +247,15 @@ def pairs_of(words: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield name, value if equals else "" if following.startswith("--") else following
 
 
-def refuse_odd_numbers(kind: type[Any], words: Sequence[str]) -> None:
+def refuse_odd_values(kind: type[Any], words: Sequence[str]) -> None:
     """Raise ValueError for a value that is not one of the choices, and for a number that is not a plain decimal: 1:30,
     0x10 and 010 are ambiguous."""
     kinds = all_kinds(kind)
     for name, value in pairs_of(words):
-        require_number(name, value, kinds.get(name))
+        require_value(name, value, kinds.get(name))
 
 
-def require_number(name: str, value: str, kind: Any) -> None:
+def require_value(name: str, value: str, kind: Any) -> None:
     """Raise ValueError if a setting has choices or a numeric type and its value is not one of them."""
     parts = get_args(kind) or (kind,)
     if get_origin(kind) is Literal:

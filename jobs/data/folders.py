@@ -49,6 +49,6 @@ def nearest(places: Sequence[Path]) -> str:
     """Return a hint at data sets beside the given places: the one with the most similar name."""
     for place in places:
         beside = {path.name: path for path in sorted(place.parent.glob("*")) if path.is_dir() and splits_of(path)}
-        for name in difflib.get_close_matches(place.name, beside, n=1):
+        for name in difflib.get_close_matches(place.name, beside, n=1, cutoff=0.5):
             return f" Did you mean {beside[name]}?"
     return ""
