@@ -216,11 +216,16 @@ def without_controller(slurm: PrivateSlurm) -> Iterator[None]:
 
 
 def wait_until_written(slurm: PrivateSlurm) -> None:
-    """Change a job, and wait until the controller has written all jobs."""
-    jobs, state = (slurm.ask("squeue", "-h", "-o", "%A") or "").split(), slurm.folder / "state" / "job_state"
-    before = state.stat().st_mtime_ns if state.exists() else 0
-    if jobs and slurm.ask("scontrol", "update", f"jobid={jobs[0]}", f"comment=at-{before}") is not None:
-        wait_for(lambda: state.exists() and state.stat().st_mtime_ns > before, lambda: f"{state} is not written")
+    """Change a job, and wait until the controller has written all jobs. The first file may be one that it had begun to
+    write before."""
+    state = slurm.folder / "state" / "job_state"
+    for _ in range(2):
+        jobs = (slurm.ask("squeue", "-h", "-o", "%A") or "").split()
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        if jobs and slurm.ask("scontrol", "update", f"jobid={jobs[0]}", f"comment=at-{before}") is not None:
+            wait_for(
+                lambda old=before: state.exists() and state.stat().st_mtime_ns > old, lambda: f"{state} is as it was"
+            )
 
 
 LOST = ("node lost",)
