@@ -113,8 +113,18 @@ def restart_findings(config: Fields) -> Iterator[Finding]:
     asked = "only jobs that request it are requeued, and `deeplense submit` does (--requeue)"
     can = asked if config.get("JobRequeue") == "0" else "jobs can be requeued"
     yield right(f"JobRequeue={config.get('JobRequeue', '1')}: {can}")
+    yield hold_finding(config.get("SchedulerParameters", ""))
     yield wait_finding(config.get("AuthInfo", ""))
     yield loss_finding(duration(config, "SlurmdTimeout", 300))
+
+
+def hold_finding(parameters: str) -> Finding:
+    """Return what Slurm does with a job that a node cannot start, from the setting SchedulerParameters."""
+    if "nohold_on_prolog_fail" in parameters.lower():
+        return right("nohold_on_prolog_fail: a job that a node cannot start is requeued")
+    told = "nohold_on_prolog_fail is not in SchedulerParameters: a job that a node cannot start (its Prolog fails, or an"
+    held = "earlier start of the job is still ending there) is held until `scontrol release JOB`; `deeplense status`"
+    return note(f"{told} {held} reports this")
 
 
 def wait_finding(text: str) -> Finding:

@@ -43,7 +43,7 @@ SwitchType=switch/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
-SchedulerParameters=bf_interval=1,sched_interval=1,sched_min_interval=0,batch_sched_delay=0
+SchedulerParameters=bf_interval=1,sched_interval=1,sched_min_interval=0,batch_sched_delay=0,nohold_on_prolog_fail
 {"SlurmctldParameters=preempt_send_user_signal" if cluster.user_signal else "# no preempt_send_user_signal"}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE

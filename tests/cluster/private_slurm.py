@@ -74,7 +74,7 @@ class PrivateSlurm:
     def call(self, *words: str | Path, check: bool = True) -> str:
         """Run a command to its end, in the box if there is one; returns what it says."""
         command = [*(self.box.words() if self.box else []), *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": PATH})
+        done = subprocess.run(command, capture_output=True, text=True, env=surroundings() | {"PATH": PATH})
         if check and done.returncode:
             raise RuntimeError(f"{' '.join(map(str, words))}: {done.stderr or done.stdout}")
         return done.stdout
@@ -251,7 +251,7 @@ class PrivateSlurm:
 
     def ask(self, *words: str) -> str | None:
         """Run a client of this cluster; None where it fails."""
-        done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **self.environment})
+        done = subprocess.run(words, capture_output=True, text=True, env=surroundings() | self.environment)
         return done.stdout if done.returncode == 0 else None
 
     def is_up(self) -> bool:
@@ -345,7 +345,12 @@ def mount_small_disk(folder: Path, options: str = f"size={SMALL_DISK_MB}M") -> N
 
 def clean_environment() -> dict[str, str]:
     """The environment without what a job or a job's submission may have set."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
+    return {name: value for name, value in surroundings().items() if not name.startswith(("SLURM_", "SBATCH_"))}
+
+
+def surroundings() -> dict[str, str]:
+    """The environment of this process, of which another thread may just take a variable away, as pytest does."""
+    return {name: value for name in list(os.environ) if (value := os.environ.get(name)) is not None}
 
 
 def kill(pid: int, number: signal.Signals) -> None:

@@ -20,7 +20,7 @@ from jobs.runs.attempts import read_attempts
 from launch.record import launched
 from launch.slurm import jobs_before
 from tests.cluster.hooks.counted_state import last_state, newest
-from tests.cluster.private_slurm import NUM_HOSTS, PrivateSlurm
+from tests.cluster.private_slurm import NUM_HOSTS, PrivateSlurm, surroundings
 
 HOOKS = Path(__file__).parent / "hooks"
 ROOT = Path(__file__).parents[2]
@@ -84,7 +84,7 @@ class Training:
     def deeplense(self, *words: str, check: bool = True) -> str:
         """A `deeplense` command as a user types it; returns what it says."""
         path = self.slurm.environment["PATH"]
-        environment = {**os.environ, "DEEPLENSE_CLUSTERS": str(self.home / "clusters.yaml"), "PATH": path}
+        environment = surroundings() | {"DEEPLENSE_CLUSTERS": str(self.home / "clusters.yaml"), "PATH": path}
         # Jobs have the priority of what submits them; ranks that count mostly wait, and are to come first.
         command = [*([] if self.counts else ["nice", "-n", "5"]), sys.executable, "-m", "launch", *words]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)

@@ -5,7 +5,6 @@ start of the job on, the first TIMES calls that match the pattern are made to `f
 take the whole `script` with them.
 """
 
-import os
 import re
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ from launch.record import keep, record, told_in
 from launch.script import FOLDERS, submitit_script
 from launch.submission import Submission
 from launch.submit import write_pickles
-from tests.cluster.private_slurm import PrivateSlurm
+from tests.cluster.private_slurm import PrivateSlurm, surroundings
 from tests.cluster.trainings import COUNTS, HOOKS, ROOT, Training
 
 WALKED = ("scontrol", "sacct", "squeue", "sbatch", "scancel", "srun", "cp", "mv", "python")
@@ -105,7 +104,7 @@ class Walk:
         write_pickles(submission)
         script.write_text(submitit_script(submission))
         path = self.slurm.environment["PATH"]
-        environment = {**os.environ, **self.slurm.environment, **self.variables, "PATH": f"{self.home / 'bin'}:{path}"}
+        environment = surroundings() | self.slurm.environment | self.variables | {"PATH": f"{self.home / 'bin'}:{path}"}
         words = [shutil.which("sbatch", path=path) or "sbatch", "--parsable", str(script)]
         done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
         keep(self.run, told_in(self.run) | {"job_id": done.stdout.strip()})

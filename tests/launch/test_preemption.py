@@ -93,6 +93,8 @@ def test_the_quality_of_service_of_the_profile_decides_and_else_normal(qos: str 
         ("KillWait", "5 sec", "note", "checkpoint_minutes"),
         ("JobRequeue", "1", "right", "JobRequeue=1"),
         ("JobRequeue", "0", "right", "--requeue"),
+        ("SchedulerParameters", "(null)", "note", "scontrol release JOB"),
+        ("SchedulerParameters", "bf_continue,nohold_on_prolog_fail", "right", "is requeued"),
         ("AuthInfo", "(null)", "right", "cred_expire=120 (the default): a requeued job waits at least 121 s"),
         (
             "AuthInfo",
