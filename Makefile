@@ -8,7 +8,7 @@ LOCKS := requirements.lock requirements-test.lock
 # A real Slurm with four hosts on this machine, to rehearse on (as root on Debian, with the packages that .ci/run names).
 REHEARSAL := /tmp/deeplense-rehearsal
 
-.PHONY: install lock demo test test-cluster test-slow test-lowest mutants check cluster cluster-stop image clean
+.PHONY: install lock docs demo test test-cluster test-slow test-lowest mutants check cluster cluster-stop image clean
 
 install: $(VENV)/.installed
 
@@ -58,6 +58,10 @@ cluster: install
 cluster-stop: install
 	$(BIN)/python -m tests.cluster.private_slurm stop $(REHEARSAL)
 
+# The documentation as a site, build/site/index.html; a link that leads nowhere is an error.
+docs: install
+	$(BIN)/sphinx-build -W --keep-going -q -c docs -b html . build/site
+
 # Apptainer; where no container registry can be reached: make image BASE=debootstrap
 BASE := registry
 image:
@@ -70,4 +74,4 @@ check: install
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
 clean:
-	rm -rf demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf build demo .pytest_cache .ruff_cache .hypothesis
