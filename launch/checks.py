@@ -10,6 +10,7 @@ from typing import Any
 
 from jobs import command_line, verbs
 from jobs.data.folders import find_dataset, splits_of
+from jobs.finetune.settings import SCRATCH
 from jobs.models.settings import require_model
 from jobs.settings import require
 from launch import slurm
@@ -21,7 +22,7 @@ from launch.preemption import duration, loss_finding, preemption_of
 from launch.script import submitit_script
 from launch.submission import Submission
 
-INPUTS = {"train": "pretrained_file", "pack": "source", "verify": "folder"}
+INPUTS = ("pretrained_file", "source", "folder", "backbone", "init_from", "lengthen")
 """Settings that name inputs of a job other than the data set."""
 LOCAL_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 """Folders that are local to each machine on nearly all clusters."""
@@ -68,7 +69,7 @@ def check_job(command: Sequence[str], cluster: Cluster) -> None:
     if job in ("train", "pretrain"):
         require_model(settings.model_name)
     if "dependency" not in cluster.sbatch:
-        check_inputs(job, learning)
+        check_inputs(learning)
 
 
 def check_tasks(job: str, cluster: Cluster) -> None:
@@ -86,11 +87,12 @@ def check_batch(batch_size: int, pieces: int, tasks: int) -> None:
     require(batch_size % parts == 0, f"{told}; use a multiple of {parts}.")
 
 
-def check_inputs(job: str, settings: Any) -> None:
+def check_inputs(settings: Any) -> None:
     """Raise ValueError if an input of a job does not exist."""
-    if name := INPUTS.get(job):
-        path = getattr(settings, name)
-        require(path is None or path.exists(), f"{name}={path} does not exist; correct the path.")
+    for name in INPUTS:
+        path = getattr(settings, name, None)
+        exists = path is None or str(path) == SCRATCH or Path(path).exists()
+        require(exists, f"{name}={path} does not exist; correct the path.")
     # An evaluation reads real images from there only if it evaluates generated ones.
     if hasattr(settings, "data_root") and getattr(settings, "generated", True) and settings.dataset:
         for dataset in settings.dataset.split(","):

@@ -5,12 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from jobs.data.folders import find_datasets
+from jobs.finetune.settings import SCRATCH
 from jobs.run_job import checked_settings
 from jobs.runs.attempts import number_given
 from jobs.runs.folder import find_run
 from jobs.settings import require
 from jobs.verbs import STOPPABLE, work_of
 from launch import status
+
+RUNS = {
+    "backbone": "a run of `deeplense pretrain`",
+    "init_from": "a run of `deeplense train`",
+    "lengthen": "a finished run of the same job",
+}
+"""Settings that name a run to start from, and which run they need."""
 
 
 def run_job(command: list[str], num_processes: int) -> int:
@@ -48,9 +56,10 @@ def refuse_missing(settings: Any) -> None:
     given = vars(settings)
     if "data_root" in given and isinstance(given.get("dataset"), str) and given["dataset"]:
         find_datasets(given["dataset"], given["data_root"])
-    backbone = given.get("backbone")
-    missing = backbone and str(backbone) != "scratch" and not Path(backbone).exists()
-    require(not missing, f"backbone={backbone} does not exist; give a run of `deeplense pretrain`.")
+    for name, what in RUNS.items():
+        path = given.get(name)
+        missing = path and str(path) != SCRATCH and not Path(path).exists()
+        require(not missing, f"{name}={path} does not exist; give {what}.")
     run = given.get("run")
     if "runs_root" in given and run and not any(sign in str(run) for sign in "*?["):
         find_run(str(run), given["runs_root"])

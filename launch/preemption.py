@@ -122,9 +122,9 @@ def hold_finding(parameters: str) -> Finding:
     """Return what Slurm does with a job that a node cannot start, from the setting SchedulerParameters."""
     if "nohold_on_prolog_fail" in parameters.lower():
         return right("nohold_on_prolog_fail: a job that a node cannot start is requeued")
-    told = "nohold_on_prolog_fail is not in SchedulerParameters: a job that a node cannot start (its Prolog fails, or an"
-    held = "earlier start of the job is still ending there) is held until `scontrol release JOB`; `deeplense status`"
-    return note(f"{told} {held} reports this")
+    told = "nohold_on_prolog_fail is not in SchedulerParameters: Slurm holds a job that a node cannot start, such as"
+    held = "after a failed Prolog, until `scontrol release JOB`; `deeplense status` reports such a job"
+    return note(f"{told} {held}")
 
 
 def wait_finding(text: str) -> Finding:

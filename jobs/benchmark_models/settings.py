@@ -22,7 +22,7 @@ class Settings(QueueSettings):
     models: str
     """comma-separated names of models; all: those listed by `deeplense models`"""
     training: Mapping[str, Any] = field(
-        default_factory=dict, metadata={OF: "train", BUT: ("run", "dataset", "model_name", "seed", "fold")}
+        default_factory=dict, metadata={OF: "train", BUT: ("run", "dataset", "model_name", "seed", "fold", "lengthen")}
     )
     """settings of `deeplense train` that apply to all models"""
 

@@ -17,7 +17,7 @@ from jobs.train.settings import Settings as TrainSettings
 SCRATCH = "scratch"
 RECIPE = Path(__file__).parents[1] / "recipes" / "finetune.yaml"
 TAKEN = ("run", "dataset", "backbone", "num_labels", "seed", "epochs", "tune", "pretrained", "pretrained_file")
-TAKEN += ("num_folds", "fold", "label_fraction", "target", "patience_epochs")
+TAKEN += ("num_folds", "fold", "label_fraction", "target", "patience_epochs", "init_from", "lengthen")
 NUM_UPDATES, MIN_EPOCHS = 600, 30.0
 OF_TRAININGS = counts_with(mode="full")
 OF_PROBES = ("data_root", "label_file", "allow_overlap", "model_name", "stretch", "device")

@@ -22,6 +22,9 @@ class LearningSettings:
 
     run: Path
     """run folder; an existing run is resumed"""
+    lengthen: Path | None = None
+    """finished run whose complete state starts this one, a new run with more epochs; the other settings must be equal:
+    give its recipe with --config RUN/config.yaml"""
     dataset: str
     """data set folder, or its name below data_root (Model_I, Model_II, Model_III); a comma-separated list trains on all
     of them jointly"""

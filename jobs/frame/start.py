@@ -22,6 +22,7 @@ from jobs.data.statistics import find_statistics, unit_notes
 from jobs.frame import attempt
 from jobs.frame.attempt import Attempt
 from jobs.frame.learner import Learner, Trainee
+from jobs.frame.lengthening import copy_state
 from jobs.frame.plan import Plan, Progress
 from jobs.frame.settings import LearningSettings
 from jobs.frame.staging import Copies, prepare_reading
@@ -89,6 +90,7 @@ def begin(
     learner = make_learner()
     check_batch(settings, learner.train, accelerator.num_processes)
     on_main(accelerator, claim.open)
+    on_main(accelerator, lambda: copy_state(settings, len(learner.train)))
     network, saved = network_and_saved(settings, learner, accelerator)
     refuse_other_data(saved, learner.train.split)
     where = prepare_reading(learner.read, settings.stage, accelerator, copies)

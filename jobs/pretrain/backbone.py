@@ -47,14 +47,26 @@ def read_pretrained(run: Path) -> Pretrained:
 def load_encoder(network: Network, pretrained: Pretrained) -> None:
     """Load this backbone into a network, with position embeddings resized to its images. Raises ValueError if the
     backbones differ."""
+    load_backbone(network, pretrained.weights, model=pretrained.settings.model_name, run=pretrained.run)
+
+
+def load_backbone(network: Network, weights: Mapping[str, Tensor], *, model: str, run: Path) -> None:
+    """Load the weights of the backbone of another run into a network, with position embeddings resized to its images.
+    Raises ValueError if the backbones differ.
+
+    Args:
+        network: network, changed in place.
+        weights: weights of the backbone by name.
+        model: model_name of the other run, for messages.
+        run: the other run, for messages.
+    """
     expected = network.backbone.state_dict()
-    missing = sorted(set(expected) ^ set(pretrained.weights))
-    model, run = pretrained.settings.model_name, pretrained.run
+    missing = sorted(set(expected) ^ set(weights))
     require(
         not missing,
         f"{run} has a different backbone, {model}: {', '.join(missing[:3])} differ; give --model_name {model}.",
     )
-    fitted = fit_positions(dict(pretrained.weights), expected)
+    fitted = fit_positions(dict(weights), expected)
     wrong = [name for name, value in fitted.items() if value.shape != expected[name].shape]
     told = [f"{name} has shape {tuple(fitted[name].shape)}, not {tuple(expected[name].shape)}" for name in wrong]
     require(

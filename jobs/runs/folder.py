@@ -14,8 +14,8 @@ from typing import Any
 
 from deeplense.files import TEMPORARY, find_below, replacing
 from deeplense.records import DAMAGED, read_record, set_aside, write_record
+from deeplense.training.tracking import METRICS, read_wandb_id
 from deeplense.training.tracking import WANDB_ID as WANDB_ID
-from deeplense.training.tracking import read_wandb_id
 from jobs.console import say
 from jobs.runs.attempts import ATTEMPTS, STACKS, has_begun
 from jobs.runs.environment import environment
@@ -37,6 +37,8 @@ LAUNCH, CODE, LOGS = "launch.json", "code", "logs"
 OURS = {CONFIG, ENVIRONMENT, ATTEMPTS, STACKS, LAUNCH, CODE, LOGS, SEEN, LOCK}
 OURS |= {f"{DAMAGED}{name}" for name in OURS}
 """Names that may exist in a run folder before the run has begun."""
+COPIED = {METRICS, "checkpoints"}
+"""Names that may exist, too, if the run lengthens another."""
 
 
 def check_run(run: Path, settings: Any) -> None:
@@ -45,8 +47,9 @@ def check_run(run: Path, settings: Any) -> None:
         refuse_differences(run, known_settings(run, settings), settings)
         return
     # If no attempt reached its first step, the settings may have been the reason, so other settings are allowed.
+    ours = OURS | (COPIED if getattr(settings, "lengthen", None) else set())
     others = (
-        [p for p in run.iterdir() if p.name not in OURS and not p.name.startswith(TEMPORARY)] if run.is_dir() else []
+        [p for p in run.iterdir() if p.name not in ours and not p.name.startswith(TEMPORARY)] if run.is_dir() else []
     )
     require(not others, f"{run} is not a run folder, and not empty; give another --run.")
     require(run.is_dir() or not run.exists(), f"{run} is a file; give another --run.")

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 
 from deeplense.files import read_json
@@ -35,18 +36,34 @@ def note_seen(
     chose = hashes_of(others if learner.score_name else [], accelerator)
     own = Seen(pretrained=train) if isinstance(settings, PretrainSettings) else Seen(trained=train, chose=chose)
 
-    def write() -> tuple[str, tuple[str, ...]]:
-        seen = own.and_all(seen_before(settings))
-        return write_seen(path, seen), seen.unknown
+    def write() -> tuple[str, list[str]]:
+        before = Seen().and_all(seen_before(settings))
+        return write_seen(path, own.and_all([before])), [*notes(own, before)]
 
     written = on_main(accelerator, write)
     if written is None:
         return {}
     for text in written[1]:
-        announce(
-            accelerator, f"note: {text}; `deeplense evaluate` will report this, and needs --allow_pretrained_overlap 1."
-        )
+        announce(accelerator, f"note: {text}.")
     return {SEEN_HASH: written[0]}
+
+
+def notes(own: Seen, before: Seen) -> Iterator[str]:
+    """Yield what the user should know about the images that the initial weights have seen.
+
+    Args:
+        own: images of the training itself.
+        before: images that the initial weights have seen.
+    """
+    for text in before.unknown:
+        yield f"{text}; `deeplense evaluate` will report this, and needs --allow_pretrained_overlap 1"
+    known = int(np.isin(own.chose, before.trained).sum())
+    if known:
+        yield (
+            f"the initial weights were trained on {known} of the {len(own.chose)} validation images, so the validation "
+            "scores are too good, and model selection prefers early weights; use the --seed and --val_fraction of "
+            "the other run, or other images"
+        )
 
 
 def seen_of(opened: Opened[Any]) -> Seen:
@@ -75,19 +92,22 @@ def seen_before(settings: LearningSettings) -> Iterator[Seen]:
     if not isinstance(settings, TrainSettings):
         return
     if settings.backbone:
-        yield seen_by_backbone(settings.backbone)
+        yield seen_by_run(settings.backbone, "pretrain", PretrainSettings)
+    if settings.init_from:
+        yield seen_by_run(settings.init_from, "train", TrainSettings)
     if settings.pretrained_file:
         yield seen_by_file(settings.pretrained_file)
     elif settings.pretrained:
         yield Seen(foreign=("initialised from weights published by timm",))
 
 
-def seen_by_backbone(run: Path) -> Seen:
-    """Return the images that the pretraining of a backbone has seen, as far as known."""
+def seen_by_run(run: Path, job: str, kind: type[LearningSettings]) -> Seen:
+    """Return the images that the run from which a training starts has seen, as far as known."""
     try:
-        return seen_of(open_run_for(run, "pretrain", PretrainSettings, which="last"))
+        return seen_of(open_run_for(run, job, kind, which="last"))
     except (ValueError, OSError) as error:
-        return Seen(unknown=(f"it is unknown which images the pretraining of {run} was trained on ({error})",))
+        what = f"the pretraining of {run}" if job == "pretrain" else str(run)
+        return Seen(unknown=(f"it is unknown which images {what} was trained on ({error})",))
 
 
 def seen_by_file(path: Path) -> Seen:

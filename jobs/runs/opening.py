@@ -60,6 +60,10 @@ class Opened(Generic[AnySettings]):
         require(name in found, f"{self.checkpoint} contains no {name}; it was written by another program.")
         return found[name]
 
+    def load_all(self) -> dict[str, Any]:
+        """Return all states of the checkpoint. Raises ValueError if one is damaged."""
+        return checkpoint.load(self.checkpoint)
+
     def require_data(self, split: Split) -> None:
         """Raise ValueError if this is not the split that the run was trained on."""
         require(

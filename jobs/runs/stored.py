@@ -1,7 +1,7 @@
 """The settings stored in a run folder, and their comparison with given settings."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -42,18 +42,37 @@ def recorded_settings(run: Path) -> dict[str, Any]:
 
 def refuse_differences(run: Path, stored: Mapping[str, Any], settings: Any) -> None:
     """Raise ValueError if settings that affect numerical results differ from those of the run."""
+    if told := differences(stored, settings):
+        raise ValueError(
+            f"{run} was started with other settings: {told}. Give the settings of the run to resume it, or another "
+            f"--run.{how_to_lengthen(run, stored, settings)}"
+        )
+
+
+def differences(stored: Mapping[str, Any], settings: Any, *, but: Collection[str] = ()) -> str:
+    """Return which settings that affect numerical results differ from those of a run, as text; empty if none does.
+
+    Args:
+        stored: settings of the run.
+        settings: the given settings.
+        but: names of settings that may differ.
+    """
     asked = counting(type(settings), plain(settings))
     free = {field.name for field in fields(settings) if field.metadata.get("free")} | {"run"}
     # A setting newer than the run had no effect on it, and neither has its default.
     defaults = {field.name: field.default for field in fields(settings)}
     stored = defaults | counting(type(settings), defaults | dict(stored))
-    differing = [name for name in asked if name not in free and asked[name] != stored[name]]
-    if differing:
-        told = ", ".join(f"{name}={asked[name]} (the run has {stored[name]})" for name in differing)
-        raise ValueError(
-            f"{run} was started with other settings: {told}. Give the settings of the run to resume it, or another "
-            "--run."
-        )
+    differing = [name for name in asked if name not in {*free, *but} and asked[name] != stored[name]]
+    return ", ".join(f"{name}={asked[name]} (the run has {stored[name]})" for name in differing)
+
+
+def how_to_lengthen(run: Path, stored: Mapping[str, Any], settings: Any) -> str:
+    """Return how to train a run for more epochs, as text, if that is what the given settings ask for; else empty."""
+    epochs = getattr(settings, "epochs", 0)
+    if differences(stored, settings, but=("epochs",)) or not epochs > stored.get("epochs", epochs):
+        return ""
+    words = f"{job_of(stored)} --config {run / CONFIG} --run NEW --lengthen {run} --epochs {epochs:g}"
+    return f" To train it longer when it is finished: deeplense {words}"
 
 
 def stored_config(run: Path) -> dict[str, Any]:
@@ -84,7 +103,8 @@ def require_job(run: Path, settings: Mapping[str, Any], job: str) -> None:
     if found == job:
         return
     if job == "diffuse":
-        raise ValueError(f"{run} is not a run of `deeplense diffuse`, so it cannot generate images; give such a run.")
+        told = f"{run} is a run of `deeplense {found}`, not of `deeplense diffuse`, so it cannot generate images"
+        raise ValueError(f"{told}; give a run of diffuse.")
     if job == "pretrain":
         raise ValueError(f"{run} is not a run of `deeplense pretrain`; give such a run as --backbone.")
     uses = {

@@ -54,6 +54,9 @@ class Settings(LearningSettings):
     """1: start from the published weights of timm, or from pretrained_file"""
     pretrained_file: Path | None = field(default=None, metadata=counts_with(pretrained=1))
     """file with weights: those of timm if the hub is not reachable, or those written by `deeplense export`"""
+    init_from: Path | None = None
+    """run of `deeplense train`, or of `finetune --mode full`, whose best weights initialise the network; model_name
+    must be the same; the head is kept if it has the same target and number of outputs"""
     backbone: Path | None = None
     """run of `deeplense pretrain` whose backbone initialises the network; model_name must be the same"""
     tune: Literal[0, 1] = 1
@@ -109,10 +112,9 @@ class Settings(LearningSettings):
             "them.",
         )
         require(len(self.chosen_labels) < 2, "num_labels and label_file cannot be combined; give one of them.")
-        require(
-            not (self.backbone and self.pretrained),
-            "backbone and pretrained=1 cannot be combined; leave one of them out.",
-        )
+        sources = {"init_from": self.init_from, "backbone": self.backbone, "pretrained=1": self.pretrained}
+        given = [name for name, value in sources.items() if value]
+        require(len(given) < 2, f"{' and '.join(given)} cannot be combined; give only one of them.")
 
     @property
     def chosen_labels(self) -> list[str]:

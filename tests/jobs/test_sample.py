@@ -175,5 +175,5 @@ def test_guidance_is_refused_where_the_model_was_told_nothing(
 def test_runs_that_make_no_images_are_refused(dataset: Path, tmp_path: Path) -> None:
     words = [f"--dataset={dataset}", f"--run={tmp_path / 'run'}", "--model_name=simple_cnn", "--epochs=0.2"]
     assert train_work.run(command_line.parse("train", [*words, "--device=cpu"])) == 0
-    with pytest.raises(ValueError, match="is not a run of `deeplense diffuse`"):
+    with pytest.raises(ValueError, match="not of `deeplense diffuse`"):
         sample_work.run(settings_of(tmp_path / "run", tmp_path / "out"))
