@@ -39,7 +39,8 @@ PARTS = {
 def contents() -> str:
     """Return the table of contents of the site as Markdown."""
     blocks = (
-        f"```{{toctree}}\n:hidden:\n:caption: {name}\n\n" + "\n".join(pages) + "\n```\n" for name, pages in PARTS.items()
+        f"```{{toctree}}\n:hidden:\n:caption: {name}\n\n" + "\n".join(pages) + "\n```\n"
+        for name, pages in PARTS.items()
     )
     return "\n" + "\n".join(blocks)
 

@@ -42,7 +42,7 @@ class SettingsParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
         text = " ".join((message if ex is None else str(ex)).split())
-        sys.stderr.write(f"{self.prog}: {with_nearest(text, setting_names(self))}\n")
+        sys.stderr.write(f"{self.prog}: {with_nearest(text, setting_names(self), positional_names(self))}\n")
         sys.exit(2)
 
 
@@ -51,11 +51,24 @@ def setting_names(parser: ArgumentParser) -> list[str]:
     return [action.dest for action in parser._actions if action.dest not in ("help", "print_config")]
 
 
-def with_nearest(message: str, names: Sequence[str]) -> str:
-    """Return an error message of the parser, extended by the closest valid names if it is about an unknown setting."""
+def positional_names(parser: ArgumentParser) -> list[str]:
+    """Return the names of the settings that are given without a flag."""
+    return [action.dest for action in parser._actions if not action.option_strings]
+
+
+def with_nearest(message: str, names: Sequence[str], positional: Sequence[str] = ()) -> str:
+    """Return an error message of the parser, extended by the closest valid names if it is about an unknown setting.
+
+    Args:
+        message: message of the parser.
+        names: names of all settings.
+        positional: those that are given without a flag.
+    """
     lacking = re.search(r"the following arguments are required: (.+)", message)
     if lacking:
-        words = [word if word.startswith("-") or word.isupper() else f"--{word}" for word in lacking[1].split(", ")]
+        given = lacking[1].split(", ")
+        plain = {word: word.upper() for word in given if word in positional} | {w: w for w in given if w.isupper()}
+        words = [plain.get(word, f"--{word.removeprefix('--')}") for word in given]
         return f"give {' and '.join(words)}; --help explains {'it' if len(words) == 1 else 'them'}."
     unknown = re.search(r"(?:[Uu]nrecognized arguments?: '?-*|Key '|Option ')([^\s=']+)", message)
     if not unknown:
@@ -89,8 +102,12 @@ def make_parser(name: str) -> SettingsParser:
     positional = POSITIONAL.get(name)
     if positional:
         (field,) = [field for field in dataclasses.fields(kind) if field.name == positional]
-        left_out = {} if field.default is dataclasses.MISSING else {"nargs": "?", "default": field.default}
-        parser.add_argument(positional, type=field.type, help=field.metadata["help"], **left_out)
+        several = get_origin(field.type) is list
+        options: dict[str, Any] = {"nargs": "+"} if several else {}
+        if field.default is not dataclasses.MISSING:
+            options = {"nargs": "?", "default": field.default}
+        of_type = get_args(field.type)[0] if several else field.type
+        parser.add_argument(positional, type=of_type, help=field.metadata["help"], **options)
     borrowed = borrowed_settings(kind)
     parser.add_class_arguments(kind, skip={*borrowed, *filter(None, [positional])}, as_group=not borrowed)
     for other, without in borrowed.values():

@@ -46,6 +46,12 @@ def from_plain(kind: type[Result], values: Mapping[str, Any]) -> Result:
     return kind(**{k: Path(v) if k in paths and v is not None else v for k, v in values.items()})
 
 
+def changed_settings(settings: Any) -> list[str]:
+    """Return the names of the settings that differ from their defaults, or have none."""
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    return [name for name, value in vars(settings).items() if value != defaults[name]]
+
+
 def dump(settings: Any) -> str:
     """Return settings as YAML, which can be used as a recipe."""
     return yaml.safe_dump(plain(settings), sort_keys=False)

@@ -54,6 +54,7 @@ def small(words: list[str]) -> list[str]:
         verb = with_joined_name(words[place:])[0]
         if verb in JOBS:
             added = [word for word in SMALL.get(verb, []) if verb != "finetune" or word.partition("=")[0] in words]
+            added += ["--epochs=2"] if "--lengthen" in words else []
             return [*words, *added]
     return words
 

@@ -18,6 +18,7 @@ from deeplense.evaluation.metrics import (
     Array,
     Estimate,
     Metrics,
+    auc_names,
     bootstrap_draws,
     classification_metrics,
     percentiles,
@@ -61,11 +62,11 @@ def score_classes(
 
     def metrics(weights: Array) -> Metrics:
         found = classification_metrics(probabilities, labels, weights)
-        kept = {f"auc_{name}": found[f"auc_{k}"] for k, name in enumerate(classes)}
+        kept = {name: found[f"auc_{k}"] for k, name in enumerate(auc_names(classes))}
         return kept | {name: found[name] for name in OVERALL}
 
     trials = perfect_trials(labels, len(classes))
-    by_name = {f"auc_{name}": trials[f"auc_{k}"] for k, name in enumerate(classes)}
+    by_name = {name: trials[f"auc_{k}"] for k, name in enumerate(auc_names(classes))}
     return score(metrics, indices, num_samples, by_name | {name: trials[name] for name in OVERALL if name in trials})
 
 

@@ -4,7 +4,7 @@ Every metric takes weights (R, N), the number of times that each sample is count
 gives the estimate, multinomial rows give bootstrap resamples. Agreement with scikit-learn is tested.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -126,6 +126,20 @@ def classification_metrics(probabilities: Array, labels: NDArray[np.integer], we
     return by_class | {name: metric(found) for name, metric in CLASSIFICATION.items()}
 
 
+def auc_names(classes: Sequence[str]) -> list[str]:
+    """Return the name of the metric AUC of each class. A class that is called like a metric of all classes gets another
+    name.
+
+    Args:
+        classes: names of the classes.
+
+    Example:
+        >>> auc_names(["cdm", "macro"])
+        ['auc_cdm', 'auc_class_macro']
+    """
+    return [f"auc_class_{name}" if f"auc_{name}" in CLASSIFICATION else f"auc_{name}" for name in classes]
+
+
 @dataclass(frozen=True)
 class Regressed:
     """Predictions (N,) of samples, the truth (N,), the best constant guess, and resamples: weights (R, N)."""
@@ -221,9 +235,10 @@ def classification_report(
     published = estimates["ece"].value
     correct = (probabilities.argmax(axis=1) == labels).astype(float)
     estimates["ece"] = Estimate(*calibration_error(probabilities.max(axis=1), correct, seed=seed))
-    by_name = {f"auc_{name}": estimates.pop(f"auc_{k}") for k, name in enumerate(classes)}
+    by_class = [estimates.pop(f"auc_{k}") for k in range(len(classes))]
+    named = dict(zip(auc_names(classes), by_class, strict=True)) | estimates
     return {
-        "metrics": {name: asdict(estimate) for name, estimate in (by_name | estimates).items()},
+        "metrics": {name: asdict(estimate) for name, estimate in named.items()},
         "confusion": confusion_matrix(labels, probabilities.argmax(axis=1), len(classes)).tolist(),
         "ece_as_published": published,
     }

@@ -16,8 +16,9 @@ from sklearn.metrics import roc_curve
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe-Ito: safe for colour-blindness
 mpl.use("Agg")
 DPI, LAYOUT = 160, "constrained"
-GAP, LINE, TITLED = 1.06, 1.22, 1.28
-"""Steps between pictures, between rows with one line of text, and between rows with titles, in picture sides."""
+GAP, LINE, TITLE_LINE, TITLE_SIZE = 1.06, 1.22, 0.12, 8.0
+"""Steps between pictures and between rows with one line of text, and height of a line of a title in a gallery, in
+picture sides; size of its letters, in points, for pictures 1.4 inches wide."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,17 @@ class Marks:
 
     circles: np.ndarray
     lines: np.ndarray
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A curve: its title, steps (n,), values (n,), the number of its colour, and whether it is dashed."""
+
+    title: str
+    steps: np.ndarray
+    values: np.ndarray
+    colour: int = 0
+    dashed: bool = False
 
 
 def figure(path: Path | BinaryIO, draw: Callable[[Axes], None], *, size: tuple[float, float] = (4.6, 4.2)) -> None:
@@ -75,20 +87,44 @@ def reliability(axes: Axes, probabilities: np.ndarray, labels: np.ndarray) -> No
     axes.legend(loc="upper left", frameon=False)
 
 
-def curves(axes: Axes, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, ylabel: str) -> None:
-    """Plot named curves against the step."""
-    for k, (name, (steps, values)) in enumerate(series.items()):
-        axes.plot(steps, values, color=COLOURS[k % len(COLOURS)], label=name, marker="." if len(steps) < 40 else None)
-    axes.set(xlabel="step", ylabel=ylabel, title="Training")
-    axes.legend(frameon=False)
+def curves(axes: Axes, panels: Mapping[str, Sequence[Curve]], *, columns: int = 1) -> None:
+    """Plot curves against the step in panels that share no axis, in place of the given axes.
+
+    Args:
+        axes: is replaced by the panels.
+        panels: curves by the label of their axis.
+        columns: number of panels side by side.
+    """
+    canvas, place = axes.figure, axes.get_subplotspec()
+    assert place is not None
+    rows = -(-len(panels) // columns)
+    grid = place.subgridspec(rows, columns)
+    axes.remove()
+    for k, (label, drawn) in enumerate(panels.items()):
+        panel = canvas.add_subplot(grid[k // columns, k % columns])
+        for curve in drawn:
+            panel.plot(
+                curve.steps,
+                curve.values,
+                color=COLOURS[curve.colour % len(COLOURS)],
+                linestyle="--" if curve.dashed else "-",
+                marker="." if len(curve.steps) < 40 else None,
+                label=curve.title,
+            )
+        panel.set(ylabel=label, xlabel="step" if k >= len(panels) - columns else "")
+        panel.grid(color="0.92")
+        if len(drawn) > 1 or label not in drawn[0].title:
+            panel.legend(frameon=False, fontsize=7)
+        else:
+            panel.set_title(drawn[0].title, fontsize=8)
 
 
-def scatter(axes: Axes, predicted: np.ndarray, truth: np.ndarray, *, unit: str) -> None:
-    """Plot predicted against true values."""
+def scatter(axes: Axes, predicted: np.ndarray, truth: np.ndarray, *, quantity: str) -> None:
+    """Plot predicted against true values of a quantity, which is named with its unit."""
     ends = [truth.min(), truth.max()]
     axes.plot(ends, ends, color="0.6", linestyle=":")
     axes.plot(truth, predicted, ".", markersize=3, alpha=0.5, color=COLOURS[0])
-    axes.set(xlabel=f"true {unit}", ylabel=f"predicted {unit}", title="Regression")
+    axes.set(xlabel=f"true {quantity}", ylabel=f"predicted {quantity}", title="Regression")
 
 
 def explained(
@@ -131,13 +167,21 @@ def layers(axes: Axes, image: np.ndarray, maps: Mapping[str, np.ndarray], *, mar
     frame(axes, columns * GAP * size, (len(maps) // columns + 1) * LINE * size, size)
 
 
-def picture(axes: Axes, image: np.ndarray, corner: tuple[float, float], *, title: str = "", cmap: str = "gray") -> None:
+def picture(
+    axes: Axes,
+    image: np.ndarray,
+    corner: tuple[float, float],
+    *,
+    title: str = "",
+    cmap: str = "gray",
+    fontsize: float = 6,
+) -> None:
     """Draw an image (S, S), asinh-stretched, with its upper left corner at `corner`."""
     (x, y), size = corner, image.shape[-1]
     low, high = np.quantile(image, [0.02, 0.998])
     shown = np.arcsinh(8 * np.clip((image - low) / max(high - low, 1e-12), 0, 1.5))
     axes.imshow(shown, cmap=cmap, extent=(x, x + size, y + size, y), vmin=0, vmax=np.arcsinh(8))
-    axes.text(x, y - 0.03 * size, title, fontsize=6, va="bottom")
+    axes.text(x, y - 0.03 * size, title, fontsize=fontsize, va="bottom")
 
 
 def overlay(axes: Axes, image: np.ndarray, values: np.ndarray, corner: tuple[float, float]) -> None:
@@ -168,13 +212,14 @@ def frame(axes: Axes, width: float, height: float, size: int) -> None:
 
 
 def gallery(axes: Axes, images: np.ndarray, titles: Sequence[str], *, columns: int = 6) -> None:
-    """Draw the first band of images (N, C, H, W), asinh-stretched, with a title each."""
+    """Draw the first band of images (N, C, H, W), asinh-stretched, with a title of any number of lines each."""
     size = images.shape[-1]
-    rows, step = -(-len(images) // columns), TITLED if any(titles) else GAP
+    lines = max(title.count("\n") + 1 if title else 0 for title in titles)
+    rows, step = -(-len(images) // columns), GAP + TITLE_LINE * lines
     for k, (image, title) in enumerate(zip(images[:, 0], titles, strict=True)):
         corner = k % columns * GAP * size, k // columns * step * size
-        picture(axes, image, corner, title=title, cmap="magma")
-    axes.set(xlim=(0, columns * size * GAP), ylim=(rows * size * step, (GAP - step) * size))
+        picture(axes, image, corner, title=title, cmap="magma", fontsize=TITLE_SIZE)
+    axes.set(xlim=(0, columns * size * GAP), ylim=(((rows - 1) * step + 1) * size, (GAP - step) * size))
     axes.axis("off")
 
 

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -74,6 +74,11 @@ def cells_of(metric: Mapping[str, Any]) -> tuple[str, str]:
     return f"{metric['value']:.4f}", " to ".join(f"{end:.4f}" for end in ends) if known else ""
 
 
+def with_unit(name: str, unit: str) -> str:
+    """Return the name of a metric with its unit, if it has one."""
+    return f"{name} [{unit}]" if unit else name
+
+
 def write_report(
     folder: Path,
     *,
@@ -84,6 +89,8 @@ def write_report(
     settings: Mapping[str, Any],
     plots: Sequence[Plot],
     arrays: Mapping[str, Any] | None = None,
+    changed: Collection[str] = (),
+    unit: str = "",
 ) -> None:
     """Write `index.html`, `report.json` and a PNG file per plot, replacing an old report once the new one is complete.
 
@@ -96,6 +103,8 @@ def write_report(
         settings: settings of the run.
         plots: the figures.
         arrays: the data behind the numbers, for `predictions.npz`.
+        changed: names of the settings that differ from their defaults; they are listed first.
+        unit: unit of all metrics; "" if they have none.
     """
     with replacing(folder) as temporary:
         temporary.mkdir(parents=True)
@@ -119,10 +128,11 @@ def write_report(
         page = template.render(
             title=title,
             lead=lead,
-            metrics={name: cells_of(value) for name, value in content["metrics"].items()},
+            metrics={with_unit(name, unit): cells_of(value) for name, value in content["metrics"].items()},
             method=METHOD,
             figures=embedded,
             facts=facts,
+            changed={name: value for name, value in settings.items() if name in changed},
             settings=settings,
         )
         (temporary / "index.html").write_text(page)

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from deeplense.files import read_json
 from deeplense.models.registry import Network
-from deeplense.records import read_lines
-from deeplense.training.tracking import KINDS, METRICS
 from jobs.runs.checkpoints import Which
+from jobs.runs.curves import read_curves
 from jobs.runs.folder import find_run
 from jobs.runs.stored import REPORT
 from jobs.settings import plain, require
@@ -112,14 +111,7 @@ class LoadedRun:
 
     def metrics(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Return the logged curves, by name such as `train/loss`: steps (n,) and values (n,)."""
-        curves: dict[str, tuple[list[int], list[float]]] = {}
-        for line in read_lines(self.path / METRICS, KINDS).good.values():
-            for name, value in line.items():
-                if "/" in name or name == "lr":
-                    steps, values = curves.setdefault(name, ([], []))
-                    steps.append(line["step"])
-                    values.append(value)
-        return {name: (np.array(steps), np.array(values, dtype=float)) for name, (steps, values) in curves.items()}
+        return read_curves(self.path)
 
     def report(self) -> dict[str, Any]:
         """Return the report of the last evaluation. Raises ValueError if the run has not been evaluated."""

@@ -12,14 +12,14 @@ import numpy as np
 from deeplense.evaluation import plots
 from deeplense.evaluation.metrics import classification_report, regression_report, softmax
 from deeplense.evaluation.predict import Predictions
-from deeplense.evaluation.report import Plot, metric_in_words, name_undefined, write_report
-from deeplense.records import read_lines
-from deeplense.training.tracking import KINDS, METRICS
+from deeplense.evaluation.report import Plot, metric_in_words, name_undefined, with_unit, write_report
 from jobs.console import say
 from jobs.data.part import Part
 from jobs.data.seen import LeftOut
 from jobs.evaluate.explain import Explained, explanation_plots
+from jobs.runs.curves import panels_of, read_curves
 from jobs.runs.opening import Extent
+from jobs.settings import changed_settings
 from jobs.train.settings import Settings as TrainSettings
 from jobs.train.stored import Unseen
 
@@ -69,6 +69,7 @@ def report(
         }
     )
     regression = first.settings.regression
+    unit = unit_of(first) if regression else ""
     content = report_regression(first, joined) if regression else report_classes(first, joined)
     facts = facts_of(split, evaluated, len(joined.labels), missing=missing)
     drawn = regression_plots(first, joined) if regression else class_plots(first, joined, content)
@@ -78,13 +79,15 @@ def report(
         folder,
         title=f"{first.settings.model_name}: {first.settings.target} of lenses",
         lead=f"{len(joined.labels)} held-out images of {first.held.part.split.name}",
-        content=content | {"of": subject(evaluated, split), **counts(evaluated)},
+        content=content | {"of": subject(evaluated, split), **counts(evaluated), **({"unit": unit} if unit else {})},
         facts=facts,
         settings={name: str(value) for name, value in (shown or vars(first.settings)).items()},
         plots=[*drawn, *training_plot(first)],
         arrays=vars(joined) | origin(evaluated),
+        changed=changed_settings(first.settings) if shown is None else (),
+        unit=unit,
     )
-    print_numbers(content["metrics"])
+    print_numbers(content["metrics"], unit)
     say(f"report: {folder / 'index.html'}")
 
 
@@ -192,39 +195,36 @@ def mistakes(first: Evaluated, probabilities: np.ndarray) -> Plot:
     of_truth = probabilities[np.arange(len(found.labels)), found.labels]
     worst = np.argsort(of_truth, kind="stable")[:GALLERY]
     classes = first.held.part.split.schema.classes
-    titles = [f"{classes[found.labels[k]]}, p = {of_truth[k]:.2g}" for k in worst]
+    predicted = probabilities.argmax(axis=1)
+    titles = [f"{classes[found.labels[k]]}: p = {of_truth[k]:.2g}\npredicted {classes[predicted[k]]}" for k in worst]
     images = first.held.part.split.images(found.indices[worst])
-    caption = "The images with the lowest predicted probability of their true class (title: true class, probability)"
-    return Plot("mistakes", caption, partial(plots.gallery, images=images, titles=titles), size=(9.0, 3.9), wide=True)
+    caption = "The images with the lowest probability of their true class, which is named first, with this probability"
+    return Plot("mistakes", caption, partial(plots.gallery, images=images, titles=titles), size=(9.0, 4.0), wide=True)
 
 
 def regression_plots(first: Evaluated, joined: Predictions) -> list[Plot]:
     """Return the figures of a regression."""
-    unit = first.held.part.split.schema.targets[first.settings.target]
-    draw = partial(plots.scatter, predicted=joined.outputs[:, 0], truth=joined.target, unit=unit)
+    quantity = f"{first.settings.target} [{unit_of(first) or 'no unit'}]"
+    draw = partial(plots.scatter, predicted=joined.outputs[:, 0], truth=joined.target, quantity=quantity)
     return [Plot("scatter", "Predicted against true values", draw)]
+
+
+def unit_of(first: Evaluated) -> str:
+    """Return the unit of the target of a regression; empty if it has none."""
+    return first.held.part.split.schema.targets[first.settings.target]
 
 
 def training_plot(first: Evaluated) -> list[Plot]:
     """Return the training curves of the first run, if there are any."""
-    path = first.run / METRICS
-    lines = list(read_lines(path, KINDS).good.values())
-    named = {
-        "training loss": "train/loss",
-        "validation MAE" if first.settings.regression else "validation AUC": "val/mae"
-        if first.settings.regression
-        else "val/auc_macro",
-    }
-    series = {
-        title: ([line["step"] for line in lines if name in line], [line[name] for line in lines if name in line])
-        for title, name in named.items()
-    }
-    kept = {title: values for title, values in series.items() if values[0]}
-    return [Plot("training", "Training", partial(plots.curves, series=kept, ylabel="value"))] if kept else []
+    shown = {"train/loss", "val/log_loss", "val/mae", "val/auc_macro"}
+    curves = {name: curve for name, curve in read_curves(first.run).items() if name in shown}
+    panels = panels_of({first.run.name: curves}) if curves else {}
+    return [Plot("training", "Training", partial(plots.curves, panels=panels))] if panels else []
 
 
-def print_numbers(metrics: Mapping[str, Mapping[str, Any]]) -> None:
+def print_numbers(metrics: Mapping[str, Mapping[str, Any]], unit: str = "") -> None:
     """Print the metrics with their intervals, one per line."""
-    width = max(len(name) for name in metrics)
+    names = {name: with_unit(name, unit) for name in metrics}
+    width = max(map(len, names.values()))
     for name, value in metrics.items():
-        say(f"  {name:<{width}}  {metric_in_words(value)}")
+        say(f"  {names[name]:<{width}}  {metric_in_words(value)}")

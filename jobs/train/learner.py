@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deeplense.data.dataset import Batch
 from deeplense.data.transforms import NUM_UNIFORMS
-from deeplense.evaluation.metrics import classification_metrics, regression_metrics, softmax
+from deeplense.evaluation.metrics import auc_names, classification_metrics, regression_metrics, softmax
 from deeplense.evaluation.selection import few_images, log_loss
 from deeplense.models.registry import Network
 from deeplense.random.columns import Columns
@@ -136,7 +136,8 @@ class SupervisedTrainee:
             return Evaluation(metrics, -metrics["mae"])
         rows = classification_metrics(softmax(found.outputs), found.labels, weights)
         loss = log_loss(found.outputs, found.labels)
-        metrics = {name: float(row[0]) for name, row in rows.items()} | {"log_loss": loss.mean}
+        names = {f"auc_{k}": name for k, name in enumerate(auc_names(self.learner.val.split.schema.classes))}
+        metrics = {names.get(name, name): float(row[0]) for name, row in rows.items()} | {"log_loss": loss.mean}
         return Evaluation(metrics, metrics["auc_macro"], loss)
 
 

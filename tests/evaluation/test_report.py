@@ -164,10 +164,13 @@ def test_a_gallery_is_drawn_of_blank_and_of_few_images(level: float, tmp_path: P
 
 
 def test_curves_and_regressions_are_drawn(tmp_path: Path) -> None:
-    series = {"loss": (range(100), np.linspace(2, 1, 100).tolist()), "AUC": ([50, 100], [0.7, 0.9])}
-    plots.figure(tmp_path / "training.png", partial(plots.curves, series=series, ylabel="value"))
+    loss = plots.Curve("training loss", np.arange(100), np.linspace(2, 1, 100))
+    panels = {"loss": [loss], "AUC": [plots.Curve("one", np.array([50, 100]), np.array([0.7, 0.9]), 1, dashed=True)]}
+    plots.figure(tmp_path / "training.png", partial(plots.curves, panels=panels))
     truth = np.linspace(-24, -22, 30)
-    plots.figure(tmp_path / "scatter.png", partial(plots.scatter, predicted=truth + 0.1, truth=truth, unit="log10 eV"))
+    plots.figure(
+        tmp_path / "scatter.png", partial(plots.scatter, predicted=truth + 0.1, truth=truth, quantity="mass [log10 eV]")
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"training.png", "scatter.png"}
 
 
