@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Command
+from forks import fork_runs
 
 from jobs.api import settings_page
 from jobs.verbs import JOBS, with_joined_name
@@ -64,6 +66,13 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(), re.M | re.S)
 
 
+def begin_in(folder: str) -> None:
+    """What a command does first: go to the folder of the page, and start the runs of tables without fresh
+    interpreters."""
+    os.chdir(folder)
+    fork_runs()
+
+
 class Program:
     """A program `deeplense` for shells, whose commands run in forked processes."""
 
@@ -93,7 +102,7 @@ class Program:
         """Run a command; returns its exit code and its output."""
         self.calls += 1
         log = self.folder / f"log{self.calls}.txt"
-        command = Command(small(words), log, environment, partial(os.chdir, folder))
+        command = Command(small(words), log, environment, partial(begin_in, folder))
         return command.wait(), log.read_text()
 
 
@@ -116,8 +125,31 @@ def follow(page: str, folder: Path, program: Program) -> None:
         assert done.returncode == 0, f"{block}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     script = "\n".join(blocks(page, "python"))
     if script:
-        done = subprocess.run([sys.executable, "-c", script], **given)
-        assert done.returncode == 0, f"{script}\n{done.stderr[-2000:]}"
+        code, said = run_script(script, folder)
+        assert code == 0, f"{script}\n{said[-2000:]}"
+
+
+def run_script(script: str, folder: Path) -> tuple[int, str]:
+    """Run a script in a folder, in a process that has loaded torch; returns its exit code and its output."""
+    log = folder.parent / f"{folder.name}.txt"
+    command = Command([], log, prepare=partial(do, script, str(folder)))
+    return command.wait(), log.read_text()
+
+
+def do(script: str, folder: str) -> None:
+    """Run a script in this process, and end it."""
+    os.chdir(folder)
+    sys.path.insert(0, "")
+    try:
+        exec(script, {"__name__": "__main__"})
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    else:
+        code = 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "(?:bash|python)")])
@@ -131,6 +163,9 @@ def test_a_command_that_fails_fails_its_page(program: Program, tmp_path: Path, m
     (tmp_path / "wrong.md").write_text("```bash\ndeeplense verify nowhere\n```\n")
     with pytest.raises(AssertionError, match="deeplense verify nowhere"):
         follow("wrong.md", tmp_path / "here", program)
+    (tmp_path / "script.md").write_text("```python\nprint(1 / 0)\n```\n")
+    with pytest.raises(AssertionError, match="ZeroDivisionError"):
+        follow("script.md", tmp_path / "there", program)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -152,7 +187,7 @@ def test_an_example_runs_from_its_first_cell_to_its_last(path: Path, tmp_path: P
         path.read_text(),
         flags=re.M,
     )
-    done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "images that were not trained on" in done.stdout
+    code, said = run_script(text, tmp_path)
+    assert code == 0, said[-2000:]
+    assert "images that were not trained on" in said
     assert (tmp_path / "lenses.png").stat().st_size > 10_000
