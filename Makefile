@@ -8,7 +8,7 @@ LOCKS := requirements.lock requirements-test.lock
 # A real Slurm with four hosts on this machine, to rehearse on (as root on Debian, with the packages that .ci/run names).
 REHEARSAL := /tmp/deeplense-rehearsal
 
-.PHONY: install lock docs demo test test-cluster test-slow test-lowest mutants check cluster cluster-stop image clean
+.PHONY: install lock docs dist demo test test-cluster test-slow test-lowest mutants check cluster cluster-stop image clean
 
 install: $(VENV)/.installed
 
@@ -62,6 +62,10 @@ cluster-stop: install
 docs: install
 	$(BIN)/sphinx-build -W --keep-going -q -c docs -b html . build/site
 
+# A wheel and a source distribution.
+dist: install
+	$(BIN)/python -c 'from setuptools import build_meta as b; b.build_sdist("dist"); b.build_wheel("dist")'
+
 # Apptainer; where no container registry can be reached: make image BASE=debootstrap
 BASE := registry
 image:
@@ -74,4 +78,4 @@ check: install
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
 clean:
-	rm -rf build demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist demo .pytest_cache .ruff_cache .hypothesis

@@ -14,7 +14,7 @@ project = "deeplense"
 author = "the authors of deeplense"
 release = deeplense.__version__
 root_doc = "docs/index"
-include_patterns = ["docs/*.md", "RESULTS.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+include_patterns = ["docs/*.md", "RESULTS.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENCES.md"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = f"deeplense {release}"
@@ -32,7 +32,7 @@ PARTS = {
     "Models": ["models", "pretraining", "diffusion", "python"],
     "Clusters": ["slurm", "administrators"],
     "Reference": ["settings", "formats", "physics", "troubleshooting", "glossary"],
-    "Project": ["../RESULTS", "../CHANGELOG", "../CONTRIBUTING"],
+    "Project": ["../RESULTS", "../CHANGELOG", "../CONTRIBUTING", "../LICENCES"],
 }
 
 

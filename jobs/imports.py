@@ -3,6 +3,10 @@
 import importlib
 import sys
 
+PYTHON = (sys.executable, "-P")
+"""This Python, which does not import modules from the current folder: a user's jobs.py or queue.py there would replace
+those of deeplense or of Python."""
+
 
 def import_without(name: str, other: str) -> None:
     """Import a package as if an optional dependency of it were not installed. timm would import Weights & Biases, which

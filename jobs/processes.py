@@ -14,6 +14,7 @@ from pathlib import Path
 
 from deeplense.training import meeting
 from deeplense.training.stopping import StopFlag
+from jobs.imports import PYTHON
 from jobs.runs.attempts import EXIT_STOPPED
 
 PR_SET_PDEATHSIG = 1
@@ -40,7 +41,7 @@ def start(command: Command, environment: Mapping[str, str]) -> "subprocess.Popen
         command.log.parent.mkdir(parents=True, exist_ok=True)
     with command.log.open("ab") if command.log else nullcontext() as output:
         return subprocess.Popen(
-            [sys.executable, "-u", "-m", *command.words],
+            [*PYTHON, "-u", "-m", *command.words],
             env={**os.environ, **environment, **command.environment},
             stdout=output,
             stderr=output,

@@ -9,8 +9,8 @@ from importlib.metadata import version
 from jobs.run_job import answered, leave
 from jobs.verbs import JOBS, description_of, with_joined_name
 from launch import commands
-from launch.commands import CommandParser, at_least
 from launch.job import run_typed
+from launch.parsing import CommandParser, at_least
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,16 +5,16 @@ import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from jobs.bounds import MOST_PARTS
-from jobs.command_line import with_nearest
 from jobs.runs.folder import FINISHED
 from jobs.settings import require
 from jobs.verbs import DIVISIBLE, SPREAD, with_joined_name
 from launch import status
 from launch.clusters import Cluster, describe, find_cluster, load_clusters
 from launch.ends import DEFAULT_RESTARTS
+from launch.parsing import CommandParser, at_least
 from launch.record import launched
 from launch.status import shown
 
@@ -35,18 +35,6 @@ OPTIONS: dict[str, tuple[type, str]] = {
     "qos": (str, "Slurm quality of service"),
     "image": (str, "path of the Apptainer image"),
 }
-
-
-class CommandParser(argparse.ArgumentParser):
-    """Parser that accepts no abbreviated options and reports an error in one line, with the closest valid name."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
-
-    def error(self, message: str) -> NoReturn:
-        names = [action.dest for action in self._actions if action.option_strings and action.dest != "help"]
-        sys.stderr.write(f"{self.prog}: {with_nearest(message, names)}\n")
-        sys.exit(2)
 
 
 def submit(words: Sequence[str]) -> int:
@@ -320,6 +308,17 @@ def sync(words: Sequence[str]) -> int:
     return 0
 
 
+def completion(words: Sequence[str]) -> int:
+    """Print the script for tab completion: deeplense completion bash|zsh|tcsh"""
+    parser = CommandParser(prog="deeplense completion", description=completion.__doc__)
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell; the script says how to install it")
+    given = parser.parse_args(words)
+    from launch.completion import script
+
+    print(script(given.shell, COMMANDS), end="")
+    return 0
+
+
 def demo(words: Sequence[str]) -> int:
     """Run the whole workflow on this machine: simulate, submit a training, interrupt it, resume it, evaluate it"""
     from launch.demo import demo as run_demo
@@ -329,19 +328,6 @@ def demo(words: Sequence[str]) -> int:
         "--output", type=Path, default=Path("demo"), help="folder for data, run and report (default: demo)"
     )
     return run_demo(parser.parse_args(words).output)
-
-
-def at_least(smallest: int, *, most: int | None = None) -> Callable[[str], int]:
-    """Return a parser of integers of at least `smallest` and, if given, at most `most`."""
-
-    def number(text: str) -> int:
-        if int(text) < smallest:
-            raise argparse.ArgumentTypeError(f"{text} is below {smallest}")
-        if most is not None and int(text) > most:
-            raise argparse.ArgumentTypeError(f"{text} is above {most}")
-        return int(text)
-
-    return number
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -354,5 +340,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "clusters": clusters,
     "doctor": doctor,
     "sync": sync,
+    "completion": completion,
     "demo": demo,
 }

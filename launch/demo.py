@@ -6,10 +6,10 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+from jobs.imports import PYTHON
 from jobs.runs.attempts import read_attempts
 from jobs.runs.folder import FINISHED
 from launch.status import is_active
@@ -39,7 +39,7 @@ def demo(output: Path) -> int:
 def command_line(words: list[str]) -> list[str]:
     """Print a deeplense command and return the process arguments that run it."""
     print(f"\n$ deeplense {shlex.join(words)}", flush=True)
-    return [sys.executable, "-m", "launch", *words]
+    return [*PYTHON, "-m", "launch", *words]
 
 
 def call(words: list[str]) -> None:

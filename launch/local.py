@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from jobs.errors import SAYS
+from jobs.imports import PYTHON
 from jobs.processes import die_with_parent, meeting_at
 from jobs.runs.attempts import EXIT_STOPPED, FOLDER, NUMBER
 from jobs.runs.environment import num_cores
@@ -119,7 +120,7 @@ class Group:
         for rank in range(num_processes):
             apart = log.with_name(log.name.replace("_0_log", f"_{rank}_log")).open("a") if log and rank else None
             process = subprocess.Popen(
-                [sys.executable, "-m", "jobs", *command],
+                [*PYTHON, "-m", "jobs", *command],
                 env=os.environ | says | rank_environment(rank, num_processes, place),
                 preexec_fn=die_with_parent,
                 stdout=apart,

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from jobs.imports import PYTHON
 from jobs.runs.folder import FINISHED
 from launch import status
 from launch.environment import for_here
@@ -28,7 +29,7 @@ def start(folders: Sequence[Path], *, log: Path, environment: Mapping[str, str])
 
     def begin() -> str:
         with log.open("a") as file:
-            words = [sys.executable, "-m", "launch.queue", *map(str, folders)]
+            words = [*PYTHON, "-m", "launch.queue", *map(str, folders)]
             process = subprocess.Popen(
                 words, stdout=subprocess.PIPE, stderr=file, env={**for_here(os.environ), **environment}, text=True
             )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplense.files import find_below
+from jobs.imports import PYTHON
 from jobs.runs.attempts import ATTEMPTS, end_attempt, newest_step, read_attempts
 from jobs.runs.folder import LAUNCH, LOCK, WANDB_ID, is_finished, read_wandb_id
 from jobs.runs.progress import read_progress
@@ -397,5 +398,5 @@ def sync(folder: Path) -> int:
                 f"{folder / WANDB_ID} is missing or damaged; run the same command of the run again to recreate it."
             )
         number = ["--id", known]
-        subprocess.run([sys.executable, "-m", "wandb", "sync", "--yes", *number, *map(str, parts)], check=True)
+        subprocess.run([*PYTHON, "-m", "wandb", "sync", "--yes", *number, *map(str, parts)], check=True)
     return len(parts)

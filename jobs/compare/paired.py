@@ -10,7 +10,7 @@ from deeplense.evaluation.comparison import Scores, difference, score_classes, s
 from deeplense.evaluation.metrics import Estimate, softmax
 from deeplense.evaluation.report import PREDICTIONS
 from deeplense.files import read_json
-from jobs.evaluate.folder import DOCUMENT
+from jobs.runs.stored import DOCUMENT
 from jobs.settings import require
 
 

@@ -13,11 +13,10 @@ from deeplense.files import read_json
 from jobs.compare.paired import Paired, paired_differences
 from jobs.compare.settings import Settings
 from jobs.console import say
-from jobs.evaluate.folder import DOCUMENT
 from jobs.plot.work import RUNS, names_of
 from jobs.runs.curves import Curves, panels_of, read_curves
 from jobs.runs.folder import find_run
-from jobs.runs.stored import CONFIG, stored_config
+from jobs.runs.stored import CONFIG, DOCUMENT, stored_config
 from jobs.settings import require
 
 METHOD = (

@@ -7,11 +7,9 @@ from typing import Any
 from deeplense.files import read_json
 from jobs.data.folders import find_datasets
 from jobs.data.part import HELD_OUT, Part
-from jobs.runs.stored import REPORT
+from jobs.runs.stored import DOCUMENT, REPORT
 from jobs.settings import require
 from jobs.train.stored import TrainedRun
-
-DOCUMENT = "report.json"
 
 
 def default_folder(runs: Sequence[TrainedRun], held: Part, split: str) -> Path:

@@ -12,7 +12,8 @@ from jobs.conditions import counting
 from jobs.runs.attempts import ATTEMPTS
 from jobs.settings import plain, require
 
-REPORT = "report"
+REPORT, DOCUMENT = "report", "report.json"
+"""Folder of the report of a run, and the file with its numbers."""
 
 
 CONFIG = "config.yaml"

@@ -64,7 +64,7 @@ sys.exit(local.run_processes(sys.argv[3:], len(sys.argv[3:])))
 
 
 class Ranks:
-    """A folder in which `python -m jobs` is the small program above."""
+    """A folder with the small program above, which is `python -m jobs` where PYTHONPATH names the folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -109,6 +109,7 @@ def ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ranks]:
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
     before = [(number, signal.getsignal(number)) for number in numbers]
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(local, "SECONDS_TO_DIE", 0.5)
     ranks = Ranks(tmp_path)
     yield ranks
