@@ -11,7 +11,7 @@ from jobs.settings import require
 class Settings:
     """Settings of `deeplense compare`."""
 
-    runs: list[Path] = field(metadata={"help": "run folders, two or more; each is compared with the first"})
+    runs: list[str] = field(metadata={"help": "run folders, two or more; each is compared with the first"})
     report: str = "report"
     """name of the report folder in each run, such as report-other-test"""
     output: Path = Path("compare.html")

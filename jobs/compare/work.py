@@ -16,7 +16,7 @@ from jobs.console import say
 from jobs.plot.work import RUNS, names_of
 from jobs.runs.curves import Curves, panels_of, read_curves
 from jobs.runs.folder import find_run
-from jobs.runs.stored import CONFIG, DOCUMENT, stored_config
+from jobs.runs.stored import CONFIG, DOCUMENT, listed_settings
 from jobs.settings import require
 
 METHOD = (
@@ -44,7 +44,7 @@ def run(settings: Settings) -> int:
     """Print the comparison and write it as a page."""
     output = settings.output
     require(output.parent.is_dir(), f"the folder {output.parent} of output={output} does not exist; create it.")
-    folders = [find_run(str(given), RUNS) for given in settings.runs]
+    folders = [find_run(given, RUNS) for given in settings.runs]
     require(len({folder.resolve() for folder in folders}) == len(folders), "a run is given twice; give it once.")
     runs = [open_run(name, folder, settings.report) for name, folder in zip(names_of(folders), folders, strict=True)]
     pairs = [paired_differences(runs[0].report_folder, other.report_folder) for other in runs[1:]]
@@ -65,7 +65,7 @@ def open_run(name: str, folder: Path, report: str) -> Compared:
     require(
         isinstance(found, dict), f"{path} is not a report; write it again with `deeplense evaluate --run {folder}`."
     )
-    return Compared(name, folder, stored_config(folder), read_curves(folder), dict(found), folder / report)
+    return Compared(name, folder, listed_settings(folder), read_curves(folder), dict(found), folder / report)
 
 
 def settings_section(runs: Sequence[Compared]) -> Section:

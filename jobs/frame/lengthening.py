@@ -12,6 +12,7 @@ from deeplense.files import checksum, replacing
 from deeplense.training import checkpoint
 from deeplense.training.tracking import METRICS
 from jobs.console import say
+from jobs.data.part import Part
 from jobs.frame.plan import Plan
 from jobs.frame.settings import LearningSettings
 from jobs.runs.checkpoints import CHECKPOINTS, Which, newest_first
@@ -24,13 +25,13 @@ MAY_DIFFER = ("epochs", "patience_epochs", "lengthen")
 """Settings that a longer run may have changed."""
 
 
-def copy_state(settings: LearningSettings, num_samples: int) -> None:
+def copy_state(settings: LearningSettings, train: Part) -> None:
     """Copy the state of `settings.lengthen` to a new run, unless the new run already has a checkpoint. Raises
-    ValueError if the other run is not finished, has other settings, or is not shorter.
+    ValueError if the other run is not finished, has other settings or data, or is not shorter.
 
     Args:
         settings: settings of the new run.
-        num_samples: number of training samples.
+        train: training samples.
     """
     if settings.lengthen is None or newest_first(settings.run, "last"):
         return
@@ -38,6 +39,7 @@ def copy_state(settings: LearningSettings, num_samples: int) -> None:
     last = open_to_lengthen(source, settings, which="last")
     best = [open_to_lengthen(source, settings, which="best")] if newest_first(source, "best") else []
     refuse_unsuitable(source, last.settings, settings)
+    last.require_data(train.split)
     if (source / METRICS).exists():
         with replacing(settings.run / METRICS) as temporary:
             temporary.write_bytes((source / METRICS).read_bytes())
@@ -45,7 +47,7 @@ def copy_state(settings: LearningSettings, num_samples: int) -> None:
     for each in (*best, last):
         copy_checkpoint(each, target / each.checkpoint.name, settings)
     say(f"lengthening {source}: copied its state after step {last.step}")
-    if note := change_of_rate(settings, last.settings.epochs, last.step, num_samples):
+    if note := change_of_rate(settings, last.settings.epochs, last.step, len(train)):
         say(note)
 
 

@@ -90,7 +90,7 @@ def begin(
     learner = make_learner()
     check_batch(settings, learner.train, accelerator.num_processes)
     on_main(accelerator, claim.open)
-    on_main(accelerator, lambda: copy_state(settings, len(learner.train)))
+    on_main(accelerator, lambda: copy_state(settings, learner.train))
     network, saved = network_and_saved(settings, learner, accelerator)
     refuse_other_data(saved, learner.train.split)
     where = prepare_reading(learner.read, settings.stage, accelerator, copies)

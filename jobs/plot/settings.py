@@ -13,7 +13,7 @@ SUFFIXES = (".png", ".pdf", ".svg")
 class Settings:
     """Settings of `deeplense plot`."""
 
-    runs: list[Path] = field(metadata={"help": "run folders"})
+    runs: list[str] = field(metadata={"help": "run folders"})
     names: str = ""
     """comma-separated metrics to plot, such as train/loss,val/auc_macro; by default all, but with several runs only
     the mean of the AUCs"""

@@ -19,7 +19,7 @@ PANEL = (4.6, 2.7)
 
 def run(settings: Settings) -> int:
     """Write the figure and print the last value of each metric."""
-    folders = [find_run(str(given), RUNS) for given in settings.runs]
+    folders = [find_run(given, RUNS) for given in settings.runs]
     runs = {name: read_curves(folder) for name, folder in zip(names_of(folders), folders, strict=True)}
     empty = [str(folder) for folder, curves in zip(folders, runs.values(), strict=True) if not curves]
     require(not empty, f"{', '.join(empty)}: no metrics are logged yet; wait for the first steps of the training.")

@@ -41,6 +41,13 @@ def recorded_settings(run: Path) -> dict[str, Any]:
     return dict(settings) if isinstance(settings, Mapping) else {}
 
 
+def listed_settings(run: Path) -> dict[str, Any]:
+    """Return the settings of a run of any job as plain values, to list them: those of its newest checkpoint, or of
+    `config.yaml` if it has none. Raises ValueError if the folder is not a run."""
+    stored = stored_config(run)
+    return recorded_settings(run) or stored
+
+
 def refuse_differences(run: Path, stored: Mapping[str, Any], settings: Any) -> None:
     """Raise ValueError if settings that affect numerical results differ from those of the run."""
     if told := differences(stored, settings):

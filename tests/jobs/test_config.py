@@ -26,6 +26,9 @@ LEAST = {
     "sample": ["--run", "runs/ddpm", "--output", "data", "--num_images", "10"],
     "evaluate": ["--run", "runs/a"],
     "export": ["runs/a", "--output", "lens.safetensors"],
+    "show": ["data"],
+    "plot": ["runs/a", "runs/b"],
+    "compare": ["runs/a", "runs/b"],
     "models": ["resnet18"],
     "benchmark": ["train"],
     "benchmark models": ["--models", "resnet18", "--datasets", "Model_III", "--output", "table"],
@@ -179,7 +182,7 @@ def test_settings_that_contradict_each_other_are_refused(
 
 def test_a_setting_that_has_no_default_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     for job, missing in {"train": "run", "verify": "folder", "simulate": "output"}.items():
-        assert missing in refusal(job, [], capsys)
+        assert missing in refusal(job, [], capsys).lower()
 
 
 def test_a_recipe_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Command
+from conftest import Command, write_blobs
 from test_train import LONG, SMALL, final_tensors, metrics, same, train, wait_for_step
 
 from jobs.run_job import main
@@ -125,6 +125,19 @@ def test_a_run_that_is_not_finished_or_damaged_or_of_another_job_is_not_lengthen
     assert main(["diffuse", *words, "--model_name=unet_small", "--device=cpu", "--batch_size=16"]) == 2
     assert "is a run of `deeplense train`" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_lengthened_with_other_data(
+    dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(dataset, data)
+    assert main(train(data, tmp_path / "short", SMALL | {"epochs": 1})) == 0
+    shutil.rmtree(data / "train")
+    write_blobs(data, "train", 90)
+    assert main(train(data, tmp_path / "longer", SMALL | {"epochs": 2, "lengthen": tmp_path / "short"})) == 2
+    assert "is not the data set that" in capfd.readouterr().err
+    assert not (tmp_path / "longer").exists()
 
 
 def test_a_finished_run_that_is_given_more_epochs_says_how(
