@@ -17,6 +17,7 @@ from launch import slurm
 from launch.clusters import Cluster
 from launch.environment import left_out
 from launch.findings import note, one_line
+from launch.first_checks import check_batch
 from launch.limits import Fields, Site, account_findings, limit_problems, look, node_problems, partitions_of
 from launch.preemption import duration, loss_finding, preemption_of
 from launch.script import submitit_script
@@ -77,14 +78,6 @@ def check_tasks(job: str, cluster: Cluster) -> None:
     told = f"{job} runs as a single process that uses all cores of its node, not as {cluster.tasks} processes"
     alone = job in verbs.TRAININGS or cluster.tasks == 1
     require(alone, f"{told}; use --nodes 1 --tasks_per_node 1 --cpus_per_task N.")
-
-
-def check_batch(batch_size: int, pieces: int, tasks: int) -> None:
-    """Raise ValueError unless the batch size is divisible by the number of ranks times gradient accumulation steps."""
-    parts = tasks * pieces
-    among = f"{tasks} ranks" + (f" with gradient_accumulation={pieces}" if pieces > 1 else "")
-    told = f"batch_size={batch_size} is not divisible among {among}"
-    require(batch_size % parts == 0, f"{told}; use a multiple of {parts}.")
 
 
 def check_inputs(settings: Any) -> None:

@@ -101,4 +101,4 @@ def refuse_target(settings: TrainSettings, data: Data) -> None:
     """Raise ValueError if a data set does not have the regression target."""
     known = data.held_out.schema.quantities
     right = not settings.regression or settings.target in known
-    require(right, f"{data.given} has no target {settings.target!r}; it has {known}.")
+    require(right, f"{data.given} has no target {settings.target!r}; its targets: {', '.join(known) or 'none'}.")

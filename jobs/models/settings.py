@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from jobs.imports import import_without
 from jobs.settings import require
 
 
@@ -22,6 +23,8 @@ class Settings:
 
 def require_model(name: str) -> None:
     """Raise ValueError, listing the closest names, if there is no model with this name."""
-    from deeplense.models.zoo import require_known
+    from deeplense.models.zoo import ARCHITECTURES, require_known
 
+    if name not in ARCHITECTURES:
+        import_without("timm", "wandb")
     require_known(name)

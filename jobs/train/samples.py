@@ -25,10 +25,9 @@ def open_part(datasets: Sequence[Path], name: str, settings: "Settings") -> Part
 def labelled_part(split: Split, settings: "Settings") -> Part:
     """Return the samples of a split whose target is known. Raises ValueError if there is no such target."""
     if settings.regression:
-        require(
-            settings.target in split.schema.quantities,
-            f"{split.name} has no target {settings.target!r}; it has {split.schema.quantities}.",
-        )
+        known = split.schema.quantities
+        told = f"{split.name} has no target {settings.target!r}; its targets: {', '.join(known) or 'none'}."
+        require(settings.target in known, told)
         target = split.column(f"target/{settings.target}")
         return Part(split, np.flatnonzero(np.isfinite(target)), target)
     require(
