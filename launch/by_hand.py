@@ -1,13 +1,15 @@
 """Runs that were started directly, not submitted. The lock in the run folder names the process that trains one."""
 
 import os
+import shlex
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
 from deeplense.locks import SECONDS_OF_A_LEASE, is_process, machine, read_holder
-from jobs.runs.folder import LOCK
+from deeplense.records import read_record
+from jobs.runs.folder import ENVIRONMENT, KINDS, LOCK
 from jobs.runs.stored import CONFIG
 
 
@@ -46,4 +48,14 @@ def stop(folder: Path) -> None:
 def how_to_resume(folder: Path) -> str:
     """Return how to resume a run that was not submitted."""
     told = f"{folder} was started directly, not submitted; run the same command again to resume it"
-    return f"{told}, or: deeplense JOB --config {folder / CONFIG}"
+    return f"{told}: {command_of(folder) or f'deeplense JOB --config {folder / CONFIG}'}"
+
+
+def command_of(folder: Path) -> str:
+    """Return the command that started a run, as far as it is recorded; else empty."""
+    try:
+        words = read_record(folder / ENVIRONMENT, KINDS[ENVIRONMENT])["command"][1:]
+    except (ValueError, OSError):
+        return ""
+    good = bool(words) and all(isinstance(word, str) and word.isprintable() for word in words)
+    return shlex.join(["deeplense", *words]) if good else ""

@@ -109,9 +109,10 @@ def differences_section(runs: Sequence[Compared], pairs: Sequence[Paired | str])
             rows.append([other.name, "", pair, ""])
             continue
         for name, estimate in pair.differences.items():
-            certain = estimate.low > 0 or estimate.high < 0
+            verdict = "differs from 0" if estimate.low > 0 or estimate.high < 0 else "compatible with 0"
+            verdict = "equal" if estimate.low == estimate.high == 0 else verdict
             interval = f"{estimate.value:+.4f}\n[{estimate.low:+.4f}, {estimate.high:+.4f}]"
-            rows.append([other.name, name, interval, "differs from 0" if certain else "compatible with 0"])
+            rows.append([other.name, name, interval, verdict])
             rows[-1][0] += f"\n{pair.num_images} common images"
     lead = f"Metric of the run minus that of {runs[0].name}, on the images that both were evaluated on."
     return Section(f"Differences to {runs[0].name}", lead, ["run", "metric", "difference", "at 95 %"], rows)

@@ -526,8 +526,16 @@ def test_how_to_resume_a_run_that_was_started_by_hand_is_said(
     started_by_hand(tmp_path / "b", trainer.pid)
     with pytest.raises(
         ValueError,
-        match=r"started directly, not submitted; run the same command again to resume it, or: deeplense JOB --config",
+        match=r"started directly, not submitted; run the same command again to resume it: deeplense JOB --config",
     ):
+        again(tmp_path / "b", hours=None, update_code=False)
+    command = ["/bin/deeplense", "train", "--run", "my runs/b"]
+    rest = {"python": "", "host": "", "platform": "", "packages": {}}
+    write_record(tmp_path / "b" / "environment.json", {"command": command} | rest)
+    with pytest.raises(ValueError, match=r"resume it: deeplense train --run 'my runs/b'"):
+        again(tmp_path / "b", hours=None, update_code=False)
+    write_record(tmp_path / "b" / "environment.json", {"command": [*command, "\x1b[2J"]} | rest)
+    with pytest.raises(ValueError, match=r"resume it: deeplense JOB --config"):
         again(tmp_path / "b", hours=None, update_code=False)
 
 
