@@ -26,7 +26,7 @@ from jobs.api import settings_page
 from jobs.verbs import JOBS, with_joined_name
 
 DOCS = ROOT / "docs"
-PAGES = sorted(path.name for path in DOCS.glob("*.md"))
+PAGES = ["../README.md", *sorted(path.name for path in DOCS.glob("*.md"))]
 SMALL = {
     "simulate": ["--num_per_class=16"],
     "train": ["--epochs=1", "--batch_size=8"],
@@ -172,7 +172,7 @@ def test_a_command_that_fails_fails_its_page(program: Program, tmp_path: Path, m
 def test_each_link_of_a_page_leads_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", (DOCS / page).read_text()):
         if not re.match(r"[a-z]+:", target):
-            assert (DOCS / target).exists(), target
+            assert (DOCS / page).parent.joinpath(target).exists(), target
 
 
 def test_the_page_of_settings_is_what_the_help_says() -> None:

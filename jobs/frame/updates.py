@@ -61,7 +61,9 @@ def update_until_done(training: Training, stop: StopFlag) -> tuple[str, int]:
                 file.update(progress.step)
             best = best_in_words(progress, score_name)
             # The loss is unknown until the first line is logged.
-            reporter.update(progress.step, "" if math.isnan(loss) else ", ".join([f"loss {loss:.4f}", *best]))
+            epoch = f"epoch {plan.epoch(progress.step):.1f} of {plan.settings.epochs:g}"
+            known = [] if math.isnan(loss) else [f"loss {loss:.4f}", *best]
+            reporter.update(progress.step, ", ".join([epoch, *known]))
     if file is not None:
         file.update(progress.step, at_once=True)
     if not plan.is_done(progress):
