@@ -47,14 +47,14 @@ def title_of(name: str) -> str:
     """Return the name of a metric for a legend.
 
     Example:
-        >>> title_of("val/auc_no_sub"), title_of("train/loss"), title_of("lr")
-        ('validation AUC no_sub', 'training loss', 'learning rate')
+        >>> title_of("val/auc_no_sub"), title_of("val/knn/auc_macro"), title_of("train/loss"), title_of("lr")
+        ('validation AUC no_sub', 'validation knn AUC macro', 'training loss', 'learning rate')
     """
-    of, slash, last = name.rpartition("/")
-    if not slash:
+    if "/" not in name:
         return axis_of(name)
+    of, *middle, last = name.split("/")
     words = f"AUC {last.removeprefix('auc_')}" if last.startswith("auc_") else last.replace("_", " ")
-    return f"{SETS.get(of, of)} {words}"
+    return " ".join([SETS.get(of, of), *middle, words])
 
 
 def panels_of(runs: Mapping[str, Curves], names: Sequence[str] = ()) -> dict[str, list[Curve]]:
