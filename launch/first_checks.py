@@ -22,6 +22,8 @@ RUNS = {
     "lengthen": "a finished run of the same job",
 }
 """Settings that name a run to start from, and which run they need."""
+GROUP = "group"
+"""Name under which a data set stores groups, which are no target (as in `deeplense.data.shards`, which needs torch)."""
 FILES = ("pretrained_file", "label_file", "catalog", "fid_weights")
 """Settings that name a file to read."""
 
@@ -75,7 +77,7 @@ def refuse_unfit(folder: Path, given: Mapping[str, Any]) -> None:
     require("train" in splits, f"{folder} has no split 'train'; it has {', '.join(splits)}.")
     target = given.get("target", "class")
     for schema in schemas(folder / "train"):
-        known = list(schema["targets"])
+        known = [name for name in schema["targets"] if name != GROUP]
         near = difflib.get_close_matches(target, known, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         told = f"{folder} has no target {target!r}; its targets: {', '.join(known) or 'none'}.{hint}"

@@ -9,6 +9,7 @@ resamples of images for all trainings, so that differences are paired.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from deeplense.evaluation.metrics import (
     percentiles,
     perfect_trials,
     regression_metrics,
+    softmax,
     widen_if_perfect,
 )
 
@@ -80,6 +82,51 @@ def score_numbers(
         return {name: found[name] for name in ("mae", "mae_chance")} | {"gain": found["mae_chance"] - found["mae"]}
 
     return score(metrics, indices, num_samples, {})
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What one training predicted for n samples of a split of `num_samples`.
+
+    Args:
+        outputs: logits (n, K), or numbers (n, 1).
+        labels: indices of the true classes, (n,).
+        truth: true numbers, (n,).
+        indices: numbers of the samples in the split, (n,).
+        num_samples: number of samples of the split.
+        chance: the best constant guess of a number.
+    """
+
+    outputs: Array
+    labels: NDArray[np.integer]
+    truth: Array
+    indices: NDArray[np.integer]
+    num_samples: int
+    chance: float = 0.0
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, Any]) -> "Predicted":
+        """Return the predictions in the arrays of `predictions.npz` of a report."""
+        names = {"outputs": "outputs", "labels": "labels", "truth": "target", "indices": "indices"}
+        columns = {name: arrays[stored] for name, stored in names.items()}
+        chance = float(arrays["chance"]) if "chance" in arrays else 0.0
+        return cls(**columns, num_samples=int(arrays["num_samples"]), chance=chance)
+
+
+def score_predictions(predicted: Predicted, images: NDArray[np.integer], classes: Sequence[str]) -> Scores:
+    """Compute the metrics of one training on some of the images that it predicted.
+
+    Args:
+        predicted: the predictions.
+        images: numbers of the samples in the split, (m,).
+        classes: names of the classes; empty for a regression.
+    """
+    kept = np.isin(predicted.indices, images)
+    outputs, indices, size = predicted.outputs[kept], predicted.indices[kept], predicted.num_samples
+    if classes:
+        return score_classes(softmax(outputs), predicted.labels[kept], indices, classes=classes, num_samples=size)
+    numbers, truth = outputs[:, 0].astype(float), predicted.truth[kept].astype(float)
+    return score_numbers(numbers, truth, indices, chance=predicted.chance, num_samples=size)
 
 
 def score(

@@ -74,6 +74,13 @@ def cells_of(metric: Mapping[str, Any]) -> tuple[str, str]:
     return f"{metric['value']:.4f}", " to ".join(f"{end:.4f}" for end in ends) if known else ""
 
 
+def in_cells(rates: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+    """Format the true positive rates of a class: by the false positive rate in per cent, the rate and its interval, or
+    why there is none."""
+    named = {f"{100 * float(name.rpartition('_')[2]):g} %": rate for name, rate in rates.items()}
+    return {name: ("", rate["undefined"]) if "undefined" in rate else cells_of(rate) for name, rate in named.items()}
+
+
 def with_unit(name: str, unit: str) -> str:
     """Return the name of a metric with its unit, if it has one."""
     return f"{name} [{unit}]" if unit else name
@@ -130,6 +137,7 @@ def write_report(
             lead=lead,
             metrics={with_unit(name, unit): cells_of(value) for name, value in content["metrics"].items()},
             method=METHOD,
+            finding={name: in_cells(rates) for name, rates in content.get("finding", {}).items()},
             figures=embedded,
             facts=facts,
             changed={name: value for name, value in settings.items() if name in changed},

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deeplense.evaluation.comparison import Scores, difference, score_classes, score_numbers
-from deeplense.evaluation.metrics import Estimate, softmax
+from deeplense.evaluation.comparison import Predicted, difference, score_predictions
+from deeplense.evaluation.metrics import Estimate
 from deeplense.evaluation.report import PREDICTIONS
 from deeplense.files import read_json
 from jobs.runs.stored import DOCUMENT
@@ -23,18 +23,13 @@ class Paired:
 
 
 @dataclass(frozen=True)
-class Predicted:
-    """The predictions of a report: the images (n,) by index, what was predicted for them, and the truth."""
+class Report:
+    """A report: which samples it is on, the classes (none for a regression), the target, and the predictions."""
 
     subject: Mapping[str, object]
     classes: tuple[str, ...]
     target: str
-    outputs: np.ndarray
-    labels: np.ndarray
-    truth: np.ndarray
-    indices: np.ndarray
-    chance: float
-    num_samples: int
+    predicted: Predicted
 
 
 def paired_differences(first: Path, other: Path) -> Paired | str:
@@ -48,47 +43,26 @@ def paired_differences(first: Path, other: Path) -> Paired | str:
     lacking = [folder for folder in (first, other) if not (folder / PREDICTIONS).is_file()]
     if lacking:
         return f"no report: {', '.join(map(str, lacking))}"
-    ours, theirs = read_predictions(first), read_predictions(other)
+    ours, theirs = read_report(first), read_report(other)
     for name, what in (("subject", "other images"), ("classes", "other classes"), ("target", "another target")):
         if getattr(ours, name) != getattr(theirs, name):
             return f"the two reports are on {what}"
-    common = np.intersect1d(ours.indices, theirs.indices)
+    common = np.intersect1d(ours.predicted.indices, theirs.predicted.indices)
     if not len(common):
         return "no image is held out for both runs"
-    scores = [scores_on(each, common) for each in (theirs, ours)]
+    scores = [score_predictions(each.predicted, common, each.classes) for each in (theirs, ours)]
     found = {
         name: difference({0: scores[0]}, {0: scores[1]}, name) for name in scores[0].values if name != "mae_chance"
     }
     return Paired({name: value for name, value in found.items() if value is not None}, len(common))
 
 
-def read_predictions(folder: Path) -> Predicted:
-    """Read the predictions of a report. Raises ValueError if they are not those of a trained run."""
+def read_report(folder: Path) -> Report:
+    """Read a report. Raises ValueError if it is not one of a trained run."""
     document = read_json(folder / DOCUMENT)
-    require(
-        isinstance(document, dict) and "of" in document, f"{folder} is a report of an older version; evaluate again."
-    )
+    known = isinstance(document, dict) and "of" in document
+    require(known, f"{folder} is a report of an older version; evaluate the run again.")
+    classes = tuple(document.get("classes", ()))
+    target = "class" if classes else str(document.get("settings", {}).get("target", ""))
     with np.load(folder / PREDICTIONS, allow_pickle=False) as stored:
-        classes = tuple(document.get("classes", ()))
-        return Predicted(
-            subject=document["of"],
-            classes=classes,
-            target="class" if classes else str(document.get("settings", {}).get("target", "")),
-            outputs=stored["outputs"],
-            labels=stored["labels"],
-            truth=stored["target"],
-            indices=stored["indices"],
-            chance=float(stored["chance"]),
-            num_samples=int(stored["num_samples"]),
-        )
-
-
-def scores_on(predicted: Predicted, images: np.ndarray) -> Scores:
-    """Return the metrics on these images, with their values on each resample."""
-    kept = np.isin(predicted.indices, images)
-    outputs, indices, size = predicted.outputs[kept], predicted.indices[kept], predicted.num_samples
-    if predicted.classes:
-        labels = predicted.labels[kept]
-        return score_classes(softmax(outputs), labels, indices, classes=predicted.classes, num_samples=size)
-    numbers, truth = outputs[:, 0].astype(float), predicted.truth[kept].astype(float)
-    return score_numbers(numbers, truth, indices, chance=predicted.chance, num_samples=size)
+        return Report(document["of"], classes, target, Predicted.of(stored))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from deeplense.evaluation import plots
+from deeplense.evaluation.finding import finding_report
 from deeplense.evaluation.metrics import classification_report, regression_report, softmax
 from deeplense.evaluation.predict import Predictions
 from deeplense.evaluation.report import Plot, metric_in_words, name_undefined, with_unit, write_report
@@ -157,7 +158,8 @@ def report_classes(first: Evaluated, joined: Predictions) -> dict[str, Any]:
     classes = first.held.part.split.schema.classes
     found = classification_report(softmax(joined.outputs), joined.labels, classes)
     named = name_undefined(found["metrics"], joined.labels, classes)
-    return found | {"metrics": named, "classes": list(classes)}
+    finding = finding_report(softmax(joined.outputs), joined.labels, classes)
+    return found | {"metrics": named, "classes": list(classes), "finding": finding}
 
 
 def report_regression(first: Evaluated, joined: Predictions) -> dict[str, Any]:

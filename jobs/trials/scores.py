@@ -7,8 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from deeplense.evaluation.comparison import Scores, score_classes, score_numbers
-from deeplense.evaluation.metrics import softmax
+from deeplense.evaluation.comparison import Predicted, Scores, score_predictions
 from deeplense.evaluation.report import PREDICTIONS
 from deeplense.files import replacing
 from jobs.runs.attempts import ATTEMPTS, read_attempts
@@ -76,18 +75,9 @@ def are_of(path: Path, images: np.ndarray) -> bool:
 
 def compute_scores(trial: Trial, images: np.ndarray) -> Scores:
     """Compute the metrics of a trial from its predictions for these images."""
+    classes = trial.data.held_out.schema.classes if trial.target == "class" else ()
     with np.load(trial.report / PREDICTIONS) as stored:
-        kept = np.isin(stored["indices"], images)
-        outputs, indices, num_samples = stored["outputs"][kept], stored["indices"][kept], int(stored["num_samples"])
-        if trial.target != "class":
-            predicted, truth, chance = (
-                outputs[:, 0].astype(float),
-                stored["target"][kept].astype(float),
-                float(stored["chance"]),
-            )
-            return score_numbers(predicted, truth, indices, chance=chance, num_samples=num_samples)
-        classes, labels = trial.data.held_out.schema.classes, stored["labels"][kept]
-        return score_classes(softmax(outputs), labels, indices, classes=classes, num_samples=num_samples)
+        return score_predictions(Predicted.of(stored), images, classes)
 
 
 def problems_of(trial: Trial) -> list[str]:

@@ -330,7 +330,7 @@ def test_the_recipe_of_a_model_is_used_and_what_is_given_goes_over_it(
         ({"datasets": "nowhere"}, "no such data set 'nowhere'"),
         ({"at_once": "0"}, "at_once=0 must be above 0"),
         ({"only": "simple_cnn-blobs-7"}, "is not one of 2 runs. Did you mean simple_cnn-"),
-        ({"target": "mass"}, "has no target 'mass'; it has ['column']"),
+        ({"target": "mass"}, "has no target 'mass'; its targets: column."),
         ({"lr": "-1"}, "lr=-1.0 must be above 0"),
         ({"epohs": "1"}, "unknown setting 'epohs'. Did you mean epochs"),
         ({"fold": "1"}, "unknown setting 'fold'"),

@@ -349,14 +349,15 @@ def test_a_run_is_not_continued_with_settings_that_change_its_numbers(
     [
         ({"keep_checkpoints": 1}, "keep_checkpoints=1 must be at least 2"),
         ({"keep_every_hours": 0}, "keep_every_hours=0.0 must be above 0"),
-        ({"batch_size": 500}, "batch_size=500 exceeds the 87 training samples"),
+        ({"batch_size": 500}, "batch_size=500 exceeds the 96 images of the split train"),
+        ({"batch_size": 90}, "batch_size=90 exceeds the 87 training samples"),
         (
             {"gradient_accumulation": 3},
             "is not divisible among 1 ranks with gradient_accumulation=3; use a multiple of 3",
         ),
         ({"model_name": "simple_cmn"}, "unknown model 'simple_cmn'"),
         ({"dataset": "nowhere"}, "no such data set 'nowhere'"),
-        ({"target": "mass"}, "has no target 'mass'; it has ['column']"),
+        ({"target": "mass"}, "has no target 'mass'; its targets: column."),
         ({"device": "cuda"}, "torch finds no GPU"),
         ({"precision": "fp16"}, "precision=fp16 needs a GPU"),
         ({"lr": 1e9, "optimizer": "sgd"}, "the loss is"),

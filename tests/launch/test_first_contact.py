@@ -11,6 +11,7 @@ from deeplense.files import write_json
 from jobs.command_line import parse
 from jobs.runs.attempts import begin_attempt
 from jobs.settings import dump
+from launch import first_checks
 from launch.__main__ import main
 
 ANSWERS = """
@@ -125,6 +126,17 @@ def test_torch_is_not_imported_for_an_answer(here: Path) -> None:
     commands |= {"version": ["--version"], "help": ["train", "--help"]}
     done = subprocess.run([sys.executable, "-c", ANSWERS, json.dumps(commands)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_groups_are_no_target_as_in_the_library(here: Path) -> None:
+    from deeplense.data import shards
+
+    assert first_checks.GROUP == shards.GROUP
+    make_home(here)
+    schema = {"num_samples": 42, "targets": {shards.GROUP: "", "theta_E": "arcsec"}}
+    write_json(here / "data" / "m3" / "train" / "manifest.json", {"schema": schema})
+    with pytest.raises(ValueError, match=r"no target 'group'; its targets: theta_E\."):
+        first_checks.refuse_unfit(here / "data" / "m3", {"target": "group"})
 
 
 @pytest.mark.parametrize(
