@@ -7,6 +7,7 @@ One mechanism makes them small: the program `deeplense` that they find takes the
 import json
 import os
 import re
+import shlex
 import socket
 import stat
 import subprocess
@@ -23,7 +24,11 @@ from conftest import ROOT, Command
 from forks import fork_runs
 
 from jobs.api import settings_page
+from jobs.command_line import parse
 from jobs.verbs import JOBS, with_joined_name
+from launch.commands import COMMANDS
+from launch.parsing import DESCRIBE, Described
+from launch.sweeps import expand
 
 DOCS = ROOT / "docs"
 PAGES = ["../README.md", *sorted(path.name for path in DOCS.glob("*.md"))]
@@ -173,6 +178,49 @@ def test_each_link_of_a_page_leads_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", (DOCS / page).read_text()):
         if not re.match(r"[a-z]+:", target):
             assert (DOCS / page).parent.joinpath(target).exists(), target
+
+
+def commands_of(page: str) -> list[list[str]]:
+    """The commands of a page that need a cluster, the network, other data or hours, as words."""
+    text = "\n".join(blocks(page, "sh")).replace("\\\n", " ").replace("$k", "0")
+    lines = [line.partition("  #")[0].strip() for line in text.splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("deeplense ")]
+
+
+def take(words: list[str]) -> None:
+    """Parse a command as the program does, without running it. Raises SystemExit or ValueError if it is not valid."""
+    if words[0] not in COMMANDS:
+        command = with_joined_name(words)
+        parse(command[0], command[1:])
+        return
+    with pytest.raises(Described) as described:
+        COMMANDS[words[0]](DESCRIBE)
+    given = described.value.parser.parse_args(words[1:])
+    if words[0] == "submit":
+        take(given.command)
+    if words[0] == "sweep":
+        for command in expand(with_joined_name(given.command)):
+            take(list(command))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)])
+def test_commands_that_are_not_run_here_are_valid(page: str) -> None:
+    for words in commands_of(page):
+        take(words)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "deeplense train --config nowhere --run r --dataset d",
+        "deeplense submit --on gpu train --run r --dataset d --epohs 3",
+        "deeplense doctor --in gpu",
+        "deeplense sweep --on gpu train --run 'r/{seed}' --dataset d --seeed=0:2",
+    ],
+)
+def test_a_command_that_is_not_valid_is_found(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises((SystemExit, ValueError)):
+        take(shlex.split(line)[1:])
 
 
 def test_the_page_of_settings_is_what_the_help_says() -> None:

@@ -86,14 +86,18 @@ class Place:
         return sorted(ranks, key=lambda pid: b"RANK=0" not in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
 
     def wait_for(self, attempt: int, *, steps: int) -> None:
-        """Wait until an attempt has made so many steps."""
-        deadline = time.monotonic() + 120
+        """Wait until an attempt has made so many steps, and a checkpoint is written."""
+        deadline, twice = time.monotonic() + 120, False
         while time.monotonic() < deadline:
             told = read_attempts(self.run)
             first = told[-1]["first_step"] if len(told) == attempt else None
-            if first is not None and self.last_step() >= first + steps:
+            saved = any((self.run / "checkpoints").glob("step_*"))
+            # An attempt first says where it begins, and then removes the steps after that from the metrics.
+            good = first is not None and saved and self.last_step() >= first + steps
+            if good and twice:
                 return
-            time.sleep(0.02)
+            twice = good
+            time.sleep(0.1)
         raise TimeoutError(self.log())
 
     def last_step(self) -> int:
