@@ -12,12 +12,13 @@ from jobs import command_line, verbs
 from jobs.data.folders import find_dataset, splits_of
 from jobs.finetune.settings import SCRATCH
 from jobs.models.settings import require_model
+from jobs.runs.attempts import has_begun
 from jobs.settings import require
 from launch import slurm
 from launch.clusters import Cluster
 from launch.environment import left_out
 from launch.findings import note, one_line
-from launch.first_checks import check_batch
+from launch.first_checks import check_batch, without_initial
 from launch.limits import Fields, Site, account_findings, limit_problems, look, node_problems, partitions_of
 from launch.preemption import duration, loss_finding, preemption_of
 from launch.script import submitit_script
@@ -70,7 +71,7 @@ def check_job(command: Sequence[str], cluster: Cluster) -> None:
     if job in ("train", "pretrain"):
         require_model(settings.model_name)
     if "dependency" not in cluster.sbatch:
-        check_inputs(learning)
+        check_inputs(job, learning)
 
 
 def check_tasks(job: str, cluster: Cluster) -> None:
@@ -80,10 +81,13 @@ def check_tasks(job: str, cluster: Cluster) -> None:
     require(alone, f"{told}; use --nodes 1 --tasks_per_node 1 --cpus_per_task N.")
 
 
-def check_inputs(settings: Any) -> None:
+def check_inputs(job: str, settings: Any) -> None:
     """Raise ValueError if an input of a job does not exist."""
+    given = vars(settings)
+    if job in verbs.TRAININGS and has_begun(settings.run):
+        given = without_initial(given)
     for name in INPUTS:
-        path = getattr(settings, name, None)
+        path = given.get(name)
         exists = path is None or str(path) == SCRATCH or Path(path).exists()
         require(exists, f"{name}={path} does not exist; correct the path.")
     # An evaluation reads real images from there only if it evaluates generated ones.

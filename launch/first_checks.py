@@ -11,6 +11,7 @@ from deeplense.files import read_json
 from jobs.data.folders import MANIFEST, find_datasets, splits_of
 from jobs.finetune.settings import SCRATCH
 from jobs.models.settings import require_model
+from jobs.runs.attempts import has_begun
 from jobs.runs.folder import check_run, find_run
 from jobs.runs.stored import stored_config
 from jobs.settings import require
@@ -26,12 +27,14 @@ GROUP = "group"
 """Name under which a data set stores groups, which are no target (as in `deeplense.data.shards`, which needs torch)."""
 FILES = ("pretrained_file", "label_file", "catalog", "fid_weights")
 """Settings that name a file to read."""
+INITIAL = (*RUNS, "pretrained_file")
+"""Settings that name initial weights: a training that has begun does not need them any more."""
 
 
 def check_at_once(job: str, settings: Any, *, num_processes: int) -> None:
     """Raise ValueError if what the settings name does not exist or does not fit, as far as this is known at once."""
     given = vars(settings)
-    refuse_missing(given)
+    refuse_missing(without_initial(given) if job in TRAININGS and has_begun(settings.run) else given)
     if job in TRAININGS:
         check_run(settings.run, settings)
         if isinstance(given.get("model_name"), str) and job == "train":
@@ -43,6 +46,11 @@ def check_at_once(job: str, settings: Any, *, num_processes: int) -> None:
         refuse_few(folders, settings.batch_size)
     if job == "evaluate" and given["run"] and not given["generated"]:
         refuse_missing_split(given)
+
+
+def without_initial(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings without those that name initial weights."""
+    return {name: value for name, value in given.items() if name not in INITIAL}
 
 
 def refuse_missing(given: Mapping[str, Any]) -> None:

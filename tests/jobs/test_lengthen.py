@@ -20,6 +20,7 @@ from jobs.settings import from_plain
 from jobs.train.samples import learning_parts
 from jobs.train.settings import Settings
 from jobs.train.work import make_learner
+from launch.__main__ import main as typed
 
 SHORT = SMALL | {"epochs": 2, "dropout": 0.2, "ema_decay": 0.9}
 
@@ -74,6 +75,24 @@ def test_a_lengthened_run_that_is_stopped_resumes(dataset: Path, short: Path, tm
     assert command.wait() == EXIT_STOPPED, command.log.read_text()
     assert main(longer(dataset, run, short, epochs=epochs)) == 0
     assert json.loads((run / "finished.json").read_text())["step"] > 20
+
+
+def test_a_run_that_has_begun_needs_the_run_it_started_from_no_more(
+    dataset: Path, short: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(short, source)
+    words = {
+        "longer": longer(dataset, tmp_path / "longer", source),
+        "next": train(dataset, tmp_path / "next", SMALL | {"epochs": 1, "init_from": source}),
+    }
+    assert [typed(words[name]) for name in words] == [0, 0]
+    source.rename(tmp_path / "gone")
+    for name in words:
+        (tmp_path / name / "finished.json").unlink()
+        assert typed(words[name]) == 0, capfd.readouterr().err
+    assert typed(longer(dataset, tmp_path / "other", source)) == 2
+    assert "does not exist; give a finished run" in capfd.readouterr().err
 
 
 def test_a_copy_that_was_interrupted_is_completed(dataset: Path, short: Path, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ class Place:
         return sorted(ranks, key=lambda pid: b"RANK=0" not in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
 
     def wait_for(self, attempt: int, *, steps: int) -> None:
-        """Wait until an attempt has made so many steps, and a checkpoint is written."""
+        """Wait until an attempt has made this number of steps and has written a checkpoint."""
         deadline, twice = time.monotonic() + 120, False
         while time.monotonic() < deadline:
             told = read_attempts(self.run)
