@@ -10,18 +10,16 @@ and writes the manifests.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deeplense.data.checking import check_contents, read_fingerprint
-from deeplense.data.processes import end_with
+from deeplense.data.processes import done_by
 from deeplense.data.shards import (
     FORMAT,
     MANIFEST,
@@ -183,27 +181,21 @@ def write_all(folder: Path, schema: Schema, make: Make, numbers: Sequence[int], 
         numbers: numbers of the shards.
         num_workers: number of processes.
     """
-    ranges = shard_ranges(schema)
-    if num_workers == 1 or len(numbers) < 2:
-        for number in numbers:
-            make_and_write(folder / shard_name(number), schema, make, ranges[number])
-            yield number
-        return
-    context = get_context("forkserver")
-    # Imported once, before the writers are forked: on a shared file system many imports at a time are slow.
-    context.set_forkserver_preload(["torch", getattr(make, "func", make).__module__])
-    count = min(num_workers, len(numbers))
-    with ProcessPoolExecutor(count, mp_context=context, initializer=end_with, initargs=(os.getpid(),)) as pool:
-        jobs = {
-            pool.submit(make_and_write, folder / shard_name(number), schema, make, ranges[number]): number
-            for number in numbers
-        }
-        try:
-            for job in as_completed(jobs):
-                job.result()
-                yield jobs[job]
-        finally:
-            pool.shutdown(cancel_futures=True)
+    write_one = partial(make_and_write_shard, folder, schema, make)
+    module = getattr(make, "func", make).__module__
+    yield from done_by(write_one, numbers, num_workers=num_workers, preload=module)
+
+
+def make_and_write_shard(folder: Path, schema: Schema, make: Make, number: int) -> None:
+    """Write one shard.
+
+    Args:
+        folder: folder of the split.
+        schema: content of the split.
+        make: returns the samples of a range.
+        number: number of the shard.
+    """
+    make_and_write(folder / shard_name(number), schema, make, shard_ranges(schema)[number])
 
 
 def make_and_write(path: Path, schema: Schema, make: Make, rows: range) -> None:

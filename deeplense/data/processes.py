@@ -3,10 +3,42 @@
 import os
 import select
 import signal
-from multiprocessing import forkserver, resource_tracker
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import forkserver, get_context, resource_tracker
 from threading import Thread
+from typing import TypeVar
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+Item = TypeVar("Item")
+
+
+def done_by(do: Callable[[Item], None], items: Sequence[Item], *, num_workers: int, preload: str) -> Iterator[Item]:
+    """Call a function for each item, and yield the item when it is done; in several processes in no particular order.
+
+    Args:
+        do: must be picklable if several processes work.
+        items: its arguments, one call each.
+        num_workers: number of processes; with 1, or for one item, this process does the work.
+        preload: module that is imported once, before the processes are forked: on a shared file system many imports at
+            a time are slow.
+    """
+    if num_workers == 1 or len(items) < 2:
+        for item in items:
+            do(item)
+            yield item
+        return
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["torch", preload])
+    count = min(num_workers, len(items))
+    with ProcessPoolExecutor(count, mp_context=context, initializer=end_with, initargs=(os.getpid(),)) as pool:
+        jobs = {pool.submit(do, item): item for item in items}
+        try:
+            for job in as_completed(jobs):
+                job.result()
+                yield jobs[job]
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def start_fork_server() -> None:
