@@ -51,6 +51,7 @@ VERBS = (
     Verb("diffuse", resumes=True, shares=True),
     Verb("sample", in_parts=True, networks=True),
     Verb("evaluate", networks=True),
+    Verb("predict", in_parts=True, networks=True),
     Verb("show", positional="dataset"),
     Verb("plot", positional="runs"),
     Verb("compare", positional="runs"),

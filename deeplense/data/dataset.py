@@ -226,17 +226,22 @@ class Split:
         )
 
 
-def column_of(manifest: Manifest, name: str) -> np.ndarray:
+def column_of(manifest: Manifest, name: str, rows: range | None = None) -> np.ndarray:
     """Return an array of the shards of one data set beside the images, (n,).
 
     Args:
         manifest: manifest of the split.
         name: `label`, `id`, `source_index` or `target/NAME`.
+        rows: numbers of the samples, without gaps; None for all. Shards without them are not opened.
     """
-    parts = []
+    wanted = rows if rows is not None else range(manifest.schema.num_samples)
+    parts, start = [], 0
     for line in manifest.shards:
-        with h5py.File(manifest.folder / line["file"], locking=False) as shard:
-            parts.append(column(shard, name))
+        own = slice(max(wanted.start - start, 0), min(wanted.stop - start, line["num_samples"]))
+        start += line["num_samples"]
+        if own.start < own.stop:
+            with h5py.File(manifest.folder / line["file"], locking=False) as shard:
+                parts.append(column(shard, name)[own] if rows is None else np.asarray(shard[name][own]))  # type: ignore
     return np.concatenate(parts)
 
 

@@ -1,0 +1,156 @@
+"""The rows of the table for a range of images. b images of a batch, n images of a range, K classes, D features."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import xxhash
+
+from deeplense.evaluation.conformal import sets
+from deeplense.evaluation.temperature import at_fractions, fractions_at, probabilities_of
+from deeplense.training.loop import make_accelerator
+from jobs.predict.images import ShardImages, open_images
+from jobs.predict.members import Member, features_kept, make_members, open_runs
+from jobs.predict.settings import Settings
+from jobs.predict.table import class_columns, embedding_column, known_columns, make_table, set_columns
+from jobs.runs.lineage import seen_of
+from jobs.settings import require
+
+TINY = 1e-300
+"""Added to probabilities before their logarithm is taken."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """The images and the networks of one process, ready to predict."""
+
+    settings: Settings
+    images: ShardImages
+    members: Sequence[Member]
+    device: torch.device
+    seen: np.ndarray
+    """hashes of the images that a run was trained on or selected with"""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; empty for a regression."""
+        return () if self.members[0].trained.settings.regression else self.schema.classes
+
+    @property
+    def schema(self) -> Any:
+        """The properties of the training images."""
+        return self.members[0].trained.train.split.schema
+
+
+@cache
+def scorer_of(settings: Settings) -> Scorer:
+    """Load the networks and open the images, once per process. Raises ValueError if they do not fit together."""
+    device = make_accelerator(device=settings.device, precision="fp32").device
+    if device.type == "cpu":
+        # So that the bits of an output do not depend on the number of cores. Other processes use the other cores.
+        torch.set_num_threads(1)
+    images, runs = open_images(settings), open_runs(settings)
+    trained_on = runs[0].train.split
+    for name in ("shape", "bands"):
+        right, given = getattr(trained_on.schema, name), getattr(images.schema, name)
+        told = f"{images.split.name} has {name} {given}, but {runs[0].run} was trained on {right}"
+        require(right == given, f"{told}; pack images of the same kind, for example with --crop or --bands.")
+    seen = [seen_of(each.opened) for each in runs]
+    hashes = np.unique(np.concatenate([part for each in seen for part in (each.trained, each.chose)]))
+    return Scorer(settings, images, make_members(runs, device), device, hashes)
+
+
+def one_process(settings: Settings) -> Settings:
+    """Return settings without those that do not affect the rows, so that a process loads the networks once."""
+    return replace(settings, part=None, num_workers=0)
+
+
+def make_rows(rows: range, settings: Settings, facts: Mapping[str, Any]) -> pa.Table:
+    """Return the part of the table for a range of images. Its bytes depend on nothing but the arguments (and on the
+    kind of the processor)."""
+    scorer = scorer_of(one_process(settings))
+    size = settings.batch_size
+    blocks = [range(k, min(k + size, rows.stop)) for k in range(rows.start, rows.stop, size)]
+    found = [score(scorer, block) for block in blocks]
+    outputs = [np.concatenate([each.outputs[m] for each in found]) for m in range(len(scorer.members))]
+    seen = np.concatenate([each.seen for each in found])
+    columns = known_columns(scorer.images.columns(rows), rows, seen)
+    columns |= columns_of_classes(scorer, outputs, facts) if scorer.classes else columns_of_numbers(scorer, outputs)
+    if settings.embeddings:
+        columns["embedding"] = embedding_column(np.concatenate([each.features for each in found]))
+    return make_table(columns, facts)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Outputs (b, K) of each network for a batch, features (b, D) of the first (D = 0 if they are not needed), and
+    which images were used in training, (b,)."""
+
+    outputs: Sequence[np.ndarray]
+    features: np.ndarray
+    seen: np.ndarray
+
+
+def score(scorer: Scorer, rows: range) -> Block:
+    """Return the outputs of all networks for a batch of images."""
+    settings, values = scorer.settings, scorer.images.images(rows)
+    images = torch.from_numpy(values).to(scorer.device)
+    bf16 = torch.autocast(scorer.device.type, torch.bfloat16) if settings.precision == "bf16" else nullcontext()
+    features = np.empty((len(rows), 0), dtype=np.float32)
+    with bf16:
+        first, *others = scorer.members
+        if settings.embeddings:
+            with features_kept(first.network) as take:
+                outputs = [first.outputs(images, views=settings.views)]
+                features = take().cpu().numpy()
+        else:
+            outputs = [first.outputs(images, views=settings.views)]
+        outputs += [each.outputs(images, views=settings.views) for each in others]
+    hashes = np.array([xxhash.xxh3_64_intdigest(image.tobytes()) for image in values], dtype=np.uint64)
+    return Block([each.cpu().numpy() for each in outputs], features, np.isin(hashes, scorer.seen))
+
+
+def columns_of_classes(scorer: Scorer, logits: Sequence[np.ndarray], facts: Mapping[str, Any]) -> dict[str, pa.Array]:
+    """Return the columns of a classification from the logits (n, K) of each run. The probabilities of an ensemble are
+    means over its runs (Lakshminarayanan et al. 2017), and its logits their logarithms."""
+    runs, settings = facts["runs"], scorer.settings
+    calibrated = [probabilities_of(each, run["temperature"]) for each, run in zip(logits, runs, strict=True)]
+    least, shifted = facts["thresholds"], calibrated
+    if settings.prevalence is not None:
+        shifted = [shift(each, run, facts) for each, run in zip(calibrated, runs, strict=True)]
+    mean = np.mean(shifted, axis=0)
+    one = len(runs) == 1 and settings.prevalence is None
+    found = class_columns(
+        scorer.classes,
+        logits=logits[0] / runs[0]["temperature"] if one else np.log(mean + TINY),
+        probabilities=mean,
+        spread=np.std(shifted, axis=0, ddof=1) if len(runs) > 1 else None,
+    )
+    if least is not None:
+        found |= set_columns(scorer.classes, sets(np.mean(calibrated, axis=0), np.array(least)))
+    return found
+
+
+def shift(probabilities: np.ndarray, run: Mapping[str, Any], facts: Mapping[str, Any]) -> np.ndarray:
+    """Return probabilities (n, K) at the stated prevalence instead of the class fractions of the training images."""
+    before = np.array(run["class_fractions"])
+    positive = facts["classes"].index(facts["class_name"])
+    return at_fractions(probabilities, before, fractions_at(facts["prevalence"], positive, before))
+
+
+def columns_of_numbers(scorer: Scorer, outputs: Sequence[np.ndarray]) -> dict[str, pa.Array]:
+    """Return the columns of a regression from the outputs (n, 1) of each run: mean and, for several, spread."""
+    name = scorer.members[0].trained.settings.target
+    values = np.stack([each[:, 0] for each in outputs])
+    found = {f"prediction_{name}": pa.array(values.mean(axis=0).astype(np.float32))}
+    if len(values) > 1:
+        found[f"spread_{name}"] = pa.array(values.std(axis=0, ddof=1).astype(np.float32))
+    return found
+
+
+Make = Callable[[range], pa.Table]

@@ -1,0 +1,65 @@
+"""The table of predictions: its columns, and the rows of a range of images. n images, K classes, D features."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+LARGEST = float(np.finfo(np.float16).max)
+FACTS = b"deeplense"
+"""Key of the facts about all files, in the metadata of each file."""
+
+
+def class_columns(
+    classes: Sequence[str], *, logits: np.ndarray, probabilities: np.ndarray, spread: np.ndarray | None
+) -> dict[str, pa.Array]:
+    """Return the columns of a classification.
+
+    Args:
+        classes: names of the classes.
+        logits: (n, K).
+        probabilities: (n, K).
+        spread: standard deviation of the probabilities of the runs, (n, K); None for one run.
+    """
+    kinds = {"probability": probabilities, "logit": logits} | ({} if spread is None else {"spread": spread})
+    return {
+        f"{kind}_{name}": pa.array(values[:, k].astype(np.float32))
+        for kind, values in kinds.items()
+        for k, name in enumerate(classes)
+    }
+
+
+def set_columns(classes: Sequence[str], sets: np.ndarray) -> dict[str, pa.Array]:
+    """Return the columns that say which classes are in the set of each image, bool.
+
+    Args:
+        classes: names of the classes.
+        sets: (n, K) bool.
+    """
+    return {f"in_set_{name}": pa.array(sets[:, k]) for k, name in enumerate(classes)}
+
+
+def known_columns(known: Mapping[str, np.ndarray], rows: range, seen: np.ndarray) -> dict[str, pa.Array]:
+    """Return the columns that identify the images.
+
+    Args:
+        known: `id`, `source` and, where known, `ra` and `dec`, (n,) each.
+        rows: numbers of the images.
+        seen: whether the images were used in the training of a run, (n,) bool.
+    """
+    texts = {name: pa.array(known[name].tolist(), pa.string()) for name in ("id", "source")}
+    more = {name: pa.array(values) for name, values in known.items() if name not in texts}
+    return texts | {"index": pa.array(np.arange(rows.start, rows.stop))} | more | {"seen": pa.array(seen)}
+
+
+def embedding_column(features: np.ndarray) -> pa.Array:
+    """Return features (n, D) as a column of lists of float16; larger numbers become the largest float16."""
+    halves = np.clip(features, -LARGEST, LARGEST).astype(np.float16)
+    return pa.FixedSizeListArray.from_arrays(pa.array(halves.ravel()), features.shape[1])
+
+
+def make_table(columns: Mapping[str, pa.Array], facts: Mapping[str, Any]) -> pa.Table:
+    """Return a table with the facts in its metadata."""
+    return pa.table(dict(columns), metadata={FACTS: json.dumps(facts).encode()})

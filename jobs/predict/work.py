@@ -1,0 +1,139 @@
+"""Predict images with trained runs, and write a table of predictions."""
+
+import importlib.metadata
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from deeplense.files import sole_writer
+from jobs.bounds import read_part
+from jobs.console import say, track
+from jobs.predict.calibration import calibrate
+from jobs.predict.members import Member
+from jobs.predict.output import (
+    FORMAT,
+    MANIFEST,
+    agreed_plan,
+    complete,
+    ranges_of,
+    rows_per_file,
+    write_files,
+)
+from jobs.predict.scoring import Scorer, make_rows, one_process, scorer_of
+from jobs.predict.settings import Settings
+from jobs.runs.environment import num_cores
+from jobs.settings import require
+from jobs.train.learner import class_counts
+from jobs.train.stored import tell_unfinished
+
+LENSES = ("lens", "lenses", "lensed")
+FEW_IMAGES = 4096
+"""With fewer images, more processes take longer to start than to predict."""
+
+
+def run(settings: Settings) -> int:
+    """Predict all images whose predictions are missing."""
+    scorer = scorer_of(one_process(settings))
+    facts, folder = facts_of(settings, scorer), settings.output
+    tell_unfinished([each.trained for each in scorer.members])
+    part = read_part(settings.part) if settings.part else (1, 1)
+    with sole_writer(folder, shared=settings.part is not None):
+        plan = agreed_plan(folder, facts, partial(measured, settings, scorer, facts))
+        tell_start(settings, scorer, plan)
+        total = sum(map(len, ranges_of(plan)[part[0] - 1 :: part[1]]))
+        done = write_files(
+            folder,
+            plan,
+            partial(make_rows, settings=one_process(settings), facts=plan),
+            part=part,
+            num_workers=settings.num_workers or default_workers(scorer),
+            preload=make_rows.__module__,
+        )
+        track(done, total=total, unit="images")
+        missing = complete(folder, plan)
+    told = f"{folder / MANIFEST} is complete: {plan['num_images']} images in {len(ranges_of(plan))} files"
+    rest = f"part {settings.part} is done; {missing} files of other parts are still missing. The part that ends last, "
+    say(f"{rest}or the command without --part, completes the table" if missing else told)
+    return 0
+
+
+def default_workers(scorer: Scorer) -> int:
+    """Return the number of processes: one for a GPU or for few images, otherwise one per core."""
+    return num_cores() if scorer.device.type == "cpu" and len(scorer.images) >= FEW_IMAGES else 1
+
+
+def facts_of(settings: Settings, scorer: Scorer) -> dict[str, Any]:
+    """Return everything known before a prediction that the table depends on. Raises ValueError if prevalence or
+    coverage is given for a regression, or the class is unknown."""
+    images, classes, target = scorer.images, scorer.classes, scorer.members[0].trained.settings.target
+    for name in ("prevalence", "coverage"):
+        given = getattr(settings, name) is not None
+        require(bool(classes) or not given, f"--{name} is for classifications, but the runs predict {target}.")
+    rows = rows_per_file(len(images), batch_size=settings.batch_size, asked=settings.images_per_file)
+    return {
+        "format": FORMAT,
+        "dataset": str(images.dataset.resolve()),
+        "splits": list(images.splits),
+        "dataset_id": images.identity,
+        "num_images": len(images),
+        "images_per_file": rows,
+        "shape": list(images.schema.shape),
+        "bands": list(images.schema.bands),
+        "classes": list(classes),
+        "target": None if classes else {"name": target, "unit": scorer.schema.targets[target]},
+        "runs": [run_facts(each) for each in scorer.members],
+        "class_name": positive_class(settings, classes) if settings.prevalence is not None else None,
+        **{name: getattr(settings, name) for name in ("prevalence", "coverage", "views", "embeddings")},
+        **{name: getattr(settings, name) for name in ("calibrate", "precision", "batch_size")},
+        "versions": {name: importlib.metadata.version(name) for name in ("deeplense", "torch", "pyarrow")},
+    }
+
+
+def run_facts(member: Member) -> dict[str, Any]:
+    """Return the facts about a run: its weights, and the class fractions of its training images."""
+    trained = member.trained
+    found: dict[str, Any] = {
+        "run": str(trained.run),
+        "model_name": trained.settings.model_name,
+        "weights": trained.opened.which,
+        "step": trained.opened.step,
+        "xxh3_128": trained.opened.files["model.safetensors"],
+        "trained_on": trained.train.split.dataset_id,
+    }
+    if not trained.settings.regression:
+        counts = np.array(list(class_counts(trained.train).values()), dtype=float)
+        found["class_fractions"] = (counts / counts.sum()).tolist()
+    return found
+
+
+def positive_class(settings: Settings, classes: tuple[str, ...]) -> str:
+    """Return the class that the prevalence is the fraction of. Raises ValueError if it must be given."""
+    asked = settings.class_name
+    known = [name for name in classes if name.lower() in LENSES]
+    if asked:
+        require(asked in classes, f"there is no class {asked!r}; --class_name must be one of {', '.join(classes)}.")
+        return asked
+    told = f"give --class_name, the class that prevalence is the fraction of: {', '.join(classes)}."
+    require(len(known) == 1, told)
+    return known[0]
+
+
+def measured(settings: Settings, scorer: Scorer, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts with what is measured on validation images: temperatures, and thresholds of sets."""
+    if not scorer.classes:
+        return {**facts, "thresholds": None}
+    found = calibrate(settings, scorer.members, scorer.device)
+    runs = [{**run, **known} for run, known in zip(facts["runs"], found["runs"], strict=True)]
+    return {**facts, "runs": runs, "thresholds": found["thresholds"]}
+
+
+def tell_start(settings: Settings, scorer: Scorer, plan: dict[str, Any]) -> None:
+    """Print what is about to be predicted."""
+    members, images = scorer.members, scorer.images
+    told = str(members[0].trained.run) if len(members) == 1 else f"an ensemble of {len(members)} runs"
+    views = f", {settings.views} views of each" if settings.views > 1 else ""
+    part = f"part {settings.part}: " if settings.part else ""
+    say(f"{part}predicting {len(images)} images of {images.split.name} with {told}{views}, into {settings.output}")
+    if plan["prevalence"] is not None:
+        say(f"probabilities are for a fraction of {plan['prevalence']:g} of the class {plan['class_name']}")
