@@ -22,7 +22,7 @@ from jobs.train.learner import class_counts
 
 TEMPERATURE = "temperature.json"
 """File in a run folder with its temperatures, by weights, views and precision."""
-MEMBER_KIND = {"temperature": float, "num_images": int, "log_loss_before": float, "log_loss_after": float}
+MEMBER_KIND = {"temperature": float, "validation_images": int, "log_loss_before": float, "log_loss_after": float}
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def fitted(images: Scored) -> dict[str, Any]:
     temperature = fit_temperature(images.logits, images.labels)
     return {
         "temperature": temperature,
-        "num_images": len(images.labels),
+        "validation_images": len(images.labels),
         "log_loss_before": mean_log_loss(images.logits, images.labels),
         "log_loss_after": mean_log_loss(images.logits, images.labels, temperature),
     }
@@ -89,7 +89,7 @@ def tell(member: Member, known: Mapping[str, Any]) -> None:
     """Print the temperature of a run, and whether it rests on few images."""
     few = few_images(class_counts(member.trained.val))
     say(
-        f"temperature of {member.trained.run}: {known['temperature']:.3g}, from {known['num_images']} validation "
+        f"temperature of {member.trained.run}: {known['temperature']:.3g}, from {known['validation_images']} validation "
         f"images{f' (few: {few}; its probabilities are uncertain)' if few else ''}; log loss "
         f"{known['log_loss_before']:.4g} before, {known['log_loss_after']:.4g} after"
     )

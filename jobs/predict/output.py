@@ -30,7 +30,7 @@ MOST_ROWS, FEWEST_FILES = 16_384, 8
 LEVEL = 3
 PLACES = ("dataset", "run")
 """Facts that may differ between the jobs of one table: paths by which the same content is found."""
-MEASURED = ("temperature", "num_images", "log_loss_before", "log_loss_after", "thresholds")
+MEASURED = ("temperature", "validation_images", "log_loss_before", "log_loss_after", "thresholds")
 """Facts that whoever starts first measures."""
 
 

@@ -24,6 +24,7 @@ LEAST = {
     "finetune": ["--backbone", "runs/dino", "--run", "runs/a", "--dataset", "Model_III"],
     "diffuse": TRAIN,
     "sample": ["--run", "runs/ddpm", "--output", "data", "--num_images", "10"],
+    "predict": ["--run", "runs/a", "--dataset", "data/survey", "--output", "predictions"],
     "evaluate": ["--run", "runs/a"],
     "export": ["runs/a", "--output", "lens.safetensors"],
     "show": ["data"],

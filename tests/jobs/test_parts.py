@@ -107,6 +107,7 @@ def test_what_is_no_part_is_refused_before_anything_is_made(
         "simulate": [],
         "pack": ["--layout=gsoc", f"--source={tmp_path}"],
         "sample": ["--run=run", "--num_images=9"],
+        "predict": ["--run=run", f"--dataset={tmp_path}"],
     }[job]
     with pytest.raises(SystemExit) as refused:
         command_line.parse(job, [*least, f"--output={tmp_path / 'out'}", f"--part={text}"])

@@ -1,0 +1,304 @@
+"""Tables of predictions: the numbers of each image, and exactly one row for each, whatever happens."""
+
+import errno
+import os
+import shutil
+import signal
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import Command, blobs, write_blobs
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy.special import softmax
+from test_train import SMALL, train
+
+import deeplense
+from deeplense.data.building import build
+from deeplense.data.dataset import Split
+from deeplense.data.shards import Samples
+from deeplense.evaluation.temperature import fit_temperature
+from deeplense.files import checksum, read_json
+from jobs.predict import output
+from jobs.run_job import main
+
+KILLED = -signal.SIGKILL
+QUICK = ["--batch_size=16", "--images_per_file=16", "--device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def runs(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two classifiers with different seeds."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        assert main(train(dataset, folder / f"run{seed}", SMALL | {"seed": seed})) == 0
+    return [folder / "run0", folder / "run1"]
+
+
+def predict(run: Path | str, dataset: Path, folder: Path, *more: str) -> list[str]:
+    """The command line of a prediction."""
+    return ["predict", f"--run={run}", f"--dataset={dataset}", f"--output={folder}", *QUICK, *more]
+
+
+def table_of(folder: Path) -> pa.Table:
+    """The whole table, in the order of its manifest."""
+    manifest = read_json(folder / output.MANIFEST)
+    for line in manifest["files"]:
+        assert checksum(folder / line["file"]) == line["xxh3_128"]
+    return pa.concat_tables([pq.read_table(folder / line["file"]) for line in manifest["files"]])
+
+
+def values(table: pa.Table, *names: str) -> np.ndarray:
+    """Columns side by side."""
+    return np.stack([table[name].to_numpy() for name in names], axis=1)
+
+
+def of_classes(table: pa.Table, kind: str) -> np.ndarray:
+    """The columns of a kind, one per class."""
+    return values(table, *(f"{kind}_{name}" for name in ("left", "right", "middle")))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All files of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def whole(runs: list[Path], dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Predictions of both splits, written at once."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    assert main(predict(runs[0], dataset, folder)) == 0
+    return folder
+
+
+def test_each_image_of_all_splits_has_one_row_with_the_numbers_of_the_python_interface(
+    whole: Path, runs: list[Path], dataset: Path
+) -> None:
+    table, run = table_of(whole), deeplense.load_run(runs[0])
+    splits = {name: deeplense.open_dataset(dataset, name) for name in ("test", "train")}
+    images = np.concatenate([each.images() for each in splits.values()])
+    assert table["id"].to_pylist() == [name for each in splits.values() for name in each.names]
+    assert table["index"].to_pylist() == list(range(len(images)))
+    assert table["source"].to_pylist() == [str(dataset / name) for name, each in splits.items() for _ in each.names]
+    temperature = read_json(whole / output.MANIFEST)["runs"][0]["temperature"]
+    logits = run.predict(images) / temperature
+    assert of_classes(table, "logit") == pytest.approx(logits, abs=1e-5)
+    assert of_classes(table, "probability") == pytest.approx(softmax(logits, axis=1), abs=1e-6)
+    assert len({checksum(whole / f"predictions-{k:05d}.parquet") for k in range(9)}) == 9
+
+
+def test_images_that_a_run_was_trained_on_are_marked(whole: Path) -> None:
+    table = table_of(whole)
+    seen, trained = table["seen"].to_numpy(), np.array([s.endswith("train") for s in table["source"].to_pylist()])
+    assert np.array_equal(seen, trained)
+
+
+def test_the_temperature_fits_the_validation_images_and_is_kept_with_the_run(whole: Path, runs: list[Path]) -> None:
+    from jobs.train.stored import open_trained
+
+    stored = read_json(whole / output.MANIFEST)["runs"][0]
+    val = open_trained(runs[0], which="best").val
+    logits = deeplense.load_run(runs[0]).predict(val.split.images(val.indices))
+    assert stored["temperature"] == pytest.approx(fit_temperature(logits, val.labels), rel=1e-4)
+    assert stored["validation_images"] == len(val)
+    (kept,) = read_json(runs[0] / "temperature.json")["temperatures"].values()
+    assert kept["temperature"] == stored["temperature"]
+
+
+def test_an_ensemble_gives_the_mean_and_the_spread_of_its_runs_and_views_their_mean_logits(
+    runs: list[Path], dataset: Path, tmp_path: Path
+) -> None:
+    words = ["--split=test", "--calibrate=0", "--views=8", "--embeddings=1"]
+    assert main(predict(f"{runs[0].parent}/run*", dataset, tmp_path / "out", *words)) == 0
+    images, said = deeplense.open_dataset(dataset, "test").images(), []
+    for path in runs:
+        run = deeplense.load_run(path)
+        ways = [np.rot90(images, k, axes=(2, 3)) for k in range(4)]
+        ways += [way[..., ::-1] for way in ways]
+        said.append(softmax(np.mean([run.predict(way.copy()) for way in ways], axis=0), axis=1))
+    table = table_of(tmp_path / "out")
+    assert of_classes(table, "probability") == pytest.approx(np.mean(said, axis=0), abs=1e-5)
+    assert of_classes(table, "spread") == pytest.approx(np.std(said, axis=0, ddof=1), abs=1e-5)
+    features = np.stack([np.asarray(row.as_py()) for row in table["embedding"]])
+    assert features.shape[0] == 45
+    assert np.ptp(features, axis=0).max() > 0.1
+
+
+def test_a_linear_layer_of_the_embeddings_gives_the_logits(runs: list[Path], dataset: Path, tmp_path: Path) -> None:
+    words = ["--split=test", "--calibrate=0", "--embeddings=1"]
+    assert main(predict(runs[0], dataset, tmp_path / "out", *words)) == 0
+    table, head = table_of(tmp_path / "out"), deeplense.load_run(runs[0]).network.head[-1]
+    features = np.stack([np.asarray(row.as_py(), dtype=np.float32) for row in table["embedding"]])
+    weight, bias = (value.detach().numpy() for value in (head.weight, head.bias))
+    assert of_classes(table, "logit") == pytest.approx(features @ weight.T + bias, abs=1e-2)
+
+
+def test_probabilities_follow_a_stated_prevalence_by_the_rule_of_bayes(
+    whole: Path, runs: list[Path], dataset: Path, tmp_path: Path
+) -> None:
+    assert main(predict(runs[0], dataset, tmp_path / "out", "--prevalence=0.01", "--class_name=right")) == 0
+    before, after = (of_classes(table_of(each), "probability") for each in (whole, tmp_path / "out"))
+    fractions = np.array(read_json(whole / output.MANIFEST)["runs"][0]["class_fractions"])
+    others = fractions[0] + fractions[2]
+    wanted = np.array([fractions[0] / others * 0.99, 0.01, fractions[2] / others * 0.99])
+    odds = before / before[:, :1] * (wanted / fractions) / (wanted / fractions)[0]
+    assert after == pytest.approx(odds / odds.sum(axis=1, keepdims=True), abs=1e-5)
+    assert np.array_equal(np.argsort(before[:, 1]), np.argsort(of_classes(table_of(whole), "probability")[:, 1]))
+
+
+def test_sets_have_the_classes_above_the_thresholds_and_a_class_with_few_validation_images_is_always_in(
+    runs: list[Path], dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(predict(runs[0], dataset, tmp_path / "some", "--coverage=0.5")) == 0
+    assert main(predict(runs[0], dataset, tmp_path / "all", "--coverage=0.99")) == 0
+    least = np.array(read_json(tmp_path / "some" / output.MANIFEST)["thresholds"])
+    table = table_of(tmp_path / "some")
+    assert (least > 0).all()
+    assert np.array_equal(of_classes(table, "in_set"), of_classes(table, "probability") >= least.astype(np.float32))
+    assert of_classes(table_of(tmp_path / "all"), "in_set").all()
+    assert "too few validation images of left, right, middle for this --coverage" in capfd.readouterr().out
+
+
+def test_images_without_labels_are_predicted(runs: list[Path], dataset: Path, tmp_path: Path) -> None:
+    bare = replace(Split(dataset / "test").schema, split="train", num_samples=20, classes=(), targets={})
+
+    def make(rows: range) -> Samples:
+        made = blobs(rows, split="test", size=16)
+        return replace(made, labels=np.full(len(rows), -1), targets={})
+
+    list(build(tmp_path / "data" / "train", bare, make))
+    assert Split(tmp_path / "data" / "train", labelled=False).schema.classes == ()
+    assert main(predict(runs[0], tmp_path / "data", tmp_path / "out")) == 0
+    assert table_of(tmp_path / "out").num_rows == 20
+
+
+def test_a_regression_is_predicted_in_its_unit(dataset: Path, tmp_path: Path) -> None:
+    assert main(train(dataset, tmp_path / "run", SMALL | {"target": "column"})) == 0
+    assert main(predict(tmp_path / "run", dataset, tmp_path / "out", "--split=test")) == 0
+    table, run = table_of(tmp_path / "out"), deeplense.load_run(tmp_path / "run")
+    images = deeplense.open_dataset(dataset, "test").images()
+    assert table["prediction_column"].to_numpy() == pytest.approx(run.predict(images), rel=1e-5, abs=1e-5)
+    assert read_json(tmp_path / "out" / output.MANIFEST)["target"] == {"name": "column", "unit": "pixel"}
+
+
+def test_parts_in_any_order_and_several_processes_write_the_bytes_of_one(
+    whole: Path, runs: list[Path], dataset: Path, tmp_path: Path
+) -> None:
+    for part in ("3/4", "1/4", "4/4", "2/4"):
+        assert main(predict(runs[0], dataset, tmp_path / "parts", f"--part={part}")) == 0
+        assert (tmp_path / "parts" / output.MANIFEST).exists() == (part == "2/4")
+    assert files(tmp_path / "parts") == files(whole)
+    command = Command(predict(runs[0], dataset, tmp_path / "two", "--num_workers=2"), tmp_path / "log.txt")
+    assert command.wait() == 0, (tmp_path / "log.txt").read_text()
+    assert files(tmp_path / "two") == files(whole)
+
+
+def die_at(number: int, folder: Path) -> None:
+    """Kill this process at the so-many-th action on a file of a folder (open, rename, remove, link, list)."""
+    count = 0
+
+    def look(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        ours = any(str(each).startswith(str(folder)) for each in arguments[:2])
+        if ours and event in ("open", "os.rename", "os.remove", "os.link", "os.listdir", "os.scandir"):
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(look)
+
+
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(deaths=st.lists(st.integers(1, 60), min_size=1, max_size=3))
+def test_killed_at_any_actions_on_files_it_ends_with_the_bytes_of_one_left_in_peace(
+    deaths: list[int], whole: Path, runs: list[Path], dataset: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed"
+    shutil.rmtree(folder, ignore_errors=True)
+    words, log = predict(runs[0], dataset, folder), tmp_path / "log.txt"
+    codes = [Command(words, log, prepare=partial(die_at, number, folder)).wait() for number in deaths]
+    assert set(codes) <= {0, KILLED}, log.read_text()
+    assert codes[0] == KILLED
+    assert main(words) == 0
+    assert files(folder) == files(whole)
+
+
+def test_a_full_disk_leaves_whole_files_and_the_same_command_goes_on(
+    whole: Path, runs: list[Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = pq.write_table, []
+
+    def until_full(table: pa.Table, path: Path, **options: Any) -> None:
+        write(table, path, **options)
+        written.append(path)
+        if len(written) == 4:
+            path.write_bytes(path.read_bytes()[:100])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    words = predict(runs[0], dataset, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "write_table", until_full)
+        assert main(words) != 0
+    assert sorted(files(tmp_path / "out")) == ["plan.json", *(f"predictions-{k:05d}.parquet" for k in range(3))]
+    assert main(words) == 0
+    assert files(tmp_path / "out") == files(whole)
+
+
+def test_a_damaged_file_is_named_and_made_again_once_it_is_removed(
+    whole: Path, runs: list[Path], dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    (tmp_path / "out" / output.MANIFEST).unlink()
+    bad = tmp_path / "out" / "predictions-00002.parquet"
+    bad.write_bytes(bad.read_bytes()[:-20])
+    words = predict(runs[0], dataset, tmp_path / "out")
+    assert main(words) != 0
+    assert f"{bad} is damaged" in capfd.readouterr().err
+    bad.unlink()
+    assert main(words) == 0
+    assert files(tmp_path / "out") == files(whole)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--views=4"], "has predictions with views=1, but views=4 is given"),
+        (["--split=test"], "has predictions with dataset_id="),
+        (["--split=val"], "has no split 'val'; it has test, train"),
+        (["--prevalence=0.1"], "give --class_name, the class that prevalence is the fraction of: left, right, middle"),
+        (["--prevalence=0.1", "--class_name=up"], "there is no class 'up'"),
+        (["--prevalence=1"], "prevalence=1.0 must be above 0 and below 1"),
+        (["--class_name=left"], "class_name has an effect only with --prevalence"),
+        (["--run={run},{run}"], "is given twice; give each run once"),
+        (["--run=nowhere*"], "no run folder matches nowhere*"),
+        (["--dataset={small}"], "has shape (1, 24, 24), but"),
+        (["--output={run}"], "is not empty; give another --output"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_changes_nothing(
+    more: list[str],
+    told: str,
+    whole: Path,
+    runs: list[Path],
+    dataset: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    write_blobs(tmp_path / "small", "train", 20, size=24)
+    before = files(whole)
+    places = {"run": runs[0], "small": tmp_path / "small"}
+    words = predict(runs[0], dataset, whole, *(each.format(**places) for each in more))
+    try:
+        code = main(words)
+    except SystemExit as refused:
+        code = refused.code
+    assert code != 0
+    assert told in capfd.readouterr().err.replace("\n", " ")
+    assert files(whole) == before
