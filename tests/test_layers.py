@@ -105,6 +105,7 @@ def test_the_imports_of_a_module_are_all_found() -> None:
         "deeplense.data.conditions",
         "jobs.bounds",
         "jobs.conditions",
+        "jobs.data.source_settings",
         "jobs.settings",
     }
     assert "jobs.train.learner" in imports("jobs.train.work"), "one that is imported in a function"

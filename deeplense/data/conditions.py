@@ -33,9 +33,15 @@ def listed(text: str) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
-def read_targets(text: str) -> dict[str, str]:
-    """Return columns with their units, "" for none, from `COLUMN:UNIT,COLUMN,...`. Raises ValueError if a column comes
-    twice.
+def read_targets(text: str, *, setting: str = "targets") -> dict[str, str]:
+    """Return columns with their units, "" for none, from `COLUMN:UNIT,COLUMN,...`.
+
+    Args:
+        text: the list.
+        setting: name of the setting, for messages.
+
+    Raises:
+        ValueError: a column comes twice.
 
     Example:
         >>> read_targets("theta_E:arcsec,z")
@@ -43,7 +49,7 @@ def read_targets(text: str) -> dict[str, str]:
     """
     pairs = [(name.strip(), unit.strip()) for name, _, unit in (item.partition(":") for item in listed(text))]
     if len(dict(pairs)) != len(pairs):
-        raise ValueError(f"targets={text!r} names a column twice.")
+        raise ValueError(f"{setting}={text!r} names a column twice.")
     return dict(pairs)
 
 

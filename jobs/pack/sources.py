@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from deeplense.data import layouts
-from deeplense.data.catalogues import attach, read_catalogue
 from deeplense.data.choosing import Choice, choose
 from deeplense.data.conditions import listed, read_sky, read_targets
 from deeplense.data.records import Layout, Record, few
 from deeplense.data.subsets import split_off
 from deeplense.random.draws import permutation
+from jobs.data.source import open_source
 from jobs.pack.settings import Settings
 from jobs.settings import require
 
@@ -23,42 +22,15 @@ MOST_CLASSES = 12
 
 def read_layout(settings: "Settings") -> Layout:
     """List the images to pack. Raises ValueError, naming the file, for input that cannot be read or does not fit."""
-    try:
-        there = settings.source.exists()
-        require(there, f"{settings.source} does not exist; give the folder or file to pack as --source.")
-        found = open_layout(settings)
-    except OSError as error:
-        raise ValueError(f"{error.filename or settings.source} cannot be read ({error.strerror}).") from error
-    if settings.catalog:
-        found = attach(
-            found,
-            read_catalogue(settings.catalog),
-            join=settings.join,
-            name_column=settings.name_column,
-            leave_out=settings.unmatched == "leave_out",
-        )
     choice = Choice(
         label_key=settings.label_key,
         classes=listed(settings.classes),
-        where=listed(settings.where),
         unlabelled=bool(settings.unlabelled),
         targets=read_targets(settings.targets),
         group=settings.group,
         sky=read_sky(settings.sky),
     )
-    return choose(found, choice)
-
-
-def open_layout(settings: "Settings") -> Layout:
-    """Return all images of the source."""
-    source, bands = settings.source, listed(settings.bands)
-    if settings.layout == "npz":
-        keys = {"image_key": settings.image_key, "name_key": settings.name_key}
-        return layouts.npz(source, **keys, axes=settings.axes, bands=bands)
-    if settings.layout == "files":
-        return layouts.files(source, axes=settings.axes, bands=bands)
-    readers = {"deeplense": layouts.deeplense, "gsoc": layouts.gsoc, "lens-finding": layouts.lens_finding}
-    return readers[settings.layout](source)
+    return choose(open_source(settings), choice)
 
 
 def assign_splits(settings: "Settings", layout: Layout) -> dict[str, list[Record]]:
@@ -69,7 +41,7 @@ def assign_splits(settings: "Settings", layout: Layout) -> dict[str, list[Record
     if settings.val_fraction or settings.test_fraction:
         require(
             not any(record.split for record in records),
-            f"{settings.source} already has splits; leave out val_fraction and test_fraction.",
+            f"{settings.origin} already has splits; leave out val_fraction and test_fraction.",
         )
         labels = np.array([record.label for record in records])
         groups = np.array([record.group for record in records]) if records[0].group >= 0 else None

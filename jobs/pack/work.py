@@ -12,7 +12,9 @@ from deeplense.data.shards import MANIFEST, Samples, Schema
 from deeplense.files import remove, sole_writer
 from jobs.console import say, track
 from jobs.data.shares import make_part
-from jobs.pack.settings import Settings, given
+from jobs.data.source import load
+from jobs.data.source_settings import given
+from jobs.pack.settings import Settings
 from jobs.pack.sources import assign_splits, read_layout, refuse_output, summary
 from jobs.settings import plain_values, require
 
@@ -63,7 +65,7 @@ def make_all(settings: Settings, splits: Mapping[Path, tuple["Schema", "Maker"]]
                 held.enter_context(sole_writer(folder))
             for folder, (schema, make) in splits.items():
                 stood = (folder / MANIFEST).exists()
-                say(f"packing {schema.num_samples} images of {settings.source} into {folder}")
+                say(f"packing {schema.num_samples} images of {settings.origin} into {folder}")
                 track(build(folder, schema, make), total=schema.num_samples, unit="images")
                 finished += [] if stood else [folder]
     except ValueError:
@@ -94,7 +96,7 @@ def schema_of(settings: Settings, layout: "Layout", split: str, records: Sequenc
         targets={**layout.targets, **layout.numbers},
         provenance={
             "made_by": "deeplense pack",
-            "source": str(settings.source.resolve()),
+            "source": str(settings.origin.resolve()),
             **applied(settings),
             "names": fingerprint([identity(record) for record in records]),
         },
@@ -131,30 +133,6 @@ def fingerprint(names: Sequence[str]) -> str:
     import xxhash
 
     return xxhash.xxh3_64_hexdigest("\n".join(names).encode())
-
-
-def load(settings: Settings, layout: "Layout", record: "Record") -> tuple[Any, Mapping[str, float]]:
-    """Return one image as it will be stored, and its targets."""
-    import numpy as np
-
-    image, targets = layout.load(record)
-    require(image.dtype.kind in "biuf", f"{record.path}: contains {image.dtype}, but real numbers are expected.")
-    targets = {**targets, **dict(zip(layout.numbers, record.numbers, strict=True))}
-    endless = [name for name, value in targets.items() if np.isinf(value)]
-    require(not endless, f"{record.path}: {record.name} has an infinite value of the target {', '.join(endless)}.")
-    if settings.crop:
-        image = central(record, image, settings.crop)
-    if settings.fill_nan is not None and image.dtype.kind == "f":
-        image = np.where(np.isfinite(image), image, settings.fill_nan)
-    return image, targets
-
-
-def central(record: "Record", image: Any, size: int) -> Any:
-    """Return the central crop of an image (C, H, W)."""
-    height, width = image.shape[1:]
-    require(min(height, width) >= size, f"{record.path}: has {height} x {width} pixels, too few for --crop {size}.")
-    top, left = (height - size) // 2, (width - size) // 2
-    return image[:, top : top + size, left : left + size]
 
 
 @dataclass(frozen=True)
