@@ -32,9 +32,11 @@ class Condition:
     choices: Mapping[str, tuple[object, ...]]
 
     def holds(self, values: Mapping[str, Any]) -> bool:
-        """Whether the setting has an effect, given the values of all settings."""
+        """Whether the setting has an effect, given the values of all settings. A job may lack some of the settings."""
         return any(
-            values[name] in right or (GIVEN in right and bool(values[name])) for name, right in self.choices.items()
+            values[name] in right or (GIVEN in right and bool(values[name]))
+            for name, right in self.choices.items()
+            if name in values
         )
 
     def where(self, flags: Mapping[str, str]) -> str:

@@ -91,16 +91,23 @@ def check_inputs(job: str, settings: Any) -> None:
         exists = path is None or str(path) == SCRATCH or Path(path).exists()
         require(exists, f"{name}={path} does not exist; correct the path.")
     # An evaluation reads real images from there only if it evaluates generated ones.
-    if hasattr(settings, "data_root") and getattr(settings, "generated", True) and settings.dataset:
+    of_shards = getattr(settings, "layout", "dataset") == "dataset" and not reads_files(settings)
+    if hasattr(settings, "data_root") and getattr(settings, "generated", True) and settings.dataset and of_shards:
         for dataset in settings.dataset.split(","):
-            check_dataset(dataset.strip(), settings.data_root)
+            check_dataset(dataset.strip(), settings.data_root, needs_train=job != "predict")
 
 
-def check_dataset(dataset: str, data_root: Path) -> None:
-    """Raise ValueError if a data set does not exist or has no training split."""
+def reads_files(settings: Any) -> bool:
+    """Whether a job can read images in files, and `dataset` names existing ones instead of a data set."""
+    path = Path(getattr(settings, "dataset", None) or "")
+    return hasattr(settings, "layout") and path.exists() and not splits_of(path)
+
+
+def check_dataset(dataset: str, data_root: Path, *, needs_train: bool) -> None:
+    """Raise ValueError if a data set does not exist, or has no training split and needs one."""
     found = find_dataset(dataset, data_root)
     splits = splits_of(found)
-    require("train" in splits, f"{found} has no split 'train', only: {', '.join(splits)}; add one.")
+    require("train" in splits or not needs_train, f"{found} has no split 'train', only: {', '.join(splits)}; add one.")
 
 
 def folder_notes(submission: Submission) -> Iterator[str]:

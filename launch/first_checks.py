@@ -55,7 +55,8 @@ def without_initial(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def refuse_missing(given: Mapping[str, Any]) -> None:
     """Raise ValueError if a data set, run or file that the settings name does not exist."""
-    if "data_root" in given and isinstance(given.get("dataset"), str) and given["dataset"]:
+    in_files = "layout" in given and (given["layout"] != "dataset" or Path(given.get("dataset") or "").exists())
+    if "data_root" in given and isinstance(given.get("dataset"), str) and given["dataset"] and not in_files:
         find_datasets(given["dataset"], given["data_root"])
     for name, what in RUNS.items():
         path = given.get(name)
@@ -64,9 +65,9 @@ def refuse_missing(given: Mapping[str, Any]) -> None:
     for name in FILES:
         path = given.get(name)
         require(path is None or Path(path).is_file(), f"{name}={path} is not a file; correct the path.")
-    run = given.get("run")
-    if "runs_root" in given and run and not is_pattern(str(run)):
-        find_run(str(run), given["runs_root"])
+    for run in str(given.get("run") or "").split(","):
+        if "runs_root" in given and run.strip() and not is_pattern(run):
+            find_run(run.strip(), given["runs_root"])
 
 
 def is_pattern(text: str) -> bool:

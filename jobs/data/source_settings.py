@@ -98,12 +98,11 @@ class SourceSettings:
     """side of a pixel in arcsec; by default that of the headers"""
 
     def __post_init__(self) -> None:
-        by_catalogue = self.layout == "catalogue" and self.catalog is not None
         require(
-            self.layout != "catalogue" or by_catalogue,
+            self.layout != "catalogue" or self.catalog is not None,
             "--layout catalogue needs a table that names the files; give --catalog FILE.",
         )
-        require(self.source is not None or by_catalogue, "give --source, the folder or file to read.")
+        require(self.names_source, "give --source, the folder or file to read.")
         require(self.crop is None or self.crop > 0, f"crop={self.crop} must be above 0.")
         require(
             self.pixel_scale is None or 0 < self.pixel_scale < inf,
@@ -124,6 +123,11 @@ class SourceSettings:
             not self.resample or not names or self.resample in names,
             f"resample={self.resample} must be one of --bands {self.bands}.",
         )
+
+    @property
+    def names_source(self) -> bool:
+        """Whether the folder or file to read is given."""
+        return self.source is not None or (self.layout == "catalogue" and self.catalog is not None)
 
     @property
     def origin(self) -> Path:

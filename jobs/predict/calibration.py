@@ -87,10 +87,10 @@ def fitted(images: Scored) -> dict[str, Any]:
 
 def tell(member: Member, known: Mapping[str, Any]) -> None:
     """Print the temperature of a run, and whether it rests on few images."""
-    few = few_images(class_counts(member.trained.val))
+    few, count = few_images(class_counts(member.trained.val)), known["validation_images"]
     say(
-        f"temperature of {member.trained.run}: {known['temperature']:.3g}, from {known['validation_images']} validation "
-        f"images{f' (few: {few}; its probabilities are uncertain)' if few else ''}; log loss "
+        f"temperature of {member.trained.run}: {known['temperature']:.3g}, from {count} validation images"
+        f"{f' (few: {few}; its probabilities are uncertain)' if few else ''}; log loss "
         f"{known['log_loss_before']:.4g} before, {known['log_loss_after']:.4g} after"
     )
 

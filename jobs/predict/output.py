@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from deeplense.data.processes import done_by
 from deeplense.files import TEMPORARY, checksum, read_json, remove, replacing, sync, write_json
-from jobs.predict.table import FACTS
+from jobs.predict.table import FACTS, PROBLEM
 from jobs.settings import require
 
 FORMAT = "deeplense-predictions/1"
@@ -172,8 +172,20 @@ def complete(folder: Path, plan: Mapping[str, Any]) -> int:
         for path, rows in zip(files, ranges, strict=True):
             keeps(path, plan, rows)
         lines = [
-            {"file": path.name, "num_images": len(rows), "bytes": path.stat().st_size, "xxh3_128": checksum(path)}
+            {
+                "file": path.name,
+                "num_images": len(rows),
+                "num_problems": num_problems(path),
+                "bytes": path.stat().st_size,
+                "xxh3_128": checksum(path),
+            }
             for path, rows in zip(files, ranges, strict=True)
         ]
         write_json(folder / MANIFEST, {**plan, "files": lines})
     return missing
+
+
+def num_problems(path: Path) -> int:
+    """Return the number of images in a file that could not be predicted."""
+    problems = pq.read_table(path, columns=[PROBLEM])[PROBLEM]
+    return len(problems) - problems.null_count

@@ -14,12 +14,13 @@ import xxhash
 from deeplense.evaluation.conformal import sets
 from deeplense.evaluation.temperature import at_fractions, fractions_at, probabilities_of
 from deeplense.training.loop import make_accelerator
-from jobs.predict.images import ShardImages, open_images
+from jobs.predict.images import Images, Loaded, open_images
 from jobs.predict.members import Member, features_kept, make_members, open_runs
 from jobs.predict.settings import Settings
-from jobs.predict.table import class_columns, embedding_column, known_columns, make_table, set_columns
+from jobs.predict.table import PROBLEM, class_columns, embedding_column, known_columns, make_table, set_columns, without
 from jobs.runs.lineage import seen_of
 from jobs.settings import require
+from jobs.train.stored import TrainedRun
 
 TINY = 1e-300
 """Added to probabilities before their logarithm is taken."""
@@ -30,7 +31,7 @@ class Scorer:
     """The images and the networks of one process, ready to predict."""
 
     settings: Settings
-    images: ShardImages
+    images: Images
     members: Sequence[Member]
     device: torch.device
     seen: np.ndarray
@@ -55,14 +56,20 @@ def scorer_of(settings: Settings) -> Scorer:
         # So that the bits of an output do not depend on the number of cores. Other processes use the other cores.
         torch.set_num_threads(1)
     images, runs = open_images(settings), open_runs(settings)
-    trained_on = runs[0].train.split
-    for name in ("shape", "bands"):
-        right, given = getattr(trained_on.schema, name), getattr(images.schema, name)
-        told = f"{images.split.name} has {name} {given}, but {runs[0].run} was trained on {right}"
-        require(right == given, f"{told}; pack images of the same kind, for example with --crop or --bands.")
+    refuse_other_images(images, runs[0])
     seen = [seen_of(each.opened) for each in runs]
     hashes = np.unique(np.concatenate([part for each in seen for part in (each.trained, each.chose)]))
     return Scorer(settings, images, make_members(runs, device), device, hashes)
+
+
+def refuse_other_images(images: Images, trained: TrainedRun) -> None:
+    """Raise ValueError if the images differ in shape or bands from those that a run was trained on."""
+    schema = trained.train.split.schema
+    for name in ("shape", "bands"):
+        right, given = getattr(schema, name), getattr(images, name)
+        told = f"{images.name} has {name} {given}, but {trained.run} was trained on {right}"
+        same = right == given or (name == "bands" and not given)
+        require(same, f"{told}; give images of the same kind, for example with --crop or --bands.")
 
 
 def one_process(settings: Settings) -> Settings:
@@ -78,19 +85,21 @@ def make_rows(rows: range, settings: Settings, facts: Mapping[str, Any]) -> pa.T
     blocks = [range(k, min(k + size, rows.stop)) for k in range(rows.start, rows.stop, size)]
     found = [score(scorer, block) for block in blocks]
     outputs = [np.concatenate([each.outputs[m] for each in found]) for m in range(len(scorer.members))]
-    seen = np.concatenate([each.seen for each in found])
-    columns = known_columns(scorer.images.columns(rows), rows, seen)
-    columns |= columns_of_classes(scorer, outputs, facts) if scorer.classes else columns_of_numbers(scorer, outputs)
+    known = {name: np.concatenate([each.loaded.known[name] for each in found]) for name in found[0].loaded.known}
+    problems = [each.loaded.problems.get(k) for each in found for k in range(len(each.seen))]
+    numbers = columns_of_classes(scorer, outputs, facts) if scorer.classes else columns_of_numbers(scorer, outputs)
     if settings.embeddings:
-        columns["embedding"] = embedding_column(np.concatenate([each.features for each in found]))
-    return make_table(columns, facts)
+        numbers["embedding"] = embedding_column(np.concatenate([each.features for each in found]))
+    columns = known_columns(known, rows, np.concatenate([each.seen for each in found]))
+    return make_table({**columns, PROBLEM: pa.array(problems, pa.string()), **without(numbers, problems)}, facts)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Outputs (b, K) of each network for a batch, features (b, D) of the first (D = 0 if they are not needed), and
+    """A batch, the outputs (b, K) of each network, the features (b, D) of the first (D = 0 if they are not needed), and
     which images were used in training, (b,)."""
 
+    loaded: Loaded
     outputs: Sequence[np.ndarray]
     features: np.ndarray
     seen: np.ndarray
@@ -98,8 +107,8 @@ class Block:
 
 def score(scorer: Scorer, rows: range) -> Block:
     """Return the outputs of all networks for a batch of images."""
-    settings, values = scorer.settings, scorer.images.images(rows)
-    images = torch.from_numpy(values).to(scorer.device)
+    settings, loaded = scorer.settings, scorer.images.read(rows)
+    images = torch.from_numpy(loaded.images).to(scorer.device)
     bf16 = torch.autocast(scorer.device.type, torch.bfloat16) if settings.precision == "bf16" else nullcontext()
     features = np.empty((len(rows), 0), dtype=np.float32)
     with bf16:
@@ -111,8 +120,8 @@ def score(scorer: Scorer, rows: range) -> Block:
         else:
             outputs = [first.outputs(images, views=settings.views)]
         outputs += [each.outputs(images, views=settings.views) for each in others]
-    hashes = np.array([xxhash.xxh3_64_intdigest(image.tobytes()) for image in values], dtype=np.uint64)
-    return Block([each.cpu().numpy() for each in outputs], features, np.isin(hashes, scorer.seen))
+    hashes = np.array([xxhash.xxh3_64_intdigest(image.tobytes()) for image in loaded.images], dtype=np.uint64)
+    return Block(loaded, [each.cpu().numpy() for each in outputs], features, np.isin(hashes, scorer.seen))
 
 
 def columns_of_classes(scorer: Scorer, logits: Sequence[np.ndarray], facts: Mapping[str, Any]) -> dict[str, pa.Array]:

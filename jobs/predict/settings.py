@@ -8,23 +8,43 @@ from typing import Literal
 
 from jobs.bounds import read_part
 from jobs.conditions import GIVEN, counts_with
+from jobs.data.source_settings import LAYOUTS, SourceSettings
 from jobs.settings import FREE, require
 
-BASIC = ("run", "dataset", "split", "output", "views", "embeddings", "prevalence", "coverage", "weights", "device")
+ALL = "all"
+BASIC = (
+    "run",
+    "dataset",
+    "split",
+    "output",
+    "layout",
+    "bands",
+    "catalog",
+    "crop",
+    "views",
+    "embeddings",
+    "prevalence",
+    "coverage",
+    "weights",
+    "device",
+)
 """Settings that `--help` lists first."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(SourceSettings):
     """Settings of `deeplense predict`: which runs predict which images."""
 
     run: str
     """run folder or W&B id; several form an ensemble: comma-separated, or a pattern such as 'runs/fold*'"""
-    dataset: str
-    """data set to predict: a folder or a name below data_root"""
+    dataset: str = ""
+    """data set to predict: a folder or a name below data_root. With another layout, the folder or file of the images"""
     output: Path
     """folder of the tables"""
-    split: str = "all"
+    layout: LAYOUTS = "dataset"
+    """layout of the images: dataset for a data set of deeplense; folders, files, catalogue, cubes, npz, hdf5, parquet
+    and others for files, which are read as `deeplense pack` would read them"""
+    split: str = field(default=ALL, metadata=counts_with(layout="dataset"))
     """split to predict; all: all splits of the data set, one after the other"""
     views: Literal[1, 4, 8] = 1
     """number of views of each image whose logits are averaged: 4 adds quarter turns, 8 also flips"""
@@ -52,12 +72,13 @@ class Settings:
     """number of processes; 0 for one per core, or one for a GPU; the output does not depend on it"""
     device: Literal["auto", "cuda", "mps", "cpu"] = field(default="auto", metadata=FREE)
     """device to compute on; auto: a GPU if there is one"""
-    data_root: Path = field(default=Path("datasets"), metadata=FREE)
+    data_root: Path = field(default=Path("datasets"), metadata=FREE | counts_with(layout="dataset"))
     """folder that contains the data sets"""
     runs_root: Path = field(default=Path("runs"), metadata=FREE)
     """folder that is searched for runs by W&B id"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.run.strip(", ")), "no run is given; give --run RUN, the folder of a trained run.")
         for name in ("prevalence", "coverage"):
             value = getattr(self, name)
@@ -71,3 +92,14 @@ class Settings:
         )
         if self.part is not None:
             read_part(self.part)
+
+    @property
+    def origin(self) -> Path:
+        """The folder or file to read, if it is not a data set."""
+        return Path(self.dataset) if self.dataset else super().origin
+
+    @property
+    def names_source(self) -> bool:
+        """Whether the images are given."""
+        require(not (self.dataset and self.source), "give --dataset or --source, not both: they mean the same.")
+        return bool(self.dataset) or super().names_source

@@ -11,6 +11,9 @@ LARGEST = float(np.finfo(np.float16).max)
 FACTS = b"deeplense"
 """Key of the facts about all files, in the metadata of each file."""
 
+PROBLEM = "problem"
+"""Column that says why an image has no prediction."""
+
 
 def class_columns(
     classes: Sequence[str], *, logits: np.ndarray, probabilities: np.ndarray, spread: np.ndarray | None
@@ -58,6 +61,12 @@ def embedding_column(features: np.ndarray) -> pa.Array:
     """Return features (n, D) as a column of lists of float16; larger numbers become the largest float16."""
     halves = np.clip(features, -LARGEST, LARGEST).astype(np.float16)
     return pa.FixedSizeListArray.from_arrays(pa.array(halves.ravel()), features.shape[1])
+
+
+def without(columns: Mapping[str, pa.Array], problems: Sequence[str | None]) -> dict[str, pa.Array]:
+    """Return columns (n,) with no value where an image has a problem."""
+    rows = pa.array([k if problem is None else None for k, problem in enumerate(problems)], pa.int64())
+    return {name: values.take(rows) for name, values in columns.items()}
 
 
 def make_table(columns: Mapping[str, pa.Array], facts: Mapping[str, Any]) -> pa.Table:

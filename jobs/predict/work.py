@@ -2,14 +2,16 @@
 
 import importlib.metadata
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deeplense.files import sole_writer
+from deeplense.files import read_json, sole_writer
 from jobs.bounds import read_part
 from jobs.console import say, track
 from jobs.predict.calibration import calibrate
+from jobs.predict.images import with_layout
 from jobs.predict.members import Member
 from jobs.predict.output import (
     FORMAT,
@@ -22,6 +24,7 @@ from jobs.predict.output import (
 )
 from jobs.predict.scoring import Scorer, make_rows, one_process, scorer_of
 from jobs.predict.settings import Settings
+from jobs.predict.table import PROBLEM
 from jobs.runs.environment import num_cores
 from jobs.settings import require
 from jobs.train.learner import class_counts
@@ -34,6 +37,7 @@ FEW_IMAGES = 4096
 
 def run(settings: Settings) -> int:
     """Predict all images whose predictions are missing."""
+    settings = with_layout(settings)
     scorer = scorer_of(one_process(settings))
     facts, folder = facts_of(settings, scorer), settings.output
     tell_unfinished([each.trained for each in scorer.members])
@@ -52,10 +56,17 @@ def run(settings: Settings) -> int:
         )
         track(done, total=total, unit="images")
         missing = complete(folder, plan)
-    told = f"{folder / MANIFEST} is complete: {plan['num_images']} images in {len(ranges_of(plan))} files"
     rest = f"part {settings.part} is done; {missing} files of other parts are still missing. The part that ends last, "
-    say(f"{rest}or the command without --part, completes the table" if missing else told)
+    say(f"{rest}or the command without --part, completes the table" if missing else summary_of(folder))
     return 0
+
+
+def summary_of(folder: Path) -> str:
+    """Describe a complete table."""
+    files = read_json(folder / MANIFEST)["files"]
+    problems = sum(line["num_problems"] for line in files)
+    bad = f"; {problems} of them could not be predicted, see the column {PROBLEM}" if problems else ""
+    return f"{folder / MANIFEST} is complete: {sum(line['num_images'] for line in files)} images{bad}"
 
 
 def default_workers(scorer: Scorer) -> int:
@@ -73,13 +84,12 @@ def facts_of(settings: Settings, scorer: Scorer) -> dict[str, Any]:
     rows = rows_per_file(len(images), batch_size=settings.batch_size, asked=settings.images_per_file)
     return {
         "format": FORMAT,
-        "dataset": str(images.dataset.resolve()),
-        "splits": list(images.splits),
+        **images.where,
         "dataset_id": images.identity,
         "num_images": len(images),
         "images_per_file": rows,
-        "shape": list(images.schema.shape),
-        "bands": list(images.schema.bands),
+        "shape": list(images.shape),
+        "bands": list(images.bands or scorer.schema.bands),
         "classes": list(classes),
         "target": None if classes else {"name": target, "unit": scorer.schema.targets[target]},
         "runs": [run_facts(each) for each in scorer.members],
@@ -134,6 +144,6 @@ def tell_start(settings: Settings, scorer: Scorer, plan: dict[str, Any]) -> None
     told = str(members[0].trained.run) if len(members) == 1 else f"an ensemble of {len(members)} runs"
     views = f", {settings.views} views of each" if settings.views > 1 else ""
     part = f"part {settings.part}: " if settings.part else ""
-    say(f"{part}predicting {len(images)} images of {images.split.name} with {told}{views}, into {settings.output}")
+    say(f"{part}predicting {len(images)} images of {images.name} with {told}{views}, into {settings.output}")
     if plan["prevalence"] is not None:
         say(f"probabilities are for a fraction of {plan['prevalence']:g} of the class {plan['class_name']}")

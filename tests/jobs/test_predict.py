@@ -302,3 +302,33 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(
     assert code != 0
     assert told in capfd.readouterr().err.replace("\n", " ")
     assert files(whole) == before
+
+
+def test_images_in_files_are_predicted_without_packing_and_one_that_cannot_be_read_has_a_row_that_says_why(
+    whole: Path, runs: list[Path], dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images, folder = deeplense.open_dataset(dataset, "test").images(), tmp_path / "stamps"
+    folder.mkdir()
+    for k, image in enumerate(images):
+        np.save(folder / f"stamp{k:02d}.npy", image)
+    (folder / "stamp07.npy").write_bytes(b"no image")
+    np.save(folder / "stamp20.npy", np.full_like(images[20], np.nan))
+    np.save(folder / "stamp30.npy", images[30][:, :8])
+    assert main(predict(runs[0], folder, tmp_path / "out")) == 0
+    told = capfd.readouterr().out
+    assert "stamps is not a data set of deeplense; it is read with --layout files" in told.replace("\n", " ")
+    assert "3 of them could not be predicted, see the column problem" in told.replace("\n", " ")
+    table, bad = table_of(tmp_path / "out"), [7, 20, 30]
+    problems = dict(enumerate(table["problem"].to_pylist()))
+    assert [k for k, problem in problems.items() if problem] == bad
+    for k, words in ((7, "not a readable"), (20, "256 pixels are NaN"), (30, "has the shape")):
+        assert words in problems[k]
+    assert table["id"].to_pylist() == [f"stamp{k:02d}" for k in range(45)]
+    kept, expected = np.delete(np.arange(45), bad), of_classes(table_of(whole), "probability")[:45]
+    assert of_classes(table, "probability")[kept] == pytest.approx(expected[kept], abs=1e-6)
+    assert np.isnan(of_classes(table, "logit")[bad].astype(float)).all()
+    assert files(tmp_path / "out").keys() == {
+        "plan.json",
+        "predictions.json",
+        *(f"predictions-{k:05d}.parquet" for k in range(3)),
+    }
