@@ -31,7 +31,12 @@ def packing(name: str) -> list[str]:
     return (
         words
         + {
-            "Pan-STARRS1": ["--where=detected_gri=1", "--label_key=type", "--classes=lensed galaxy,lensed quasar"],
+            "Pan-STARRS1": [
+                f"--catalog={folder / 'catalog.csv'}",
+                "--where=detected_gri=1,type!=lensed_supernovae",
+                "--label_key=type",
+                "--classes=lensed_galaxies,lensed_quasars",
+            ],
             "Space Warps": ["--classes=lens:grade>=2,other:grade<1"],
             "ZTF": ["--label_key=label", "--group=object", "--crop=60"],
         }[name]

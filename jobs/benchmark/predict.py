@@ -50,11 +50,10 @@ def measure(settings: Settings) -> list[Row]:
             device=settings.device,
             num_workers=1,
         )
-        member = scorer_of(one_process(asked)).members[0]
+        scorer = scorer_of(one_process(asked))
+        images = scorer.images.read(range(settings.num_images)).images
         ours = partial(predicted, asked, count())
-        theirs = partial(
-            forwarded, member, scorer_of(one_process(asked)).images.read(range(settings.num_images)).images
-        )
+        theirs = partial(forwarded, scorer.members[0], images, batch_size=settings.batch_size)
         device = make_accelerator(device=settings.device, precision="fp32").device.type
         what = f"{settings.model_name}, {settings.num_images} images of {settings.image_size} pixels, on {device}"
         return [compare(what, ours, theirs, other_name="bare forward loop", rounds=settings.rounds)]

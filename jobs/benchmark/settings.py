@@ -33,7 +33,7 @@ class Settings:
     """Settings of `deeplense benchmark`: what to measure."""
 
     what: Literal["simulate", "train", "data", "checkpoint", "views", "pretrain", "diffuse", "sample", "predict"] = (
-        field(metadata={"help": "what to measure, one of: %(choices)s"})
+        field(metadata={"help": "what to measure"})
     )
     model: Literal["Model_I", "Model_II", "Model_III"] = field(default="Model_III", metadata=of("simulate", "train"))
     """simulate, train: survey of the simulated images"""

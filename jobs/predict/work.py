@@ -1,5 +1,6 @@
 """Predict images with trained runs, and write a table of predictions."""
 
+import contextlib
 import importlib.metadata
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplense.files import read_json, sole_writer
+from deeplense.files import read_json, remove_leftovers, sole_writer
 from jobs.bounds import read_part
 from jobs.console import say, track
 from jobs.predict.calibration import calibrate
@@ -43,6 +44,8 @@ def run(settings: Settings) -> int:
     tell_unfinished([each.trained for each in scorer.members])
     part = read_part(settings.part) if settings.part else (1, 1)
     with sole_writer(folder, shared=settings.part is not None):
+        if not settings.part and folder.is_dir():
+            remove_leftovers(folder)
         plan = agreed_plan(folder, facts, partial(measured, settings, scorer, facts))
         tell_start(settings, scorer, plan)
         total = sum(map(len, ranges_of(plan)[part[0] - 1 :: part[1]]))
@@ -56,6 +59,10 @@ def run(settings: Settings) -> int:
         )
         track(done, total=total, unit="images")
         missing = complete(folder, plan)
+    if settings.part and not missing:
+        # Of other parts that were killed. If one is at work, it has its own end.
+        with contextlib.suppress(ValueError), sole_writer(folder):
+            remove_leftovers(folder)
     rest = f"part {settings.part} is done; {missing} files of other parts are still missing. The part that ends last, "
     say(f"{rest}or the command without --part, completes the table" if missing else summary_of(folder))
     return 0
