@@ -4,7 +4,6 @@ Run: DEEPLENSE_DATA=DIR python -m tests.calibration_on_real_sets [--splits 5] [-
 """
 
 import argparse
-import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -84,7 +83,7 @@ def main() -> int:
     for name in ("Pan-STARRS1", "Space Warps", "ZTF"):
         every = []
         for seed in range(given.splits):
-            with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
+            with tempfile.TemporaryDirectory() as folder:
                 every.append(trial(packing(name), Path(folder), seed=seed, epochs=given.epochs))
         joined = {key: np.concatenate([each[key] for each in every]) for key in every[0]}
         for which in ("before", "after"):

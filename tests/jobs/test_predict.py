@@ -230,6 +230,18 @@ def test_killed_at_any_actions_on_files_it_ends_with_the_bytes_of_one_left_in_pe
     assert files(folder) == files(whole)
 
 
+@pytest.mark.parametrize("parts", [("",), ("--part=1/2", "--part=2/2")])
+def test_what_killed_writers_left_is_removed(
+    parts: tuple[str, ...], whole: Path, runs: list[Path], dataset: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    for name in ("plan.json", "predictions.json", "predictions-00000.parquet", "predictions-00001.parquet"):
+        (tmp_path / "out" / f".writing-{name}-0123abcd").write_text("half")
+    for part in parts:
+        assert main(predict(runs[0], dataset, tmp_path / "out", *filter(None, [part]))) == 0
+    assert files(tmp_path / "out") == files(whole)
+
+
 def test_a_full_disk_leaves_whole_files_and_the_same_command_goes_on(
     whole: Path, runs: list[Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
