@@ -13,7 +13,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -292,7 +291,7 @@ def manifest_of(folder: Path, schema: Schema) -> dict[str, Any]:
         )
     content = {
         "format": FORMAT,
-        "schema": json.loads(canonical(asdict(schema))),
+        "schema": json.loads(schema.text),
         "statistics": statistics_of(moments),
         "class_counts": dict(zip(schema.classes, counts.tolist(), strict=True)),
         "shards": shards,

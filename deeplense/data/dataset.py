@@ -154,7 +154,12 @@ class Split:
         return [name.decode(errors="replace") for name in self.column("id")]
 
     def column(self, name: str) -> np.ndarray:
-        """Return an array of the shards beside the images, (N,): `label`, `id`, `source_index` or `target/NAME`."""
+        """Return an array of the shards beside the images, (N,): `label`, `id` (bytes), `source_index`,
+        `target/NAME`, or `column/NAME`: numbers, NaN for unknown, or texts.
+
+        Raises:
+            ValueError: there is no such column; the message lists those that exist.
+        """
         return np.concatenate([column_of(manifest, name) for manifest in self.manifests])
 
     def groups(self) -> np.ndarray | None:
@@ -231,13 +236,21 @@ def column_of(manifest: Manifest, name: str) -> np.ndarray:
 
     Args:
         manifest: manifest of the split.
-        name: `label`, `id`, `source_index` or `target/NAME`.
+        name: `label`, `id`, `source_index`, `target/NAME` or `column/NAME`.
+
+    Raises:
+        ValueError: there is no such column; the message lists those that exist.
     """
+    kind, _, own = name.partition("/")
+    if kind == "column" and own not in manifest.schema.columns:
+        told = ", ".join(manifest.schema.columns) or "none"
+        raise ValueError(f"{manifest.folder} has no column {own!r}; the columns are: {told}.")
     parts = []
     for line in manifest.shards:
         with h5py.File(manifest.folder / line["file"], locking=False) as shard:
             parts.append(column(shard, name))
-    return np.concatenate(parts)
+    found = np.concatenate(parts)
+    return np.char.decode(found, "utf-8", "replace") if kind == "column" and found.dtype.kind == "S" else found
 
 
 def group_numbers(manifest: Manifest) -> np.ndarray:

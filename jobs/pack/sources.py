@@ -2,35 +2,53 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from deeplense.data.catalogues import attach, read_catalogue
 from deeplense.data.choosing import Choice, choose
-from deeplense.data.conditions import listed, read_sky, read_targets
-from deeplense.data.records import Layout, Record, few
+from deeplense.data.conditions import is_missing, listed, read_sky, read_targets
+from deeplense.data.records import UNLABELLED, Layout, Record, few
 from deeplense.data.subsets import split_off
 from deeplense.random.draws import permutation
 from jobs.data.source import open_source
 from jobs.pack.settings import Settings
 from jobs.settings import require
 
+GRADE = "grade"
+"""Column of the grades."""
 MOST_CLASSES = 12
 """Maximum number of classes listed in the summary."""
 
 
 def read_layout(settings: "Settings") -> Layout:
     """List the images to pack. Raises ValueError, naming the file, for input that cannot be read or does not fit."""
+    relabel = settings.grades is not None or settings.label_key != "label" or ":" in settings.classes
+    found = open_source(settings, relabel=relabel)
+    if settings.grades:
+        found = graded(found, settings.grades)
     choice = Choice(
-        label_key=settings.label_key,
+        label_key=GRADE if settings.grades else settings.label_key,
         classes=listed(settings.classes),
         unlabelled=bool(settings.unlabelled),
         targets=read_targets(settings.targets),
         group=settings.group,
         sky=read_sky(settings.sky),
     )
-    return choose(open_source(settings), choice)
+    return choose(found, choice)
+
+
+def graded(layout: Layout, path: Path) -> Layout:
+    """Return the images that have a grade in a table with the columns `id` and `grade`, without classes of their own.
+    Raises ValueError, naming the file, if there is none."""
+    grades = read_catalogue(path)
+    has_grade = ~is_missing(grades.column(GRADE))
+    require(bool(has_grade.any()), f"{path}: the column {GRADE!r} is empty; give a file with grades.")
+    found = attach(layout, grades.only(has_grade), name_column="id", leave_out=True)
+    return replace(found, classes=(), records=[replace(record, label=UNLABELLED) for record in found.records])
 
 
 def assign_splits(settings: "Settings", layout: Layout) -> dict[str, list[Record]]:
@@ -85,6 +103,9 @@ def summary(layout: Layout, splits: Mapping[str, Sequence[Record]]) -> Iterator[
     if layout.numbers or layout.targets:
         units = {**layout.targets, **layout.numbers}
         yield f"targets: {', '.join(f'{name} ({unit})' if unit else name for name, unit in units.items())}"
+    if layout.headers or layout.kept:
+        columns = {**layout.headers, **layout.kept}
+        yield f"columns: {', '.join(f'{name} ({unit})' if unit else name for name, unit in columns.items())}"
     yield from layout.notes
 
 
