@@ -11,6 +11,8 @@ from deeplense.data.records import Facts, Layout, Loaded, Record
 
 MOST_LOOKED_AT = 32
 """Number of images whose files say which columns there are."""
+MANY_BANDS = 12
+"""Number of bands above which images may be cubes of many objects."""
 UNITS = {"ra": "deg", "dec": "deg"}
 MAGNITUDE = "mag"
 
@@ -50,6 +52,8 @@ def with_facts(
 
     headers = dict.fromkeys(name for facts in looked_at(layout) for name in facts.columns)
     note = f"images were read as {len(image)} bands of {image.shape[1]} x {image.shape[2]} pixels"
+    if len(image) > MANY_BANDS:
+        note += "; if these are images of many objects, give --layout cubes"
     return replace(
         layout,
         load=load,

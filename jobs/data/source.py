@@ -1,6 +1,8 @@
 """Images of other programs and surveys: which a source has, and each of them, without packing them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,7 @@ import numpy as np
 from deeplense.data import layouts
 from deeplense.data.catalogues import attach, read_catalogue
 from deeplense.data.choosing import noted, only_where, refuse_names, with_kept
-from deeplense.data.conditions import holds, listed, parse_condition, read_targets
+from deeplense.data.conditions import holds, is_missing, listed, parse_condition, read_targets
 from deeplense.data.cubes import cubes
 from deeplense.data.facts import with_facts
 from deeplense.data.file_layouts import by_catalogue, files, folders
@@ -16,17 +18,21 @@ from deeplense.data.hdf5_files import hdf5
 from deeplense.data.image_files import Reading
 from deeplense.data.own import dataset
 from deeplense.data.parquet_files import parquet
-from deeplense.data.records import Layout, Record
+from deeplense.data.records import UNLABELLED, Layout, Record
 from jobs.data.source_settings import SourceSettings
 from jobs.settings import require
 
+GRADE = "grade"
+"""Column of the grades."""
 
-def open_source(settings: SourceSettings, *, relabel: bool = False) -> Layout:
+
+def open_source(settings: SourceSettings, *, relabel: bool = False, grades: Path | None = None) -> Layout:
     """List the images of a source, with the columns of its catalogue, and only those that `where` selects. Raises
     ValueError, naming the file, for input that cannot be read or does not fit.
 
     Classes are those of folders or data sets, if the layout has them and `relabel` is false; no column is taken as
-    label.
+    label. With `grades`, a table with the columns `id` and `grade`, only images that have a grade are listed, with the
+    columns of that table and without classes.
     """
     try:
         there = settings.origin.exists()
@@ -34,9 +40,13 @@ def open_source(settings: SourceSettings, *, relabel: bool = False) -> Layout:
         found = open_layout(settings, relabel=relabel)
     except OSError as error:
         raise ValueError(f"{error.filename or settings.origin} cannot be read ({error.strerror}).") from error
-    if settings.layout != "catalogue":
+    where = listed(settings.where)
+    if settings.layout == "catalogue":
+        where = [each for each in where if parse_condition(each)[0] not in found.columns]
+    else:
         found = with_catalogue(settings, found)
-        found = only_where(found, listed(settings.where))
+    found = graded(found, grades) if grades else found
+    found = only_where(found, where)
     found = with_kept(found, read_targets(settings.keep, setting="keep"))
     refuse_names(found)
     if found.bands:
@@ -55,6 +65,16 @@ def with_catalogue(settings: SourceSettings, layout: Layout) -> Layout:
         name_column=settings.name_column,
         leave_out=settings.unmatched == "leave_out",
     )
+
+
+def graded(layout: Layout, path: Path) -> Layout:
+    """Return the images that have a grade in a table with the columns `id` and `grade`, without classes of their own.
+    Raises ValueError, naming the file, if there is none."""
+    grades = read_catalogue(path)
+    has_grade = ~is_missing(grades.column(GRADE))
+    require(bool(has_grade.any()), f"{path}: the column {GRADE!r} is empty; give a file with grades.")
+    found = attach(layout, grades.only(has_grade), name_column="id", leave_out=True)
+    return replace(found, classes=(), records=[replace(record, label=UNLABELLED) for record in found.records])
 
 
 def open_layout(settings: SourceSettings, *, relabel: bool) -> Layout:
@@ -81,12 +101,11 @@ def named_files(settings: SourceSettings) -> Layout:
     """Return the files that the catalogue names, in the rows that `where` selects."""
     assert settings.catalog is not None
     catalogue = read_catalogue(settings.catalog)
-    where = listed(settings.where)
+    where = [each for each in listed(settings.where) if parse_condition(each)[0] in catalogue.columns]
     conditions = [holds(each, catalogue.column(parse_condition(each)[0])) for each in where]
     kept = np.all(conditions, axis=0) if where else np.ones(len(catalogue), dtype=bool)
-    require(
-        bool(kept.any()), f"{settings.catalog}: none of {len(kept)} rows satisfies {settings.where}; change --where."
-    )
+    told = " and ".join(where)
+    require(bool(kept.any()), f"{settings.catalog}: none of {len(kept)} rows satisfies {told}; change --where.")
     found = by_catalogue(
         catalogue.only(kept),
         settings.origin,
@@ -96,8 +115,7 @@ def named_files(settings: SourceSettings) -> Layout:
         name_column=settings.name_column,
         leave_out=settings.unmatched == "leave_out",
     )
-    told = f"{kept.sum()} of {len(kept)} rows satisfy {' and '.join(where)}"
-    return noted(found, told) if where else found
+    return noted(found, f"{kept.sum()} of {len(kept)} rows satisfy {told}") if where else found
 
 
 def reading_of(settings: SourceSettings) -> Reading:
@@ -135,6 +153,7 @@ def load(
 def central(record: Record, image: Any, size: int) -> Any:
     """Return the central crop of an image (C, H, W)."""
     height, width = image.shape[1:]
-    require(min(height, width) >= size, f"{record.path}: has {height} x {width} pixels, too few for --crop {size}.")
+    told = f"{record.path} ({record.name}): has {height} x {width} pixels, too few for --crop {size}"
+    require(min(height, width) >= size, f"{told}. Give a smaller --crop, or leave out small images with --where.")
     top, left = (height - size) // 2, (width - size) // 2
     return image[:, top : top + size, left : left + size]

@@ -2,24 +2,22 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deeplense.data.catalogues import attach, read_catalogue
-from deeplense.data.choosing import Choice, choose
-from deeplense.data.conditions import is_missing, listed, read_sky, read_targets
-from deeplense.data.records import UNLABELLED, Layout, Record, few
+from deeplense.data.choosing import Choice, choose, noted
+from deeplense.data.conditions import listed, read_sky, read_targets
+from deeplense.data.records import Layout, Record, few
 from deeplense.data.subsets import split_off
 from deeplense.random.draws import permutation
-from jobs.data.source import open_source
+from jobs.data.source import GRADE, open_source
 from jobs.pack.settings import Settings
 from jobs.settings import require
 
-GRADE = "grade"
-"""Column of the grades."""
+OPTIONAL = ("catalogue", "cubes", "hdf5", "parquet", "dataset")
+"""Layouts whose images need no label although they have columns."""
 MOST_CLASSES = 12
 """Maximum number of classes listed in the summary."""
 
@@ -27,13 +25,14 @@ MOST_CLASSES = 12
 def read_layout(settings: "Settings") -> Layout:
     """List the images to pack. Raises ValueError, naming the file, for input that cannot be read or does not fit."""
     relabel = settings.grades is not None or settings.label_key != "label" or ":" in settings.classes
-    found = open_source(settings, relabel=relabel)
-    if settings.grades:
-        found = graded(found, settings.grades)
+    found = open_source(settings, relabel=relabel, grades=settings.grades)
+    bare = needs_no_label(settings, found)
+    if bare:
+        found = noted(found, "images are unlabelled: there is no column 'label'; --label_key COLUMN names another")
     choice = Choice(
         label_key=GRADE if settings.grades else settings.label_key,
         classes=listed(settings.classes),
-        unlabelled=bool(settings.unlabelled),
+        unlabelled=bool(settings.unlabelled) or bare,
         targets=read_targets(settings.targets),
         group=settings.group,
         sky=read_sky(settings.sky),
@@ -41,14 +40,11 @@ def read_layout(settings: "Settings") -> Layout:
     return choose(found, choice)
 
 
-def graded(layout: Layout, path: Path) -> Layout:
-    """Return the images that have a grade in a table with the columns `id` and `grade`, without classes of their own.
-    Raises ValueError, naming the file, if there is none."""
-    grades = read_catalogue(path)
-    has_grade = ~is_missing(grades.column(GRADE))
-    require(bool(has_grade.any()), f"{path}: the column {GRADE!r} is empty; give a file with grades.")
-    found = attach(layout, grades.only(has_grade), name_column="id", leave_out=True)
-    return replace(found, classes=(), records=[replace(record, label=UNLABELLED) for record in found.records])
+def needs_no_label(settings: "Settings", layout: Layout) -> bool:
+    """Whether images that have columns, but no labels, are packed without asking for labels."""
+    asked = settings.label_key != "label" or settings.unlabelled or settings.grades or settings.classes
+    without = not layout.classes and bool(layout.columns) and "label" not in layout.columns
+    return not asked and without and (settings.layout in OPTIONAL or bool(settings.targets))
 
 
 def assign_splits(settings: "Settings", layout: Layout) -> dict[str, list[Record]]:

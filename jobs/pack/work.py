@@ -155,8 +155,8 @@ class Maker:
         for record, (image, _, _) in zip(chosen, loaded, strict=True):
             require(
                 image.shape == self.schema.shape,
-                f"{record.path}: has the shape {image.shape}, but other images have {self.schema.shape}; "
-                "leave it out, or give --crop to crop all to one size.",
+                f"{record.path} ({record.name}): has the shape {image.shape}, but other images have "
+                f"{self.schema.shape}; leave it out, or give --crop to crop all to one size.",
             )
         return Samples(
             images=np.stack([image for image, _, _ in loaded]),
