@@ -49,13 +49,13 @@ class Plane(NamedTuple):
     Args:
         pixels: (H, W) or (C, H, W).
         facts: what the file says about them.
-        grid: where the pixels are on the sky; None for unknown.
+        header: its cards, if it is FITS.
         origin: the file, and its extension if there are several, for messages.
     """
 
     pixels: np.ndarray
     facts: Facts
-    grid: Grid | None
+    header: Header
     origin: str
 
 
@@ -136,9 +136,9 @@ def planes_of(path: Path, reading: Reading) -> list[Plane]:
         return fits_planes(path, reading)
     if suffix in PICTURES:
         pixels, bands = read_picture(path)
-        return [Plane(pixels, Facts(bands), None, str(path))]
+        return [Plane(pixels, Facts(bands), {}, str(path))]
     if suffix in NPY:
-        return [Plane(read_npy(path), Facts(), None, str(path))]
+        return [Plane(read_npy(path), Facts(), {}, str(path))]
     raise ValueError(f"{path}: not an image; known endings are {', '.join(sorted(SUFFIXES))}.")
 
 
@@ -176,9 +176,8 @@ def plane_of(path: Path, part: Hdu, pixels: np.ndarray, *, alone: bool) -> Plane
         pixels = pixels[0]
     if pixels.ndim not in (2, 3):
         raise ValueError(f"an image of shape {pixels.shape} instead of (H, W) or (C, H, W)")
-    header: Header = part.header
     origin = str(path) if alone else f"{path} [{part.name or part.number}]"
-    return Plane(pixels, facts_of(header, pixels.shape), grid_of(header, pixels.shape), origin)
+    return Plane(pixels, facts_of(part.header, pixels.shape), part.header, origin)
 
 
 def alone(plane: Plane, path: Path, reading: Reading) -> Loaded:
@@ -310,15 +309,21 @@ def on_one_grid(planes: Sequence[Plane], reading: Reading) -> list[Plane]:
             f"--resample {reading.resample}: the bands are {', '.join(reading.bands) or 'unknown'}; name one of them."
         )
     target = planes[list(reading.bands).index(reading.resample)]
+    grid = grid_with(target)
     found = []
     for plane in planes:
-        if plane.grid is None or target.grid is None:
-            bare = plane if plane.grid is None else target
-            raise ValueError(f"{bare.origin}: its header has no coordinates, so --resample cannot place its pixels.")
         try:
-            pixels = rebinned(plane.pixels, plane.grid, target.grid, unit=reading.unit or plane.facts.unit)
+            pixels = rebinned(plane.pixels, grid_with(plane), grid, unit=reading.unit or plane.facts.unit)
         except ValueError as error:
             raise ValueError(f"{plane.origin}: {error}.") from error
         facts = replace(plane.facts, pixel_scale_arcsec=target.facts.pixel_scale_arcsec)
-        found.append(Plane(pixels, facts, target.grid, plane.origin))
+        found.append(plane._replace(pixels=pixels, facts=facts))
     return found
+
+
+def grid_with(plane: Plane) -> Grid:
+    """Return where the pixels of a band are. Raises ValueError, naming the file, if its header does not say it."""
+    grid = grid_of(plane.header, plane.pixels.shape)
+    if grid is None:
+        raise ValueError(f"{plane.origin}: its header has no coordinates, so --resample cannot place its pixels.")
+    return grid
