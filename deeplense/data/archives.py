@@ -1,6 +1,6 @@
 """Images in one .npz file: its arrays, the axis of the bands, and texts from the arrays with a value per image."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -138,3 +138,28 @@ def as_text(source: Path, name: str, array: np.ndarray) -> np.ndarray:
     except (UnicodeDecodeError, TypeError, ValueError) as error:
         raise ValueError(f"{source}: the array {name!r} does not hold text or numbers ({error}).") from error
     return np.char.strip(text).astype(object)
+
+
+def band_names(source: Path, count: int, given: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the bands.
+
+    Args:
+        source: file or folder, for messages.
+        count: number of bands.
+        given: their names; empty to number them.
+
+    Raises:
+        ValueError: the number of names is wrong, or a name comes twice.
+
+    Example:
+        >>> band_names(Path("data"), 2, [])
+        ('band0', 'band1')
+    """
+    names = tuple(given) or tuple(f"band{k}" for k in range(count))
+    if len(names) != count:
+        raise ValueError(
+            f"{source}: the images have {count} bands, but --bands names {list(names)}; give one name per band."
+        )
+    if len(set(names)) != count:
+        raise ValueError(f"--bands names {list(names)}; give each band a unique name.")
+    return names

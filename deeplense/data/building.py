@@ -11,7 +11,6 @@ and writes the manifests.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -284,7 +283,7 @@ def manifest_of(folder: Path, schema: Schema) -> dict[str, Any]:
         )
     content = {
         "format": FORMAT,
-        "schema": json.loads(canonical(asdict(schema))),
+        "schema": json.loads(schema.text),
         "statistics": statistics_of(moments),
         "class_counts": dict(zip(schema.classes, counts.tolist(), strict=True)),
         "shards": shards,

@@ -1,9 +1,9 @@
-"""Catalogues: CSV files with a line per image, and which line belongs to which image."""
+"""Catalogues: tables with a line per image, and which line belongs to which image."""
 
 import csv
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -11,11 +11,15 @@ import numpy as np
 
 from deeplense.choices import require_choice
 from deeplense.data.conditions import is_missing
-from deeplense.data.folders import IMAGE_SUFFIX, plain_name
+from deeplense.data.folders import plain_name
+from deeplense.data.image_files import stem_of
 from deeplense.data.records import Layout, Record, few
+from deeplense.data.tables import ECSV, FITS, PARQUET, read_table
 
 NAME_COLUMNS = ("name", "names", "id", "ids", "object_id", "objid", "image", "image_name", "file", "filename", "path")
 """Usual names of columns and arrays with image names, the most likely first."""
+BLANKS, TABS = (".txt", ".dat"), (".tsv", ".tab")
+"""Endings of tables whose columns are separated by spaces, if no comma is in the first line, and by tabs."""
 PLACE_COLUMNS = ("index", "row", "number")
 """Usual names of columns that count images."""
 
@@ -25,20 +29,35 @@ JOINS = get_args(Join)
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The cells of a CSV file.
+    """The cells of a table.
 
     Args:
         path: the file.
         columns: texts without surrounding spaces by column, (N,) each.
-        lines: number of the line of each row, (N,).
+        lines: number of the line of each row, (N,); in files that are no text, of the row, from 0.
+        units: units of some columns.
+        unfit: shapes of columns with several values in a cell.
+        word: what messages call a line.
     """
 
     path: Path
     columns: Mapping[str, np.ndarray]
     lines: Sequence[int]
+    units: Mapping[str, str] = field(default_factory=dict)
+    unfit: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    word: str = "line"
 
     def __len__(self) -> int:
         return len(self.lines)
+
+    def called(self, row: int) -> str:
+        """Return how messages name a row."""
+        return f"{self.word} {self.lines[row]}"
+
+    def only(self, kept: np.ndarray) -> "Catalogue":
+        """Return the rows for which a mask (N,) is true."""
+        lines = [line for line, keep in zip(self.lines, kept.tolist(), strict=True) if keep]
+        return replace(self, columns={name: cells[kept] for name, cells in self.columns.items()}, lines=lines)
 
     def column(self, name: str) -> np.ndarray:
         """Return a column. Raises ValueError, with the existing ones, if it is missing."""
@@ -48,8 +67,19 @@ class Catalogue:
 
 
 def read_catalogue(path: Path) -> Catalogue:
-    """Read a CSV file with a header. Raises ValueError, naming file and line, if it is unreadable, or a line has more
-    or fewer cells than the header."""
+    """Read a table: .ecsv, .fits, .parquet, or text with a header, separated by commas (.csv), spaces (.txt) or tabs
+    (.tsv).
+
+    Raises:
+        ValueError: it is unreadable, has no rows, or a line of a text has more or fewer cells than the header; the
+            message names the file and the line.
+    """
+    if path.name.lower().endswith((*ECSV, *FITS, *PARQUET)):
+        columns, units, unfit = read_table(path)
+        count = len(next(iter(columns.values()), []))
+        if not count:
+            raise ValueError(f"{path}: the table has no rows; give a table with one row per image.")
+        return Catalogue(path, columns, range(count), units, unfit, word="row")
     (_, first), *rows = read_rows(path) or [(0, [])]
     if not rows:
         raise ValueError(f"{path}: the CSV file has no lines; give a file with a header and one line per image.")
@@ -73,7 +103,11 @@ def read_rows(path: Path) -> list[tuple[int, list[str]]]:
     rows, line = [], 0
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream, strict=True)
+            if path.suffix.lower() in BLANKS and "," not in stream.readline():
+                stream.seek(0)
+                return [(line, text.split()) for line, text in enumerate(stream, 1) if text.strip("# \t\r\n")]
+            stream.seek(0)
+            reader = csv.reader(stream, strict=True, delimiter="\t" if path.suffix.lower() in TABS else ",")
             for row in reader:
                 line = reader.line_num
                 rows += [(line, row)] if row else []
@@ -150,10 +184,13 @@ def attach(
     kept = rows >= 0
     own = {name: column[kept] for name, column in layout.columns.items()}
     cells = {name: column[rows[kept]] for name, column in catalogue.columns.items()}
+    unfit = {name: shape for name, shape in layout.unfit.items() if name not in cells}
     return replace(
         layout,
         records=[record for record, keep in zip(layout.records, kept.tolist(), strict=True) if keep],
         columns=own | cells,
+        units={**layout.units, **catalogue.units},
+        unfit=unfit | dict(catalogue.unfit),
         catalog=catalogue.path,
         notes=[*layout.notes, *notes],
     )
@@ -221,7 +258,7 @@ def by_name(layout: Layout, catalogue: Catalogue, name_column: str, *, leave_out
     unused = sorted(set(range(len(cells))) - set(rows.tolist()))
     told = {
         "images have no line": [layout.told(int(k)) for k in np.flatnonzero(rows < 0)],
-        "lines have no image": [f"line {catalogue.lines[k]} ({cells[k]})" for k in unused],
+        "lines have no image": [f"{catalogue.called(k)} ({cells[k]})" for k in unused],
     }
     notes = [f"lines of {catalogue.path} are matched to images by the names in the column {column!r}"]
     return rows, notes + counterparts(layout, catalogue, column, told, leave_out=leave_out)
@@ -252,7 +289,7 @@ def ways_to_name(layout: Layout) -> list[list[str]]:
         lambda record: record.name.rpartition("/")[2],
     ]
     if not layout.named:
-        ways = [lambda record: str(record.row)]
+        ways = [lambda record: str(record.row), lambda record: record.name]
     return [[bare(way(record)) for record in layout.records] for way in ways]
 
 
@@ -287,14 +324,13 @@ def counterparts(
 
 
 def bare(name: str) -> str:
-    """Return a name without surrounding spaces and the file ending.
+    """Return a name without surrounding spaces and the ending of an image.
 
     Example:
         >>> bare(" ./a.npy ")
         'a'
     """
-    name = name.strip().removeprefix("./")
-    return name[: -len(IMAGE_SUFFIX)] if name.lower().endswith(IMAGE_SUFFIX) else name
+    return stem_of(name.strip().removeprefix("./"))
 
 
 def unique_names(catalogue: Catalogue, column: str, names: Sequence[str]) -> dict[str, int]:
@@ -313,14 +349,14 @@ def unique_names(catalogue: Catalogue, column: str, names: Sequence[str]) -> dic
     for row, name in enumerate(names):
         if missing[row]:
             raise ValueError(
-                f"{catalogue.path}: line {catalogue.lines[row]} has no name in the column {column!r}; add the "
+                f"{catalogue.path}: {catalogue.called(row)} has no name in the column {column!r}; add the "
                 "name or remove the line."
             )
         if name in places:
             lines = f"{catalogue.lines[places[name]]} and {catalogue.lines[row]}"
             raise ValueError(
-                f"{catalogue.path}: lines {lines} have the same name {name!r} in the column {column!r}; keep "
-                "one of them."
+                f"{catalogue.path}: {catalogue.word}s {lines} have the same name {name!r} in the column {column!r}; "
+                "keep one of them."
             )
         places[name] = row
     return places

@@ -60,10 +60,12 @@ class Sound:
     Args:
         header: its header.
         labels: (n,).
+        texts: names of the columns that hold texts.
     """
 
     header: Header
     labels: np.ndarray
+    texts: tuple[str, ...] = ()
 
 
 def check_shard(path: Path, line: Mapping[str, Any], schema: Schema) -> Sound:
@@ -179,6 +181,9 @@ def contents(file: h5py.File, schema: Schema, *, num_bytes: int) -> Sound:
     expected = {"image": (np.dtype(schema.dtype), tuple(schema.shape)), "label": (np.dtype(np.int64), ())}
     expected |= {"source_index": (np.dtype(np.int64), ()), "id": (None, ())}
     expected |= {f"target/{name}": (np.dtype(np.float64), ()) for name in schema.targets}
+    texts = tuple(name for name in schema.columns if dataset(file, f"column/{name}").dtype.kind == "S")
+    kinds = {name: None if name in texts else np.dtype(np.float64) for name in schema.columns}
+    expected |= {f"column/{name}": (kind, ()) for name, kind in kinds.items()}
     for name, (dtype, shape) in expected.items():
         found = dataset(file, name)
         refuse_other_type(name, found, dtype)
@@ -189,10 +194,9 @@ def contents(file: h5py.File, schema: Schema, *, num_bytes: int) -> Sound:
         else:
             refuse_not_in_one_piece(name, found, num_bytes)
     labels = np.asarray(file["label"])
-    refuse_values(file, schema, labels)
-    return Sound(
-        Header(schema.fingerprint, num_samples, image.id.get_offset(), moments_in(image, schema, num_samples)), labels
-    )
+    refuse_values(file, schema, labels, texts)
+    header = Header(schema.fingerprint, num_samples, image.id.get_offset(), moments_in(image, schema, num_samples))
+    return Sound(header, labels, texts)
 
 
 def dataset(file: h5py.File, name: str) -> h5py.Dataset:
@@ -268,13 +272,14 @@ def refuse_other_chunks(found: h5py.Dataset, schema: Schema) -> None:
         raise Wrong(f"has {found.id.get_num_chunks()} images instead of {len(found)}")
 
 
-def refuse_values(file: h5py.File, schema: Schema, labels: np.ndarray) -> None:
-    """Raise Wrong if a label is not a class, or a target is infinite.
+def refuse_values(file: h5py.File, schema: Schema, labels: np.ndarray, texts: Sequence[str]) -> None:
+    """Raise Wrong if a label is not a class, or a target or a number in a column is infinite.
 
     Args:
         file: the open shard.
         schema: content of the split.
         labels: (n,).
+        texts: names of the columns that hold texts.
     """
     if labels.min() < -1 or labels.max() >= max(len(schema.classes), 0):
         raise Wrong(f"has labels from {labels.min()} to {labels.max()}, but {len(schema.classes)} classes")
@@ -284,6 +289,9 @@ def refuse_values(file: h5py.File, schema: Schema, labels: np.ndarray) -> None:
             raise Wrong(f"has an infinite value of {name}")
         if schema.grouped and name == GROUP and not ((values >= 0) & (values < 2**53) & (values % 1 == 0)).all():
             raise Wrong(f"has a {name} that is not an integer of 0 or more")
+    for name in schema.columns:
+        if name not in texts and np.isinf(np.asarray(file[f"column/{name}"])).any():
+            raise Wrong(f"has an infinite value of {name}")
 
 
 def moments_in(image: h5py.Dataset, schema: Schema, num_samples: int) -> Moments:
@@ -337,7 +345,8 @@ def differ(found: Moments, told: Moments) -> bool:
 
 
 def miscounts(manifest: Manifest, found: Sequence[Sound]) -> Iterator[str]:
-    """Yield a line if the statistics or the labels of all shards disagree with the manifest.
+    """Yield a line if the statistics or the labels of all shards disagree with the manifest, or the shards differ in
+    the types of their columns.
 
     Args:
         manifest: manifest of the split.
@@ -356,3 +365,5 @@ def miscounts(manifest: Manifest, found: Sequence[Sound]) -> Iterator[str]:
     if held != told_counts | ({"-1": unlabelled} if unlabelled else {}):
         said = f"the manifest has class counts {manifest.class_counts} for {manifest.schema.num_samples} samples"
         yield f"{manifest.folder}: {said}, but the shards have {held}; {REMAKE}"
+    if len({sound.texts for sound in found}) > 1:
+        yield f"{manifest.folder}: a column holds numbers in some shards and texts in others; {REMAKE}"

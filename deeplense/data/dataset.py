@@ -154,7 +154,12 @@ class Split:
         return [name.decode(errors="replace") for name in self.column("id")]
 
     def column(self, name: str) -> np.ndarray:
-        """Return an array of the shards beside the images, (N,): `label`, `id`, `source_index` or `target/NAME`."""
+        """Return an array of the shards beside the images, (N,): `label`, `id` (bytes), `source_index`,
+        `target/NAME`, or `column/NAME`: numbers, NaN for unknown, or texts.
+
+        Raises:
+            ValueError: there is no such column; the message lists those that exist.
+        """
         return np.concatenate([column_of(manifest, name) for manifest in self.manifests])
 
     def groups(self) -> np.ndarray | None:
@@ -231,18 +236,26 @@ def column_of(manifest: Manifest, name: str, rows: range | None = None) -> np.nd
 
     Args:
         manifest: manifest of the split.
-        name: `label`, `id`, `source_index` or `target/NAME`.
+        name: `label`, `id`, `source_index`, `target/NAME` or `column/NAME`.
         rows: numbers of the samples, without gaps; None for all. Shards without them are not opened.
+
+    Raises:
+        ValueError: there is no such column; the message lists those that exist.
     """
+    kind, _, own = name.partition("/")
+    if kind == "column" and own not in manifest.schema.columns:
+        told = ", ".join(manifest.schema.columns) or "none"
+        raise ValueError(f"{manifest.folder} has no column {own!r}; the columns are: {told}.")
     wanted = rows if rows is not None else range(manifest.schema.num_samples)
     parts, start = [], 0
     for line in manifest.shards:
-        own = slice(max(wanted.start - start, 0), min(wanted.stop - start, line["num_samples"]))
+        place = slice(max(wanted.start - start, 0), min(wanted.stop - start, line["num_samples"]))
         start += line["num_samples"]
-        if own.start < own.stop:
+        if place.start < place.stop:
             with h5py.File(manifest.folder / line["file"], locking=False) as shard:
-                parts.append(column(shard, name)[own] if rows is None else np.asarray(shard[name][own]))  # type: ignore
-    return np.concatenate(parts)
+                parts.append(column(shard, name, place))
+    found = np.concatenate(parts)
+    return np.char.decode(found, "utf-8", "replace") if kind == "column" and found.dtype.kind == "S" else found
 
 
 def group_numbers(manifest: Manifest) -> np.ndarray:

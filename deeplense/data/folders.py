@@ -89,24 +89,26 @@ def visible(paths: Iterable[Path], leftovers: Leftovers) -> Iterator[Path]:
             yield path
 
 
-def images_in(folder: Path, leftovers: Leftovers) -> list[Path]:
-    """Return the .npy files directly in a folder.
+def images_in(folder: Path, leftovers: Leftovers, endings: Sequence[str] = (IMAGE_SUFFIX,)) -> list[Path]:
+    """Return the images directly in a folder.
 
     Args:
         folder: the folder.
         leftovers: reason by ignored path, extended in place.
+        endings: endings of images, in lower case.
 
     Raises:
         ValueError: there is something else that may be an image; the message names it.
     """
     images, strange = [], []
     for path in visible(entries(folder), leftovers):
-        good = path.suffix.lower() == IMAGE_SUFFIX and path.is_file()
+        good = path.name.lower().endswith(tuple(endings)) and path.is_file()
         (images if good else strange).append(path)
     if strange:
         told = few(f"{path.name}/" if path.is_dir() else path.name for path in strange)
+        kinds = ", ".join(sorted(endings))
         raise ValueError(
-            f"{folder}: unexpected {told}. Images must be .npy files directly in this folder; convert these files, "
+            f"{folder}: unexpected {told}. Images must be {kinds} files directly in this folder; convert these files, "
             "or move them elsewhere."
         )
     return images

@@ -7,20 +7,21 @@ from pathlib import Path
 import numpy as np
 
 from deeplense.choices import require_choice
-from deeplense.data.archives import AXES, Axes, band_axis, channels_first, text_columns
+from deeplense.data import file_layouts
+from deeplense.data.archives import AXES, Axes, band_names, channels_first, text_columns
 from deeplense.data.catalogues import NAME_COLUMNS, first_known
 from deeplense.data.conditions import is_missing
+from deeplense.data.facts import with_facts
 from deeplense.data.folders import (
     LENSES,
     SPLITS,
     SYNONYMS,
     class_records,
-    images_in,
     listed_names,
     meaning,
-    notes_on,
 )
 from deeplense.data.foreign import read_npy, read_npz, read_pickle
+from deeplense.data.image_files import Reading
 from deeplense.data.records import UNLABELLED, Layout, Loaded, Record, few, number_kind
 
 SUBSTRUCTURE = tuple(SYNONYMS)
@@ -39,7 +40,7 @@ def load_deeplense(record: Record) -> Loaded:
     """Return an image (1, H, W) and the log10 of its axion mass (NaN without one)."""
     array = read_npy(record.path)
     if array.dtype != object:
-        return one_band(record.path, array), {"log10_axion_mass": np.nan}
+        return Loaded(one_band(record.path, array), {"log10_axion_mass": np.nan})
     if array.shape != (2,):
         raise ValueError(
             f"{record.path}: {array.shape} objects instead of [image, axion mass]; correct or remove the file."
@@ -52,7 +53,7 @@ def load_deeplense(record: Record) -> Loaded:
         raise ValueError(f"{record.path}: not [image, axion mass] ({error}); correct or remove the file.") from error
     if not (mass > 0 and np.isfinite(mass)):
         raise ValueError(f"{record.path}: the axion mass is {mass} eV; it must be above 0 and finite.")
-    return one_band(record.path, image), {"log10_axion_mass": float(np.log10(mass))}
+    return Loaded(one_band(record.path, image), {"log10_axion_mass": float(np.log10(mass))})
 
 
 def gsoc(source: Path) -> Layout:
@@ -64,7 +65,7 @@ def gsoc(source: Path) -> Layout:
 
 def load_gsoc(record: Record) -> Loaded:
     """Return an image (1, H, W)."""
-    return one_band(record.path, read_npy(record.path)), {}
+    return Loaded(one_band(record.path, read_npy(record.path)), {})
 
 
 def one_band(path: Path, array: np.ndarray) -> np.ndarray:
@@ -181,54 +182,23 @@ def load_three_bands(record: Record) -> Loaded:
     image = read_npy(record.path)
     if image.ndim != 3 or image.shape[0] != 3 or image.dtype.kind not in "fiu" or image.size == 0:
         raise ValueError(f"{record.path}: {image.dtype} of shape {image.shape}; real numbers (3, H, W) are expected.")
-    return image, {}
+    return Loaded(image, {})
 
 
 def files(source: Path, *, axes: Axes = "auto", bands: Sequence[str] = ()) -> Layout:
-    """Return the layout `*.npy` in one folder, images (H, W), (C, H, W) or (H, W, C) without classes; a catalogue may
+    """Return the layout of images in one folder, (H, W), (C, H, W) or (H, W, C), without classes; a catalogue may
     describe them.
 
     Args:
         source: the folder.
         axes: `NCHW`, `NHWC`, or `auto` to decide by the shape.
-        bands: names of the bands; empty to number them.
+        bands: names of the bands; empty for those of the files.
 
     Raises:
         ValueError: there are no images, or an image has another form.
     """
     require_choice("axes", axes, AXES)
-    leftovers: dict[Path, str] = {}
-    records = [Record(path, path.stem, UNLABELLED, "") for path in images_in(source, leftovers)]
-    if not records:
-        raise ValueError(f"{source} contains no .npy files; give a folder of .npy images.")
-    first = load_file(records[0], axes)[0]
-    notes = [f"images were read as {len(first)} bands of {first.shape[1]} x {first.shape[2]} pixels"]
-    names = band_names(source, len(first), bands)
-    return Layout(
-        source, records, lambda record: load_file(record, axes), (), names, notes=[*notes, *notes_on(source, leftovers)]
-    )
-
-
-def load_file(record: Record, axes: Axes) -> Loaded:
-    """Return an image (C, H, W), without targets.
-
-    Args:
-        record: record of the image.
-        axes: `NCHW`, `NHWC`, or `auto` to decide by the shape.
-
-    Raises:
-        ValueError: the file holds something else.
-    """
-    require_choice("axes", axes, AXES)
-    image = read_npy(record.path)
-    if image.ndim == 2:
-        return one_band(record.path, image), {}
-    if image.ndim != 3 or not number_kind(image.dtype) or image.size == 0:
-        raise ValueError(
-            f"{record.path}: {image.dtype} of shape {image.shape}; real numbers (H, W), (C, H, W) or (H, W, C) "
-            "are expected."
-        )
-    return np.moveaxis(image, band_axis(record.path, image.shape, axes), 0), {}
+    return with_facts(file_layouts.files(source, Reading(axes=axes, bands=bands)), bands=bands)
 
 
 def npz(
@@ -258,7 +228,7 @@ def npz(
     return Layout(
         source,
         records,
-        lambda record: (images[record.row], {}),
+        lambda record: Loaded(images[record.row], {}),
         (),
         band_names(source, images.shape[1], bands),
         columns=columns,
@@ -298,28 +268,3 @@ def image_names(
             f"{source}: {name_key!r} does not have one name per image, or some names are missing; complete it."
         )
     return made, [f"images are named by their index: the names in {key!r} are not unique, or some are missing"]
-
-
-def band_names(source: Path, count: int, given: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the bands.
-
-    Args:
-        source: file or folder, for messages.
-        count: number of bands.
-        given: their names; empty to number them.
-
-    Raises:
-        ValueError: the number of names is wrong, or a name comes twice.
-
-    Example:
-        >>> band_names(Path("data"), 2, [])
-        ('band0', 'band1')
-    """
-    names = tuple(given) or tuple(f"band{k}" for k in range(count))
-    if len(names) != count:
-        raise ValueError(
-            f"{source}: the images have {count} bands, but --bands names {list(names)}; give one name per band."
-        )
-    if len(set(names)) != count:
-        raise ValueError(f"--bands names {list(names)}; give each band a unique name.")
-    return names

@@ -5,8 +5,9 @@
 In a shard, `image` (n, C, H, W) holds the images as stored; their values, in the unit of the schema, are stored * scale
 + zero. Uncompressed they are one contiguous, aligned block, so that they can be mapped into memory; compressed, each
 image is a chunk, so that one can be read without the others. `label` (n,) is the number of the class or -1;
-`target/NAME` (n,) holds the truth that is a number; `id` (n,) names each sample, `source_index` (n,) its place in what
-was converted or simulated. A manifest stands only beside shards that are all whole, and holds the checksum of each.
+`target/NAME` (n,) holds the truth that is a number; `column/NAME` (n,) holds numbers or texts that are kept beside;
+`id` (n,) names each sample, `source_index` (n,) its place in what was converted or simulated. A manifest stands only
+beside shards that are all whole, and holds the checksum of each.
 """
 
 import hashlib
@@ -77,6 +78,7 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "pixel_scale_arcsec": (lambda value: value is None or is_number(value), "a finite number, or None"),
     "classes": (are_texts, "unique names"),
     "targets": (are_units, "plain names with a unit each"),
+    "columns": (are_units, "plain names with a unit each"),
     "provenance": (lambda value: isinstance(value, Mapping), "a mapping from names to values"),
     "scale": (lambda value: is_number(value) and value != 0, "a finite number other than 0"),
     "zero": (is_number, "a finite number"),
@@ -105,6 +107,8 @@ class Schema:
         scale: factor of stored values, not 0.
         zero: summand of stored values.
         compression: `none`, `lz4` or `zstd`.
+        columns: unit of each column by name: numbers or texts that are kept with the samples, such as `ra` and `dec`,
+            the position on the sky in degrees.
 
     Raises:
         ValueError: the format does not support a value.
@@ -123,6 +127,7 @@ class Schema:
     scale: float = 1.0
     zero: float = 0.0
     compression: str = "none"
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, (is_right, said) in RULES.items():
@@ -142,7 +147,13 @@ class Schema:
     @property
     def fingerprint(self) -> str:
         """A hash of all of the above, which ties a shard to its data set."""
-        return hashlib.sha256(canonical(asdict(self)).encode()).hexdigest()
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def text(self) -> str:
+        """The schema as JSON in a unique form; without `columns` if there are none, as in earlier versions."""
+        content = asdict(self)
+        return canonical(content if self.columns else {name: content[name] for name in content if name != "columns"})
 
 
 @dataclass(frozen=True)
@@ -155,6 +166,7 @@ class Samples:
         targets: values by name, (n,) each; NaN for unknown.
         ids: a name per sample.
         source_index: place of each sample in its source, (n,).
+        columns: numbers, NaN for unknown, or texts by name, (n,) each.
     """
 
     images: np.ndarray
@@ -162,6 +174,7 @@ class Samples:
     targets: Mapping[str, np.ndarray]
     ids: Sequence[str]
     source_index: np.ndarray
+    columns: Mapping[str, np.ndarray | Sequence[float | str]] = field(default_factory=dict)
 
 
 def canonical(value: Any) -> str:
@@ -444,23 +457,25 @@ def counts_of(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def read_columns(path: Path, schema: Schema) -> dict[str, np.ndarray]:
-    """Return everything of a shard except its images: `label`, `source_index`, `id` (bytes) and `target/NAME`, (n,)
-    each.
+    """Return everything of a shard except its images: `label`, `source_index`, `id` (bytes), `target/NAME` and
+    `column/NAME`, (n,) each.
 
     Args:
         path: file of the shard.
         schema: content of the split.
     """
     names = ["label", "source_index", "id", *(f"target/{name}" for name in schema.targets)]
+    names += [f"column/{name}" for name in schema.columns]
     with h5py.File(path, locking=False) as file:
         return {name: column(file, name) for name in names}
 
 
-def column(file: h5py.File, name: str) -> np.ndarray:
-    """Return a whole array of a shard.
+def column(file: h5py.File, name: str, rows: slice = slice(None)) -> np.ndarray:
+    """Return an array of a shard, or some of its rows.
 
     Args:
         file: the open shard.
         name: name of the array.
+        rows: which rows.
     """
-    return np.asarray(file[name])
+    return np.asarray(file[name][rows])  # type: ignore[index]

@@ -1,12 +1,11 @@
 """Writing a shard: samples that do not fit the schema, or would lose their content, are refused by name."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from deeplense.data.shards import FORMAT, Samples, Schema, canonical, image_filters, moments_of
+from deeplense.data.shards import FORMAT, Samples, Schema, image_filters, moments_of
 from deeplense.files import replacing
 
 ALIGNMENT = 2**20
@@ -34,6 +33,7 @@ def write_shard(path: Path, schema: Schema, samples: Samples) -> None:
     stored = stored_images(schema, samples)
     check_labels(schema, samples)
     check_targets(schema, samples)
+    columns = stored_columns(schema, samples)
     filters = image_filters(schema)
     # Chunks are not aligned: each would fill the interval.
     interval = 1 if filters else ALIGNMENT
@@ -50,7 +50,7 @@ def write_shard(path: Path, schema: Schema, samples: Samples) -> None:
             alignment_interval=interval,
         ) as file,
     ):
-        file.attrs.update(format=FORMAT, fingerprint=schema.fingerprint, schema=canonical(asdict(schema)))
+        file.attrs.update(format=FORMAT, fingerprint=schema.fingerprint, schema=schema.text)
         image = file.create_dataset("image", data=stored, **filters)
         image.attrs.update(axes="N,C,H,W", unit=schema.unit, bands=list(schema.bands))
         image.attrs.update(scale=schema.scale, zero=schema.zero)
@@ -64,6 +64,12 @@ def write_shard(path: Path, schema: Schema, samples: Samples) -> None:
         for name, unit in schema.targets.items():
             target = file.create_dataset(f"target/{name}", data=samples.targets[name].astype(np.float64))
             target.attrs["unit"] = unit
+        for name, values in columns.items():
+            file.create_dataset(f"column/{name}", data=values).attrs["unit"] = schema.columns[name]
+
+
+LARGEST = 1e18
+"""Largest absolute value of a pixel; the squares of larger ones do not fit into float32."""
 
 
 def stored_images(schema: Schema, samples: Samples) -> np.ndarray:
@@ -83,8 +89,12 @@ def stored_images(schema: Schema, samples: Samples) -> np.ndarray:
         raise ValueError(f"images have the type {given.dtype}; convert them to numbers.")
     with np.errstate(over="ignore", invalid="ignore"):
         stored = given.astype(schema.dtype, copy=False)
-    told = "has pixels that are not finite (NaN or infinite). Correct or exclude the image, or give --fill_nan VALUE"
-    refuse(samples, ~np.isfinite(given), f"{told} to replace them by a value.")
+    told = (
+        "has pixels that are missing (NaN, infinite, or 3.4e38, which marks them in some files). Correct or exclude the"
+    )
+    refuse(samples, ~np.isfinite(given), f"{told} image, or give --fill_nan VALUE to replace them by a value.")
+    far = np.abs(given) > LARGEST if given.dtype.kind == "f" else np.zeros(given.shape, dtype=bool)
+    refuse(samples, far, f"has pixels above {LARGEST:g}, too large to compute with; correct them, or use another unit.")
     if stored.dtype.kind == "f":
         beyond, limits = ~np.isfinite(stored), f"up to {np.finfo(stored.dtype).max:.6g}"
     else:
@@ -215,3 +225,34 @@ def check_targets(schema: Schema, samples: Samples) -> None:
         if values.dtype.kind not in "biuf":
             raise ValueError(f"{samples.ids[0]}: target {name} has the type {values.dtype}; give real numbers.")
         refuse(samples, np.isinf(values), f"has an infinite {name}; give a finite number, or NaN if it is unknown.")
+
+
+def stored_columns(schema: Schema, samples: Samples) -> dict[str, np.ndarray]:
+    """Return each column as stored, (n,): float64, or bytes of one length in UTF-8.
+
+    Args:
+        schema: content of the split.
+        samples: the samples.
+
+    Raises:
+        ValueError: a value is no finite number, NaN or printable text; the message names the sample.
+    """
+    stored = {}
+    for name in schema.columns:
+        values = np.asarray(samples.columns[name]) if name in samples.columns else None
+        if values is None or values.shape != (len(samples.ids),):
+            raise ValueError(f"column {name}: give one value for each of {len(samples.ids)} samples.")
+        if values.dtype.kind in "biuf":
+            refuse(samples, np.isinf(values), f"has an infinite {name}; give a finite number, or NaN if it is unknown.")
+            stored[name] = values.astype(np.float64)
+            continue
+        texts = values.tolist()
+        bad = [not is_text(value) for value in texts]
+        refuse(samples, np.array(bad), f"has a {name} that is not printable text of at most {LONGEST_ID} bytes.")
+        stored[name] = np.array([value.encode() for value in texts])
+    return stored
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is text that can be a cell of a column."""
+    return isinstance(value, str) and value.isprintable() and len(value.encode(errors="replace")) <= LONGEST_ID

@@ -7,30 +7,44 @@ from typing import Any
 
 import numpy as np
 
-from deeplense.data.choosing import Choice, choose
+from deeplense.data.choosing import Choice, choose, noted
 from deeplense.data.conditions import listed, read_sky, read_targets
 from deeplense.data.records import Layout, Record, few
 from deeplense.data.subsets import split_off
 from deeplense.random.draws import permutation
-from jobs.data.source import open_source
+from jobs.data.source import GRADE, open_source
 from jobs.pack.settings import Settings
 from jobs.settings import require
 
+OPTIONAL = ("catalogue", "cubes", "hdf5", "parquet", "dataset")
+"""Layouts whose images need no label although they have columns."""
 MOST_CLASSES = 12
 """Maximum number of classes listed in the summary."""
 
 
 def read_layout(settings: "Settings") -> Layout:
     """List the images to pack. Raises ValueError, naming the file, for input that cannot be read or does not fit."""
+    relabel = settings.grades is not None or settings.label_key != "label" or ":" in settings.classes
+    found = open_source(settings, relabel=relabel, grades=settings.grades)
+    bare = needs_no_label(settings, found)
+    if bare:
+        found = noted(found, "images are unlabelled: there is no column 'label'; --label_key COLUMN names another")
     choice = Choice(
-        label_key=settings.label_key,
+        label_key=GRADE if settings.grades else settings.label_key,
         classes=listed(settings.classes),
-        unlabelled=bool(settings.unlabelled),
+        unlabelled=bool(settings.unlabelled) or bare,
         targets=read_targets(settings.targets),
         group=settings.group,
         sky=read_sky(settings.sky),
     )
-    return choose(open_source(settings), choice)
+    return choose(found, choice)
+
+
+def needs_no_label(settings: "Settings", layout: Layout) -> bool:
+    """Whether images that have columns, but no labels, are packed without asking for labels."""
+    asked = settings.label_key != "label" or settings.unlabelled or settings.grades or settings.classes
+    without = not layout.classes and bool(layout.columns) and "label" not in layout.columns
+    return not asked and without and (settings.layout in OPTIONAL or bool(settings.targets))
 
 
 def assign_splits(settings: "Settings", layout: Layout) -> dict[str, list[Record]]:
@@ -85,6 +99,9 @@ def summary(layout: Layout, splits: Mapping[str, Sequence[Record]]) -> Iterator[
     if layout.numbers or layout.targets:
         units = {**layout.targets, **layout.numbers}
         yield f"targets: {', '.join(f'{name} ({unit})' if unit else name for name, unit in units.items())}"
+    if layout.headers or layout.kept:
+        columns = {**layout.headers, **layout.kept}
+        yield f"columns: {', '.join(f'{name} ({unit})' if unit else name for name, unit in columns.items())}"
     yield from layout.notes
 
 

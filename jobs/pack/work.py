@@ -48,7 +48,7 @@ def splits_of(
 ) -> dict[Path, tuple["Schema", "Maker"]]:
     """Return the folder, the schema and the maker of samples of each split."""
     places = {record: k for k, record in enumerate(layout.records)}
-    first, _ = load(settings, layout, next(iter(splits.values()))[0])
+    first, _, _ = load(settings, layout, next(iter(splits.values()))[0])
     schemas = {split: schema_of(settings, layout, split, records, first) for split, records in splits.items()}
     return {
         settings.output / split: (schema, Maker(settings, layout, schema, splits[split], places))
@@ -91,9 +91,10 @@ def schema_of(settings: Settings, layout: "Layout", split: str, records: Sequenc
         compression=settings.compression,
         bands=layout.bands,
         unit=settings.unit or layout.unit,
-        pixel_scale_arcsec=settings.pixel_scale,
+        pixel_scale_arcsec=settings.pixel_scale or layout.pixel_scale_arcsec,
         classes=layout.classes,
         targets={**layout.targets, **layout.numbers},
+        columns={**layout.headers, **layout.kept},
         provenance={
             "made_by": "deeplense pack",
             "source": str(settings.origin.resolve()),
@@ -113,6 +114,7 @@ def applied(settings: Settings) -> dict[str, Any]:
 def identity(record: "Record") -> str:
     """Return everything known about a sample except its pixels, as text."""
     more = [*map(repr, record.numbers), str(record.group)] if record.numbers else []
+    more += map(repr, record.kept)
     return " ".join([record.name, str(record.label), *more])
 
 
@@ -150,16 +152,17 @@ class Maker:
 
         chosen = [self.records[k] for k in rows]
         loaded = [load(self.settings, self.layout, record) for record in chosen]
-        for record, (image, _) in zip(chosen, loaded, strict=True):
+        for record, (image, _, _) in zip(chosen, loaded, strict=True):
             require(
                 image.shape == self.schema.shape,
-                f"{record.path}: has the shape {image.shape}, but other images have {self.schema.shape}; "
-                "leave it out, or give --crop to crop all to one size.",
+                f"{record.path} ({record.name}): has the shape {image.shape}, but other images have "
+                f"{self.schema.shape}; leave it out, or give --crop to crop all to one size.",
             )
         return Samples(
-            images=np.stack([image for image, _ in loaded]),
+            images=np.stack([image for image, _, _ in loaded]),
             labels=np.array([record.label for record in chosen]),
-            targets={name: np.array([targets[name] for _, targets in loaded]) for name in self.schema.targets},
+            targets={name: np.array([targets[name] for _, targets, _ in loaded]) for name in self.schema.targets},
             ids=[record.name for record in chosen],
             source_index=np.array([self.places[record] for record in chosen]),
+            columns={name: [columns[name] for _, _, columns in loaded] for name in self.schema.columns},
         )

@@ -70,6 +70,11 @@ class Images(Protocol):
         """Names of the bands; empty if the files do not name them."""
         ...
 
+    @property
+    def pixels(self) -> tuple[str, float | None]:
+        """Unit of the pixels, "" if unknown, and their side in arcsec, None if unknown."""
+        ...
+
     def read(self, rows: range) -> Loaded:
         """Return the images with these numbers."""
         ...
@@ -107,6 +112,11 @@ class ShardImages:
         return tuple(self.split.schema.bands)
 
     @property
+    def pixels(self) -> tuple[str, float | None]:
+        """Unit of the pixels, and their side in arcsec."""
+        return self.split.schema.unit, self.split.schema.pixel_scale_arcsec
+
+    @property
     def identity(self) -> str:
         """A hash that identifies exactly these images."""
         return self.split.dataset_id
@@ -115,8 +125,10 @@ class ShardImages:
     def position(self) -> tuple[str, ...]:
         """The arrays with the right ascension and declination in degrees; none if they are unknown."""
         schemas = [manifest.schema for manifest in self.split.manifests]
-        found = tuple(f"target/{name}" for name in POSITION)
-        return found if all(name in each.targets for each in schemas for name in POSITION) else ()
+        for kind in ("column", "target"):
+            if all(name in getattr(each, f"{kind}s") for each in schemas for name in POSITION):
+                return tuple(f"{kind}/{name}" for name in POSITION)
+        return ()
 
     def read(self, rows: range) -> Loaded:
         """Return the images with these numbers."""
@@ -178,6 +190,11 @@ class FileImages:
         return () if numbered else tuple(self.layout.bands)
 
     @property
+    def pixels(self) -> tuple[str, float | None]:
+        """Unit of the pixels, and their side in arcsec, as given or in the headers."""
+        return self.settings.unit or self.layout.unit, self.settings.pixel_scale or self.layout.pixel_scale_arcsec
+
+    @property
     def identity(self) -> str:
         """A hash of the names of the images and the sizes and times of their files."""
         stats = {path: path.stat() for path in {record.path for record in self.layout.records}}
@@ -191,17 +208,17 @@ class FileImages:
         """Return the images with these numbers. One that cannot be read, or does not fit, is zero and has a problem."""
         records = self.layout.records[rows.start : rows.stop]
         images, problems = np.zeros((len(records), *self.shape), dtype=np.float32), {}
-        numbers: list[Mapping[str, float]] = []
+        facts: list[Mapping[str, float | str]] = []
         for k, record in enumerate(records):
             try:
-                image, found = load(self.settings, self.layout, record)
+                image, _, found = load(self.settings, self.layout, record)
                 images[k] = self.values(record, image)
             except (ValueError, OSError) as error:
                 problems[k], found = " ".join(str(error).split()), {}
-            numbers.append(found)
+            facts.append(found)
         ids = np.array([record.name for record in records], dtype=object)
         sources = np.array([str(record.path) for record in records], dtype=object)
-        return Loaded(images, problems, {"id": ids, "source": sources, **self.positions(rows, numbers)})
+        return Loaded(images, problems, {"id": ids, "source": sources, **self.positions(rows, facts)})
 
     def values(self, record: Record, image: np.ndarray) -> np.ndarray:
         """Return the values of an image in float32. Raises ValueError if the shape is another, or a pixel is not
@@ -213,13 +230,13 @@ class FileImages:
         require(not bad, f"{record.path}: {bad} pixels are NaN or infinite; give --fill_nan VALUE to replace them.")
         return found
 
-    def positions(self, rows: range, numbers: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
+    def positions(self, rows: range, facts: Sequence[Mapping[str, float | str]]) -> dict[str, np.ndarray]:
         """Return ra and dec of these images in degrees, NaN where unknown: from their files, or from columns of these
         names; nothing if none is known of the first image."""
         columns = {name.lower(): cells for name, cells in self.layout.columns.items()}
         found = {}
         for name in POSITION if self.has_position else ():
-            own = np.array([each.get(name, np.nan) for each in numbers], dtype=np.float64)
+            own = as_numbers(np.array([each.get(name, np.nan) for each in facts], dtype=object))
             told = columns.get(name)
             told = np.full(len(own), np.nan) if told is None else as_numbers(told[rows.start : rows.stop])
             found[name] = np.where(np.isfinite(told), told, own)
@@ -269,8 +286,8 @@ def open_files(settings: Settings) -> FileImages:
     columns = {name.lower() for name in layout.columns}
     for record in layout.records[:MOST_UNREADABLE]:
         try:
-            first, numbers = load(settings, layout, record)
-            return FileImages(settings, layout, first, set(POSITION) <= columns | set(numbers))
+            first, _, own = load(settings, layout, record)
+            return FileImages(settings, layout, first, set(POSITION) <= columns | set(own))
         except (ValueError, OSError) as error:
             problems.append(str(error))
     raise ValueError(f"the first {len(problems)} images of {settings.origin} cannot be read; the first: {problems[0]}")

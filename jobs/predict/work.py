@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from jobs.train.learner import class_counts
 from jobs.train.stored import tell_unfinished
 
 LENSES = ("lens", "lenses", "lensed")
+SAME_SIDE = 0.01
+"""Relative difference of the sides of pixels that counts as none."""
 FEW_IMAGES = 4096
 """With fewer images, more processes take longer to start than to predict."""
 
@@ -152,5 +155,20 @@ def tell_start(settings: Settings, scorer: Scorer, plan: dict[str, Any]) -> None
     views = f", {settings.views} views of each" if settings.views > 1 else ""
     part = f"part {settings.part}: " if settings.part else ""
     say(f"{part}predicting {len(images)} images of {images.name} with {told}{views}, into {settings.output}")
+    for line in differing_pixels(scorer):
+        say(line)
     if plan["prevalence"] is not None:
         say(f"probabilities are for a fraction of {plan['prevalence']:g} of the class {plan['class_name']}")
+
+
+def differing_pixels(scorer: Scorer) -> Iterator[str]:
+    """Yield a note if the pixels of the images are not of the size or the unit of the training images."""
+    schema, (unit, side), name = scorer.schema, scorer.images.pixels, scorer.images.name
+    trained = schema.pixel_scale_arcsec
+    if side and trained and abs(side / trained - 1) > SAME_SIDE:
+        yield (
+            f"note: a pixel of {name} is {side:g} arcsec wide, but {trained:g} arcsec in the training images; the "
+            "network has not seen lenses of this size in pixels"
+        )
+    if unit and schema.unit and unit != schema.unit:
+        yield f"note: the pixels of {name} are in {unit}, but those of the training images in {schema.unit}"
