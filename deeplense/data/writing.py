@@ -89,10 +89,9 @@ def stored_images(schema: Schema, samples: Samples) -> np.ndarray:
         raise ValueError(f"images have the type {given.dtype}; convert them to numbers.")
     with np.errstate(over="ignore", invalid="ignore"):
         stored = given.astype(schema.dtype, copy=False)
-    told = (
-        "has pixels that are missing (NaN, infinite, or 3.4e38, which marks them in some files). Correct or exclude the"
-    )
-    refuse(samples, ~np.isfinite(given), f"{told} image, or give --fill_nan VALUE to replace them by a value.")
+    told = "has pixels that are not finite (NaN, infinite, or 3.4e38 as a mark of missing ones)"
+    remedy = "Correct or exclude the image, or give --fill_nan VALUE to replace them by a value."
+    refuse(samples, ~np.isfinite(given), f"{told}. {remedy}")
     far = np.abs(given) > LARGEST if given.dtype.kind == "f" else np.zeros(given.shape, dtype=bool)
     refuse(samples, far, f"has pixels above {LARGEST:g}, too large to compute with; correct them, or use another unit.")
     if stored.dtype.kind == "f":

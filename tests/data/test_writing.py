@@ -121,6 +121,10 @@ BAD: dict[str, tuple[Callable[[Samples], Samples], str]] = {
         lambda good: replace(good, images=good.images.astype("U9")),
         "type <U9; convert them to numbers",
     ),
+    "a pixel whose square float32 cannot hold": (
+        lambda good: replace(good, images=at(7, good.images, np.float32(2e18))),
+        r"id7: has pixels above 1e\+18, too large to compute with",
+    ),
     "a name of two lines": (
         lambda good: replace(good, ids=["a\nb", *good.ids[1:]]),
         r"'a\\nb' is not a valid sample name",
