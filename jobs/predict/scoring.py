@@ -88,10 +88,11 @@ def make_rows(rows: range, settings: Settings, facts: Mapping[str, Any]) -> pa.T
     known = {name: np.concatenate([each.loaded.known[name] for each in found]) for name in found[0].loaded.known}
     problems = [each.loaded.problems.get(k) for each in found for k in range(len(each.seen))]
     numbers = columns_of_classes(scorer, outputs, facts) if scorer.classes else columns_of_numbers(scorer, outputs)
-    if settings.embeddings:
-        numbers["embedding"] = embedding_column(np.concatenate([each.features for each in found]))
     columns = known_columns(known, rows, np.concatenate([each.seen for each in found]))
-    return make_table({**columns, PROBLEM: pa.array(problems, pa.string()), **without(numbers, problems)}, facts)
+    columns |= {PROBLEM: pa.array(problems, pa.string()), **without(numbers, problems)}
+    if settings.embeddings:
+        columns["embedding"] = embedding_column(np.concatenate([each.features for each in found]), problems)
+    return make_table(columns, facts)
 
 
 @dataclass(frozen=True)

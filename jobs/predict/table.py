@@ -57,9 +57,11 @@ def known_columns(known: Mapping[str, np.ndarray], rows: range, seen: np.ndarray
     return texts | {"index": pa.array(np.arange(rows.start, rows.stop))} | more | {"seen": pa.array(seen)}
 
 
-def embedding_column(features: np.ndarray) -> pa.Array:
-    """Return features (n, D) as a column of lists of float16; larger numbers become the largest float16."""
+def embedding_column(features: np.ndarray, problems: Sequence[str | None]) -> pa.Array:
+    """Return features (n, D) as a column of lists of float16; larger numbers become the largest float16. An image with
+    a problem has NaN: some programs cannot read a table in which such a list is missing."""
     halves = np.clip(features, -LARGEST, LARGEST).astype(np.float16)
+    halves[[problem is not None for problem in problems]] = np.nan
     return pa.FixedSizeListArray.from_arrays(pa.array(halves.ravel()), features.shape[1])
 
 

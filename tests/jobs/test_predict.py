@@ -326,7 +326,7 @@ def test_images_in_files_are_predicted_without_packing_and_one_that_cannot_be_re
     (folder / "stamp07.npy").write_bytes(b"no image")
     np.save(folder / "stamp20.npy", np.full_like(images[20], np.nan))
     np.save(folder / "stamp30.npy", images[30][:, :8])
-    assert main(predict(runs[0], folder, tmp_path / "out")) == 0
+    assert main(predict(runs[0], folder, tmp_path / "out", "--embeddings=1")) == 0
     told = capfd.readouterr().out
     assert "stamps is not a data set of deeplense; it is read with --layout files" in told.replace("\n", " ")
     assert "3 of them could not be predicted, see the column problem" in told.replace("\n", " ")
@@ -339,6 +339,8 @@ def test_images_in_files_are_predicted_without_packing_and_one_that_cannot_be_re
     kept, expected = np.delete(np.arange(45), bad), of_classes(table_of(whole), "probability")[:45]
     assert of_classes(table, "probability")[kept] == pytest.approx(expected[kept], abs=1e-6)
     assert np.isnan(of_classes(table, "logit")[bad].astype(float)).all()
+    features = np.array(table["embedding"].to_pylist(), dtype=float)
+    assert np.flatnonzero(np.isnan(features).any(axis=1)).tolist() == bad
     assert files(tmp_path / "out").keys() == {
         "plan.json",
         "predictions.json",
