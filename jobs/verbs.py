@@ -51,6 +51,8 @@ VERBS = (
     Verb("diffuse", resumes=True, shares=True),
     Verb("sample", in_parts=True, networks=True),
     Verb("evaluate", networks=True),
+    Verb("candidates", positional="predictions"),
+    Verb("grades", positional="files"),
     Verb("show", positional="dataset"),
     Verb("plot", positional="runs"),
     Verb("compare", positional="runs"),

@@ -26,6 +26,8 @@ LEAST = {
     "sample": ["--run", "runs/ddpm", "--output", "data", "--num_images", "10"],
     "evaluate": ["--run", "runs/a"],
     "export": ["runs/a", "--output", "lens.safetensors"],
+    "candidates": ["predictions", "--output", "page"],
+    "grades": ["anna.csv", "ben.csv"],
     "show": ["data"],
     "plot": ["runs/a", "runs/b"],
     "compare": ["runs/a", "runs/b"],
