@@ -1,6 +1,8 @@
 // Images from bytes. Colours are those of Lupton et al. (2004): one stretch of the mean brightness for all three bands.
+// Where a pixel is not brighter than the noise its colour says nothing, and is drawn weakly.
 
 const STEPS = 254;
+const COLOURLESS = 4; // at this brightness, in units of the noise, half of the colour is drawn
 const DEFAULTS = { stretch: 12, brightness: 1, black: 0.5, colour: 1, band: "", alike: false, inverted: false, smooth: true };
 
 class Drawer {
@@ -43,12 +45,10 @@ class Drawer {
     });
   }
 
-  // Brightness that is subtracted, in units of a usual object.
-  black(number, look) {
+  // Noise of the mean brightness, in units of a usual object; 0 for images that are stretched already.
+  grain(number) {
     const { noise, scale, planes, linear } = this.stamps;
-    if (linear) return look.black / 10;
-    const grain = planes.map((band) => noise[number][band] / scale[band]);
-    return look.black * Math.hypot(...grain) / 3;
+    return linear ? 0 : Math.hypot(...planes.map((band) => noise[number][band] / scale[band])) / 3;
   }
 
   draw(canvas, number, look) {
@@ -68,10 +68,11 @@ class Drawer {
   // What a brightness is drawn with: 0 is black, 1 white.
   tone(number, look) {
     const white = (look.alike ? this.commonWhite : this.stamps.white[number]) / look.brightness;
-    const black = this.black(number, look);
+    const grain = this.grain(number);
+    const black = look.black * (grain || 0.1);
     const norm = Math.asinh(look.stretch);
     const curve = look.stretch > 0 ? (x) => Math.asinh(look.stretch * x) / norm : (x) => x;
-    return { black, curve: (level) => (level > 0 ? curve(level / white) : 0) };
+    return { black, faint: (COLOURLESS * grain) ** 2, curve: (level) => (level > 0 ? curve(level / white) : 0) };
   }
 
   paint(out, bytes, start, levels, tone, look) {
@@ -96,9 +97,10 @@ class Drawer {
       const mean = (red + green + blue) / 3;
       const shown = tone.curve(mean);
       if (shown > 0) {
-        red = shown * (1 + look.colour * (red / mean - 1));
-        green = shown * (1 + look.colour * (green / mean - 1));
-        blue = shown * (1 + look.colour * (blue / mean - 1));
+        const colour = look.colour / (1 + tone.faint / mean ** 2);
+        red = shown * (1 + colour * (red / mean - 1));
+        green = shown * (1 + colour * (green / mean - 1));
+        blue = shown * (1 + colour * (blue / mean - 1));
         const most = Math.max(red, green, blue, 1);
         red /= most;
         green /= most;

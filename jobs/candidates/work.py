@@ -40,7 +40,7 @@ def run(settings: Settings) -> int:
     scale, count = reader.pixel_scale_arcsec, len(candidates)
     facts = Facts(
         title=f"Candidates: {class_name}",
-        lead=f"{count} images with the highest scores of {predictions.num_images}, from {reader.name}",
+        lead=f"The {count} highest scores of {predictions.num_images} images, from {reader.name}",
         key=key_of(predictions, class_name),
         score_name=f"probability of {class_name}",
         bands=[reader.bands[k] for k in bands],
