@@ -33,7 +33,8 @@ function move(step) {
   const isIn = list[after] === view.current;
   const from = after < 0 ? list.length : after;
   const place = isIn ? from + step : step > 0 ? from + step - 1 : from + step;
-  if (isIn && (place < 0 || place >= list.length) && Math.abs(step) > 1) return;
+  const isOutside = place < 0 || place >= list.length;
+  if (isOutside && Math.abs(step) > 1) return; // no row above or below
   select(list[Math.min(Math.max(place, 0), list.length - 1)]);
 }
 
@@ -189,7 +190,7 @@ const KEYS = {
   u: undo, delete: () => grade(""), backspace: () => grade(""), " ": moveToOpen,
   arrowleft: () => move(-1), arrowright: () => move(1),
   arrowup: () => move(view.isSingle ? -1 : -columnsOfGrid()), arrowdown: () => move(view.isSingle ? 1 : columnsOfGrid()),
-  home: () => move(-names.length * 2), end: () => move(names.length * 2),
+  home: () => list.length && select(list[0]), end: () => list.length && select(list.at(-1)),
   enter: () => setSingle(true), escape: () => setSingle(false), m: writeNote, "/": () => $("find").focus(),
   1: () => oneBand("red"), 2: () => oneBand("green"), 3: () => oneBand("blue"), 0: () => oneBand(""),
   "+": () => nudge("brightness", 10), "=": () => nudge("brightness", 10), "-": () => nudge("brightness", -10),

@@ -140,15 +140,50 @@ def background(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Args:
         images: (N, B, H, W), NaN without a value.
     """
-    flat = images.reshape(*images.shape[:2], -1).copy()
-    flat[np.isnan(flat).all(axis=2)] = 0.0
+    values = np.sort(images.reshape(*images.shape[:2], -1), axis=2)
+    counts = np.isfinite(values).sum(axis=2)
+    values = np.where(np.isfinite(values), values, np.inf)
+    first, last = np.zeros_like(counts), counts
+    centred = np.where(np.isfinite(values), values, 0.0) - median_of(values, first, last)[..., None]
+    sums, squares = (np.concatenate([0 * x[..., :1], x.cumsum(axis=2)], axis=2) for x in (centred, centred**2))
     for _ in range(CLIPPINGS):
-        middle, spread = np.nanmedian(flat, axis=2), np.nanstd(flat, axis=2)
-        flat[np.abs(flat - middle[..., None]) > CLIPPING * spread[..., None]] = np.nan
-    sky, noise = np.nanmedian(flat, axis=2), np.nanstd(flat, axis=2)
-    usual = np.nanmax(np.abs(np.nan_to_num(images)), axis=(2, 3))
-    least = np.where(usual > 0, 1e-6 * usual, 1.0)
-    return sky, np.maximum(noise, least)
+        sky, spread = median_of(values, first, last), deviation(sums, squares, first, last)
+        low, high = (sky - CLIPPING * spread)[..., None], (sky + CLIPPING * spread)[..., None]
+        first, last = np.maximum(first, (values < low).sum(axis=2)), np.minimum(last, (values <= high).sum(axis=2))
+    sky, noise = median_of(values, first, last), deviation(sums, squares, first, last)
+    usual = np.abs(np.where(np.isfinite(values), values, 0.0)).max(axis=2)
+    return sky, np.maximum(noise, np.where(usual > 0, 1e-6 * usual, 1.0))
+
+
+def median_of(values: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Return the median of a range of sorted values (N, B, P), (N, B); 0 for an empty one.
+
+    Args:
+        values: sorted values.
+        first: first place of the range, (N, B).
+        last: place after the range, (N, B).
+    """
+    largest = values.shape[2] - 1
+    places = [np.clip(place, 0, largest)[..., None] for place in ((first + last - 1) // 2, (first + last) // 2)]
+    lower, upper = (np.take_along_axis(values, place, axis=2)[..., 0] for place in places)
+    return np.where(last > first, (lower + upper) / 2, 0.0)
+
+
+def deviation(sums: np.ndarray, squares: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Return the standard deviation in a range, (N, B); 0 for an empty one.
+
+    Args:
+        sums: sum of all values before each place, (N, B, P + 1).
+        squares: sum of their squares, (N, B, P + 1).
+        first: first place of the range, (N, B).
+        last: place after the range, (N, B).
+    """
+    count = np.maximum(last - first, 1)
+    total, square = (
+        np.take_along_axis(x, last[..., None], axis=2)[..., 0] - np.take_along_axis(x, first[..., None], axis=2)[..., 0]
+        for x in (sums, squares)
+    )
+    return np.sqrt(np.maximum(square / count - (total / count) ** 2, 0.0))
 
 
 def white_level(stamps: Stamps) -> np.ndarray:

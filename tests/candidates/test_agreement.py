@@ -17,7 +17,9 @@ PUBLISHED = """
 
 def table(text: str) -> np.ndarray:
     """Grades (N, R) of a text with a line per person."""
-    return np.array([[-1 if sign == "." else int(sign) - 1 for sign in line.split()] for line in text.split("\n") if line]).T
+    return np.array(
+        [[-1 if sign == "." else int(sign) - 1 for sign in line.split()] for line in text.split("\n") if line]
+    ).T
 
 
 def test_alpha_is_the_published_one() -> None:

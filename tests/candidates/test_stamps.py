@@ -23,7 +23,9 @@ def test_decoded_pixels_differ_by_half_a_step_at_most_and_by_little_of_the_noise
     found = decode(stamps)
     assert stamps.codes.dtype == np.uint8
     steps = (stamps.high - stamps.low)[..., None, None] / 254
-    scaled = [np.arcsinh((each - stamps.sky[..., None, None]) / stamps.noise[..., None, None]) for each in (images, found)]
+    scaled = [
+        np.arcsinh((each - stamps.sky[..., None, None]) / stamps.noise[..., None, None]) for each in (images, found)
+    ]
     assert (np.abs(scaled[0] - scaled[1]) <= 0.5001 * steps).all()
     in_noise = np.abs(images - stamps.sky[..., None, None]) / stamps.noise[..., None, None]
     errors = np.abs(images - found) / stamps.noise[..., None, None]
@@ -38,6 +40,15 @@ def test_background_and_noise_are_those_of_sigma_clipping_of_astropy() -> None:
             _, middle_of, spread = sigma_clipped_stats(images[number, band], sigma=3, maxiters=5)
             assert found[0][number, band] == pytest.approx(middle_of, abs=0.02)
             assert found[1][number, band] == pytest.approx(spread, rel=0.02)
+
+
+def test_the_background_is_that_of_the_pixels_that_have_a_value() -> None:
+    images = sky(2) + 1000
+    part = images.copy()
+    part[:, :, :, 16:] = np.nan
+    found = background(part)
+    right = background(images[:, :, :, :16])
+    np.testing.assert_allclose(found, right, rtol=1e-9)
 
 
 def test_the_unit_of_the_pixels_makes_no_difference_to_what_is_drawn() -> None:

@@ -92,15 +92,19 @@ class Browser:
         )
 
     def open(self, path: Path) -> None:
-        """Open a file as a page, and wait until it is drawn."""
-        self.call("Page.navigate", url=path.resolve().as_uri())
-        self.until("document.readyState === 'complete' && location.protocol === 'file:'")
+        """Open a file as a page, and wait until it is loaded."""
+        self.load("Page.navigate", url=path.resolve().as_uri())
 
     def reload(self) -> None:
         """Load the page again."""
-        self.do("window.isOld = true")
-        self.call("Page.reload")
-        self.until("!window.isOld && document.readyState === 'complete'")
+        self.load("Page.reload")
+
+    def load(self, method: str, **values: Any) -> None:
+        """Load a page by this call."""
+        before = len(self.messages("Page.loadEventFired"))
+        self.call(method, **values)
+        while len(self.messages("Page.loadEventFired")) == before:
+            self.events.append(self.receive())
 
     def do(self, script: str) -> Any:
         """Evaluate an expression in the page and return its value."""

@@ -115,9 +115,7 @@ def test_the_same_command_gives_the_same_bytes_and_the_key_stays_with_other_scor
     other = predict(tmp_path / "other", split, probabilities=np.stack([1 - scores(), scores()], axis=1))
     for name, folder in (("a", one), ("b", one), ("c", other)):
         assert main(["candidates", str(folder), f"--output={tmp_path / name}"]) == 0
-    first, again = (
-        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("a", "b")
-    )
+    first, again = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("a", "b"))
     assert first == again
     assert content_of(tmp_path / "a")["key"] == content_of(tmp_path / "c")["key"]
     assert main(["candidates", str(one), f"--output={tmp_path / 'd'}", "--class_name=other"]) == 0
