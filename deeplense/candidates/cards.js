@@ -5,9 +5,13 @@ const content = JSON.parse($("content").textContent);
 const { id: names, sources, source: sourceNumbers, score: scores } = content.candidates;
 const numberOfChunks = Math.ceil(names.length / content.stamps.chunk);
 const storage = browserStorage();
-const grades = new Grades(`deeplense-candidates/${content.key}`, storage);
+const KEPT = `deeplense-candidates/${content.key}`;
+const journal = new Journal(KEPT, (entries) => {
+  if (grades.merge(entries)) refreshAll();
+});
+const grades = new Grades(KEPT, storage, journal);
 const drawer = new Drawer(content.stamps);
-const VIEW = `deeplense-candidates/${content.key}/view`;
+const VIEW = `${KEPT}/view`;
 const own = content.stamps.linear ? { ...DEFAULTS, stretch: 0, black: 0 } : DEFAULTS;
 const view = { look: { ...own }, side: 150, current: 0, isSingle: false, isBlind: false, theme: "", ...storedView() };
 view.look = { ...own, ...view.look };

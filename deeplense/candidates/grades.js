@@ -8,9 +8,11 @@ const keyOf = (source, id) => `${source}\u0000${id}`;
 
 class Grades {
   // key: under which they are kept; storage: of the browser; null where there is none.
-  constructor(key, storage) {
+  // journal: a second copy, with a function put; null for none.
+  constructor(key, storage, journal = null) {
     this.key = key;
     this.storage = storage;
+    this.journal = journal;
     this.grader = "";
     this.entries = {};
     this.history = [];
@@ -47,7 +49,9 @@ class Grades {
     return changed;
   }
 
-  save() {
+  // Keeps what has changed under these keys.
+  save(keys = []) {
+    if (keys.length) this.journal?.put(keys.map((key) => [key, this.entries[key]]));
     const kept = this.stored();
     if (kept) this.merge(kept.entries);
     try {
@@ -80,7 +84,7 @@ class Grades {
       this.history.push([[key, before ? { grade: before.grade, note: before.note } : { grade: "", note: "" }]]);
       this.history = this.history.slice(-MOST_UNDONE);
     }
-    this.save();
+    this.save([key]);
     return true;
   }
 
@@ -100,7 +104,7 @@ class Grades {
       const entry = this.entries[key];
       this.entries[key] = { ...entry, ...before, time: this.timeAfter(entry) };
     }
-    this.save();
+    this.save(last.map(([key]) => key));
     this.noted = null;
     const { source, id } = this.entries[last[0][0]];
     return { source, id, count: last.length };
@@ -129,7 +133,7 @@ class Grades {
       const isLater = entry.time && (!own || entry.time > own.time);
       this.entries[key] = { ...entry, time: isLater ? entry.time : this.timeAfter(own) };
     }
-    this.save();
+    this.save(pairs.map(([key]) => key));
   }
 
   // Takes the grades of a CSV file. Returns how many were taken, or throws an Error in words for a person.

@@ -17,7 +17,7 @@ from deeplense.files import finite, replacing
 
 CHUNK_BYTES = 750_000
 """Bytes of pixels in a file: the first images are there soon, and there are not too many files."""
-SCRIPTS = ("grades.js", "draw.js", "cards.js", "keys.js")
+SCRIPTS = ("grades.js", "journal.js", "draw.js", "cards.js", "keys.js")
 DIGITS = 6
 
 

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ FLAGS = (
     "--remote-debugging-pipe",
 )
 SECONDS = 60.0
-NAMED = {" ": "Space", "ArrowLeft": "ArrowLeft"}
 
 
 def chromium() -> str:
@@ -106,6 +104,11 @@ class Browser:
         while len(self.messages("Page.loadEventFired")) == before:
             self.events.append(self.receive())
 
+    def forget(self) -> None:
+        """Remove all that pages of files keep, and load the page again."""
+        self.call("Storage.clearDataForOrigin", origin="file://", storageTypes="all")
+        self.reload()
+
     def do(self, script: str) -> Any:
         """Evaluate an expression in the page and return its value."""
         found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
@@ -153,6 +156,3 @@ class Browser:
             if descriptor >= 0:
                 os.close(descriptor)
         self.to = self.source = -1
-
-
-Opener = Callable[..., Browser]

@@ -5,6 +5,7 @@ import io
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from browser import Browser
 
 from deeplense.candidates.merging import guarded, read_grades, unguarded
 from deeplense.candidates.page import Candidate, Facts, write_page
-from deeplense.candidates.stamps import encode
+from deeplense.candidates.stamps import PER_IMAGE, Stamps, encode
 
 COUNT, SIZE = 130, 16
 HOSTILE = [
@@ -38,6 +39,13 @@ def images(count: int, size: int = SIZE) -> np.ndarray:
     return found
 
 
+def stamps_of(count: int, size: int) -> Stamps:
+    """Encoded images; of many the first 130 stand again and again."""
+    found = encode([images(min(count, COUNT), size)], planes=(0, 1, 2))
+    rows = np.arange(count) % COUNT
+    return replace(found, **{name: getattr(found, name)[rows] for name in PER_IMAGE})
+
+
 def make_page(
     folder: Path, *, count: int = COUNT, size: int = SIZE, key: str = "k", names: list[str] | None = None
 ) -> Path:
@@ -48,7 +56,7 @@ def make_page(
         folder,
         facts=Facts("Candidates: lens", "from here", key, "probability of lens", ["i", "r", "g"], 0.2),
         candidates=candidates,
-        stamps=encode([images(count, size)], planes=(0, 1, 2)),
+        stamps=stamps_of(count, size),
         similar=[[((k + 1) % count, 0.9), ((k + 2) % count, 0.5)] for k in range(count)],
     )
     return folder / "index.html"
@@ -73,8 +81,7 @@ def running() -> Iterator[Browser]:
 def browser(running: Browser, page: Path) -> Browser:
     """The browser on the page, without any grade."""
     running.open(page)
-    running.do("localStorage.clear()")
-    running.reload()
+    running.forget()
     running.resize(1400, 900)
     ready(running)
     return running
@@ -149,6 +156,33 @@ def test_grades_survive_the_end_of_the_browser(page: Path, tmp_path: Path) -> No
             browser.kill()
 
 
+def test_grades_survive_a_kill_of_the_browser_at_once(page: Path, tmp_path: Path) -> None:
+    pressed = keys(20, seed=2)
+    for begin in (True, False):
+        browser = Browser(tmp_path / "profile")
+        try:
+            browser.open(page)
+            ready(browser)
+            if begin:
+                browser.press(*pressed)
+                browser.until("journal.pending === 0")
+            else:
+                browser.until("Object.keys(grades.entries).length > 0")
+                assert graded(browser) == {name_of(k): KEYS[key] for k, key in enumerate(pressed)}
+        finally:
+            browser.kill()
+
+
+def test_what_localstorage_lacks_comes_from_the_database_and_no_later_change_is_lost(browser: Browser) -> None:
+    browser.press("a", "b", "c", "u")
+    browser.until("journal.pending === 0")
+    before = graded(browser)
+    browser.do("localStorage.clear()")
+    browser.reload()
+    browser.until("Object.keys(grades.entries).length > 0")
+    assert graded(browser) == before == {name_of(0): "A", name_of(1): "B"}
+
+
 def test_the_file_that_is_saved_is_read_by_deeplense_and_by_another_page(
     browser: Browser, tmp_path: Path, page: Path
 ) -> None:
@@ -167,8 +201,7 @@ def test_the_file_that_is_saved_is_read_by_deeplense_and_by_another_page(
     ]
     assert all(each.time.endswith("Z") for each in found)
     before = graded(browser)
-    browser.do("localStorage.clear()")
-    browser.reload()
+    browser.forget()
     assert graded(browser) == {}
     browser.do(f"load({json.dumps(path.read_text())}, 'anna.csv')")
     assert graded(browser) == before
@@ -381,7 +414,8 @@ def test_content_of_the_storage_that_is_not_ours_is_ignored(browser: Browser) ->
 
 def test_ranks_and_scores_can_be_hidden(browser: Browser) -> None:
     browser.do("$('blind').click()")
-    seen = "[...document.querySelectorAll('.card .rank, .card .score')].filter(e => e.checkVisibility({ visibilityProperty: true })).length"
+    is_seen = "e => e.checkVisibility({ visibilityProperty: true })"
+    seen = f"[...document.querySelectorAll('.card .rank, .card .score')].filter({is_seen}).length"
     assert browser.do(seen) == 0
     assert "score" not in browser.do("cards[0].card.getAttribute('aria-label')")
     browser.press("Enter")
@@ -399,7 +433,8 @@ def test_nothing_is_wider_than_the_screen(width: int, browser: Browser) -> None:
         browser.press(*keys_pressed)
         browser.do("document.querySelector('details').open = true")
         assert browser.do("document.documentElement.scrollWidth") <= width
-        wide = "[...document.querySelectorAll('main *, dialog *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1)"
+        is_wide = "e => e.getBoundingClientRect().right > innerWidth + 1"
+        wide = f"[...document.querySelectorAll('main *, dialog *')].filter({is_wide})"
         assert browser.do(f"{wide}.map(e => e.outerHTML.slice(0, 80))") == []
 
 
@@ -417,8 +452,7 @@ def test_a_thousand_images_load_in_three_seconds(running: Browser, tmp_path: Pat
     found: list[dict[str, Any]] = []
     for _ in range(3):
         running.open(path)
-        running.do("localStorage.clear()")
-        running.reload()
+        running.forget()
         ready(running)
         marks = "['seen', 'complete'].map(n => [n, performance.getEntriesByName(`deeplense-${n}`)[0].startTime / 1000])"
         found.append(dict(running.do(marks)))
