@@ -70,14 +70,22 @@ def best_rows(predictions: Predictions, class_name: str, count: int) -> Rows:
     default = str(predictions.document.get("dataset") or predictions.folder)
     sources = [default if source is None else str(source) for source in rows.get("source", [None] * len(numbers))]
     rows |= {"source": sources, "score": scores[numbers].tolist(), "spread": rows.get(f"spread_{class_name}", [])}
-    first = list({pair: k for k, pair in reversed(list(enumerate(zip(sources, rows["id"], strict=True))))}.values())
-    kept = sorted(first)
-    if len(kept) < len(numbers):
-        twice = sorted({str(rows["id"][k]) for k in set(range(len(numbers))) - set(kept)})
-        say(
-            f"{len(numbers) - len(kept)} images have the name of one with a higher score and are left out: {few(twice)}"
-        )
+    kept = first_of_each(list(zip(sources, rows["id"], strict=True)))
+    left = sorted({str(rows["id"][k]) for k in set(range(len(numbers))) - set(kept)})
+    if left:
+        count_left = len(numbers) - len(kept)
+        say(f"left out, because an image with a higher score has the same name: {count_left} ({few(left)})")
     return {name: [values[k] for k in kept] for name, values in rows.items() if values}
+
+
+def first_of_each(values: Sequence[Any]) -> list[int]:
+    """Return the places of values that do not stand before.
+
+    Example:
+        >>> first_of_each(["a", "b", "a", "c"])
+        [0, 1, 3]
+    """
+    return sorted({value: place for place, value in reversed(list(enumerate(values)))}.values())
 
 
 def few(names: Sequence[str], most: int = 3) -> str:

@@ -71,7 +71,7 @@ class Predictions:
             first, last = np.searchsorted(numbers[order], [start, start + len(batch)])
             chosen = batch.take(numbers[order][first:last] - start) if last > first else batch.slice(0, 0)
             for name in known:
-                found[name] += chosen.column(name).to_pylist()
+                found[name] += as_list(chosen.column(name))
         place = np.argsort(order)
         return {name: [values[k] for k in place] for name, values in found.items()}
 
@@ -96,6 +96,14 @@ def batches(files: Sequence[Path], names: Sequence[str]) -> Iterator[tuple[int, 
         for batch in opened(path).iter_batches(ROWS, columns=list(names)):
             yield start, batch
             start += len(batch)
+
+
+def as_list(column: Any) -> list[Any]:
+    """Return a column as a list, None for null; embeddings as arrays."""
+    size = getattr(column.type, "list_size", 0)
+    if not size or column.null_count:
+        return column.to_pylist()
+    return list(column.flatten().to_numpy(zero_copy_only=False).reshape(-1, size))
 
 
 def as_array(column: Any) -> np.ndarray:

@@ -47,7 +47,7 @@ class Browser:
         words = [chromium(), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
         # The protocol wants the descriptors 3 and 4.
         shell = ["bash", "-c", f'exec "$@" 3<&{here} 4>&{there}', "bash", *words]
-        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        silent: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(shell, pass_fds=(here, there), start_new_session=True, **silent)
         os.close(here)
         os.close(there)

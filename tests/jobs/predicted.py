@@ -22,7 +22,7 @@ def write_predictions(
     dataset_id: str | None = None,
     split: str = "test",
     embeddings: np.ndarray | None = None,
-    more: Mapping[str, Sequence[Any]] | None = None,
+    more: Mapping[str, Any] | None = None,
     num_files: int = 1,
 ) -> Path:
     """A folder of predictions for images with these names: probabilities (N, K), in so many files."""

@@ -159,7 +159,8 @@ def test_of_images_of_one_name_the_best_is_kept_and_the_user_is_told(
     monkeypatch.setattr(Split, "ids", property(lambda self: ids))
     folder = predict(tmp_path / "predictions", split, ids=ids)
     assert main(["candidates", str(folder), f"--output={tmp_path / 'page'}"]) == 0
-    assert f"1 images have the name of one with a higher score and are left out: {ids[3]}" in capfd.readouterr().out
+    told = capfd.readouterr().out
+    assert f"left out, because an image with a higher score has the same name: 1 ({ids[3]})" in told
     found = content_of(tmp_path / "page")["candidates"]
     assert found["score"][found["id"].index(ids[3])] == pytest.approx(max(scores()[3], scores()[7]))
     assert len(set(found["id"])) == len(found["id"]) == COUNT - 1
