@@ -106,17 +106,17 @@ def found_in(known: Known, seen: np.ndarray) -> np.ndarray:
     return known.lens[seen].cumsum()[[min(count, len(seen)) - 1 for count in LOOKS]]
 
 
-def replay(known: Known, *, fraction: float, seed: int) -> Mapping[str, np.ndarray | float]:
+def replay(known: Known, *, fraction: float, seed: int) -> Mapping[str, np.ndarray]:
     """Lenses that are found in one split, by the order of the looks."""
     train, pool = halves(known, fraction=fraction, seed=seed)
     return {
         "chance": np.array(LOOKS) * known.lens[pool].mean(),
         "score": found_in(known, looks(known, train, pool, feed_back=False)),
         "fed back": found_in(known, looks(known, train, pool, feed_back=True)),
-        "auc": float(roc_auc_score(known.lens[pool], scores(known, train, pool))),
-        "lenses": float(known.lens[pool].sum()),
-        "images": float(len(pool)),
-        "trained on": float(len(train)),
+        "auc": np.array(roc_auc_score(known.lens[pool], scores(known, train, pool))),
+        "lenses": known.lens[pool].sum(),
+        "images": np.array(len(pool)),
+        "trained on": np.array(len(train)),
     }
 
 
@@ -133,16 +133,15 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=200)
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.5, 0.1])
     given = parser.parse_args()
-    known = read_space_warps(Path(os.environ["DEEPLENSE_DATA"]) / "space_warps")
+    known = read_space_warps(Path(os.environ.get("DEEPLENSE_DATA", "../shared/data")) / "space_warps")
     for fraction in given.fractions:
         print_table([replay(known, fraction=fraction, seed=seed) for seed in range(given.splits)])
 
 
-def print_table(splits: Sequence[Mapping[str, np.ndarray | float]]) -> None:
+def print_table(splits: Sequence[Mapping[str, np.ndarray]]) -> None:
     """Print what was found, over all splits."""
-    mean = {
-        name: float(np.mean([found[name] for found in splits])) for name in ("auc", "lenses", "images", "trained on")
-    }
+    names = ("auc", "lenses", "images", "trained on")
+    mean = {name: np.mean([found[name] for found in splits]) for name in names}
     print(f"\ntrained on {mean['trained on']:.0f} images, AUC {mean['auc']:.3f}; {len(splits)} splits, mean and 95 %")
     print(
         f"{mean['images']:.0f} images to look at, {mean['lenses']:.0f} of them lenses; lenses found in so many looks:"
