@@ -42,9 +42,13 @@ class Journal {
     };
     const database = await this.opened;
     if (!database) return end();
-    const change = database.transaction("entries", "readwrite", { durability: "strict" });
-    change.oncomplete = change.onabort = end;
-    for (const [key, entry] of pairs) change.objectStore("entries").put(entry, this.prefix + key);
+    try {
+      const change = database.transaction("entries", "readwrite", { durability: "strict" });
+      change.oncomplete = change.onabort = end;
+      for (const [key, entry] of pairs) change.objectStore("entries").put(entry, this.prefix + key);
+    } catch {
+      end(); // the database was removed; localStorage still keeps all
+    }
     return null;
   }
 }
