@@ -52,6 +52,8 @@ VERBS = (
     Verb("sample", in_parts=True, networks=True),
     Verb("evaluate", networks=True),
     Verb("predict", in_parts=True, networks=True),
+    Verb("candidates", positional="predictions"),
+    Verb("grades", positional="files"),
     Verb("show", positional="dataset"),
     Verb("plot", positional="runs"),
     Verb("compare", positional="runs"),

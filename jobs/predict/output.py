@@ -21,11 +21,11 @@ import pyarrow.parquet as pq
 
 from deeplense.data.processes import done_by
 from deeplense.files import TEMPORARY, checksum, read_json, remove, replacing, sync, write_json
+from jobs.data.predictions import DOCUMENT, FORMAT
 from jobs.predict.table import FACTS, PROBLEM
 from jobs.settings import require
 
-FORMAT = "deeplense-predictions/1"
-PLAN, MANIFEST = "plan.json", "predictions.json"
+PLAN, MANIFEST = "plan.json", DOCUMENT
 MOST_ROWS, FEWEST_FILES = 16_384, 8
 LEVEL = 3
 PLACES = ("dataset", "run")
@@ -89,7 +89,9 @@ def comparable(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the facts that all jobs of one table must share."""
     left_out = {*PLACES, *MEASURED}
     runs = [{k: v for k, v in run.items() if k not in left_out} for run in facts["runs"]]
-    return {k: v for k, v in facts.items() if k not in left_out and k != "runs"} | {"runs": runs}
+    source = {k: v for k, v in (facts.get("source") or {}).items() if k not in ("source", "catalog")}
+    rest = {k: v for k, v in facts.items() if k not in left_out and k not in ("runs", "source")}
+    return rest | {"runs": runs, "source": source}
 
 
 def write_once(path: Path, value: Mapping[str, Any]) -> None:

@@ -14,7 +14,8 @@ import xxhash
 from deeplense.evaluation.conformal import sets
 from deeplense.evaluation.temperature import at_fractions, fractions_at, probabilities_of
 from deeplense.training.loop import make_accelerator
-from jobs.predict.images import Images, Loaded, open_images
+from jobs.data.images import Images, Loaded
+from jobs.predict.images import open_images
 from jobs.predict.members import Member, features_kept, make_members, open_runs
 from jobs.predict.settings import Settings
 from jobs.predict.table import PROBLEM, class_columns, embedding_column, known_columns, make_table, set_columns, without

@@ -12,11 +12,11 @@ import numpy as np
 from deeplense.files import read_json, remove_leftovers, sole_writer
 from jobs.bounds import read_part
 from jobs.console import say, track
+from jobs.data.predictions import FORMAT, positive_class
 from jobs.predict.calibration import calibrate
 from jobs.predict.images import with_layout
 from jobs.predict.members import Member
 from jobs.predict.output import (
-    FORMAT,
     MANIFEST,
     agreed_plan,
     complete,
@@ -32,7 +32,6 @@ from jobs.settings import require
 from jobs.train.learner import class_counts
 from jobs.train.stored import tell_unfinished
 
-LENSES = ("lens", "lenses", "lensed")
 SAME_SIDE = 0.01
 """Relative difference of the sides of pixels that counts as none."""
 FEW_IMAGES = 4096
@@ -103,7 +102,9 @@ def facts_of(settings: Settings, scorer: Scorer) -> dict[str, Any]:
         "classes": list(classes),
         "target": None if classes else {"name": target, "unit": scorer.schema.targets[target]},
         "runs": [run_facts(each) for each in scorer.members],
-        "class_name": positive_class(settings, classes) if settings.prevalence is not None else None,
+        "class_name": None
+        if settings.prevalence is None
+        else positive_class(classes, settings.class_name, told="--prevalence"),
         **{name: getattr(settings, name) for name in ("prevalence", "coverage", "views", "embeddings")},
         **{name: getattr(settings, name) for name in ("calibrate", "precision", "batch_size")},
         "versions": {name: importlib.metadata.version(name) for name in ("deeplense", "torch", "pyarrow")},
@@ -125,18 +126,6 @@ def run_facts(member: Member) -> dict[str, Any]:
         counts = np.array(list(class_counts(trained.train).values()), dtype=float)
         found["class_fractions"] = (counts / counts.sum()).tolist()
     return found
-
-
-def positive_class(settings: Settings, classes: tuple[str, ...]) -> str:
-    """Return the class that the prevalence is the fraction of. Raises ValueError if it must be given."""
-    asked = settings.class_name
-    known = [name for name in classes if name.lower() in LENSES]
-    if asked:
-        require(asked in classes, f"there is no class {asked!r}; --class_name must be one of {', '.join(classes)}.")
-        return asked
-    told = f"give --class_name, the class that prevalence is the fraction of: {', '.join(classes)}."
-    require(len(known) == 1, told)
-    return known[0]
 
 
 def measured(settings: Settings, scorer: Scorer, facts: dict[str, Any]) -> dict[str, Any]:

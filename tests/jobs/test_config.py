@@ -27,6 +27,8 @@ LEAST = {
     "predict": ["--run", "runs/a", "--dataset", "data/survey", "--output", "predictions"],
     "evaluate": ["--run", "runs/a"],
     "export": ["runs/a", "--output", "lens.safetensors"],
+    "candidates": ["predictions", "--output", "page"],
+    "grades": ["anna.csv", "ben.csv"],
     "show": ["data"],
     "plot": ["runs/a", "runs/b"],
     "compare": ["runs/a", "runs/b"],
