@@ -264,16 +264,17 @@ def as_numbers(cells: np.ndarray) -> np.ndarray:
 
 def open_files(settings: SourceSettings) -> FileImages:
     """Open images in files. Raises ValueError if there are none, or none can be read."""
-    own: dict[str, Any] = {each.name: getattr(settings, each.name) for each in fields(SourceSettings)}
-    settings = SourceSettings(**(own | {"source": settings.origin.resolve()}))
+    how: dict[str, Any] = {each.name: getattr(settings, each.name) for each in fields(SourceSettings)}
+    how |= {"source": settings.origin.resolve(), "catalog": settings.catalog and settings.catalog.resolve()}
+    settings = SourceSettings(**how)
     layout = open_source(settings)
     require(len(layout.records) > 0, f"{settings.origin} has no images.")
     problems = []
     columns = {name.lower() for name in layout.columns}
     for record in layout.records[:MOST_UNREADABLE]:
         try:
-            first, _, own = load(settings, layout, record)
-            return FileImages(settings, layout, first, set(POSITION) <= columns | set(own))
+            first, _, facts = load(settings, layout, record)
+            return FileImages(settings, layout, first, set(POSITION) <= columns | set(facts))
         except (ValueError, OSError) as error:
             problems.append(str(error))
     raise ValueError(f"the first {len(problems)} images of {settings.origin} cannot be read; the first: {problems[0]}")

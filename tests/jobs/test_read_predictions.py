@@ -141,7 +141,7 @@ def test_images_are_those_of_the_data_set_by_their_number(tmp_path: Path) -> Non
     assert (reader.bands, reader.pixel_scale_arcsec, reader.is_stretched) == (("r",), 0.1, False)
     (tmp_path / "data").rename(tmp_path / "moved")
     found = read_predictions(folder)
-    with pytest.raises(ValueError, match=r"are not at .*data/test; give --dataset"):
+    with pytest.raises(ValueError, match=r"are not at .*data; give --dataset"):
         image_reader(found)
     assert image_reader(found, tmp_path / "moved").read([49]).shape == (1, 1, 16, 16)
     write_blobs(tmp_path / "other", "test", 51)
