@@ -28,7 +28,7 @@ autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 
 PARTS = {
-    "Start": ["quickstart", "data", "training", "evaluation"],
+    "Start": ["quickstart", "data", "training", "evaluation", "candidates"],
     "Models": ["models", "pretraining", "diffusion", "python"],
     "Clusters": ["slurm", "administrators"],
     "Reference": ["settings", "formats", "physics", "troubleshooting", "glossary"],
