@@ -213,6 +213,22 @@ def test_notes_are_kept_with_each_letter_and_their_letters_are_no_grades(browser
     assert rows_of(browser) == []
 
 
+def test_keys_are_grades_after_a_click_and_after_a_choice(browser: Browser) -> None:
+    browser.press("ArrowRight", "Enter")
+    browser.click("single.querySelector('[data-grade=B]')")
+    browser.press(" ", "c", "Escape")
+    assert graded(browser) == {name_of(1): "B", name_of(3): "C"}
+    browser.click("cards[0].card")
+    assert current(browser) == 0
+    browser.do("$('which').focus(); $('which').dispatchEvent(new Event('change'))")
+    browser.press("n")
+    browser.press("/", *"abc", "Enter", "Home")
+    browser.do("$('find').value = ''; $('find').dispatchEvent(new Event('input'))")
+    browser.press("Home", "a")
+    assert graded(browser) == {name_of(0): "A", name_of(1): "B", name_of(3): "C"}
+    assert browser.do("$('which').value") == "all"
+
+
 def test_only_images_that_match_are_shown_and_graded(browser: Browser) -> None:
     browser.press("/", *"j001", "Escape")
     shown = "[...document.querySelectorAll('.card:not([hidden])')].map(c => Number(c.dataset.number))"
