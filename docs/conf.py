@@ -28,7 +28,7 @@ autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 
 PARTS = {
-    "Start": ["quickstart", "data", "training", "evaluation", "predicting"],
+    "Start": ["quickstart", "data", "training", "evaluation", "predicting", "candidates"],
     "Models": ["models", "pretraining", "diffusion", "python"],
     "Clusters": ["slurm", "administrators"],
     "Reference": ["settings", "formats", "physics", "troubleshooting", "glossary"],

@@ -220,7 +220,7 @@ function onKey(event) {
   const isUndo = key === "z" && (event.ctrlKey || event.metaKey) && !event.shiftKey;
   if ($("keys").open || event.isComposing || (!isUndo && (event.ctrlKey || event.metaKey || event.altKey))) return;
   if (isForElement(event.target, key)) {
-    if (key === "escape") event.target.blur();
+    if (key === "escape" || (key === "enter" && event.target.matches("input"))) event.target.blur();
     return;
   }
   const act = isUndo ? undo : Object.hasOwn(KEYS, key) ? KEYS[key] : null;
@@ -240,6 +240,9 @@ function onGridClick(event) {
 function connect() {
   const on = (name, kind, act) => $(name).addEventListener(kind, (event) => act(event.target, event));
   document.addEventListener("keydown", onKey);
+  // A button that was clicked, or a list from which was chosen, takes no further keys: these are grades.
+  document.addEventListener("click", (event) => event.detail && event.target.closest("button")?.blur());
+  for (const name of ["which", "band"]) on(name, "change", (field) => field.blur());
   $("grid").addEventListener("click", onGridClick);
   on("view", "click", () => setSingle(!view.isSingle));
   for (const name of ["which", "find", "least"]) on(name, "input", applyFilter);
