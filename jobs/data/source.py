@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from deeplense.candidates.merging import unguarded
 from deeplense.data import layouts
 from deeplense.data.catalogues import attach, read_catalogue
 from deeplense.data.choosing import noted, only_where, refuse_names, with_kept
@@ -70,7 +71,9 @@ def with_catalogue(settings: SourceSettings, layout: Layout) -> Layout:
 def graded(layout: Layout, path: Path) -> Layout:
     """Return the images that have a grade in a table with the columns `id` and `grade`, without classes of their own.
     Raises ValueError, naming the file, if there is none."""
-    grades = read_catalogue(path)
+    table = read_catalogue(path)
+    ids = np.array([unguarded(name) for name in table.column("id").tolist()], dtype=object)
+    grades = replace(table, columns={**table.columns, "id": ids})
     has_grade = ~is_missing(grades.column(GRADE))
     require(bool(has_grade.any()), f"{path}: the column {GRADE!r} is empty; give a file with grades.")
     found = attach(layout, grades.only(has_grade), name_column="id", leave_out=True)

@@ -62,6 +62,9 @@ class Settings(SourceSettings):
     neighbours, stay in one split and one fold"""
     label_key: str = field(default="label", metadata=OF_LABELS)
     """name of the column with the labels"""
+    label: str = ""
+    """class of all images of the source; classes then lists all classes of the data sets that are trained on together
+    """
     unlabelled: Literal[0, 1] = field(default=0, metadata=OF_LABELS)
     """1 packs all images, without labels"""
 
@@ -80,6 +83,14 @@ class Settings(SourceSettings):
         require(
             self.grades is None or (self.label_key == "label" and not self.unlabelled),
             "the labels are those of --grades; leave out label_key and unlabelled.",
+        )
+        require(
+            not self.label or (self.label_key == "label" and not self.unlabelled and self.grades is None),
+            "label gives all images one class; leave out label_key, unlabelled and grades.",
+        )
+        require(
+            not self.label or not self.classes or self.label in listed(self.classes),
+            f"label={self.label} is not one of --classes {self.classes}; add it.",
         )
         labels = self.layout not in ("files", "cubes") or self.catalog or self.label_key == "label"
         require(bool(labels), f"label_key={self.label_key} must be a column of a catalogue; give --catalog CSV.")

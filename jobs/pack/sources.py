@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,16 @@ MOST_CLASSES = 12
 
 def read_layout(settings: "Settings") -> Layout:
     """List the images to pack. Raises ValueError, naming the file, for input that cannot be read or does not fit."""
-    relabel = settings.grades is not None or settings.label_key != "label" or ":" in settings.classes
-    found = open_source(settings, relabel=relabel, grades=settings.grades)
+    named = settings.label_key != "label" or settings.label or ":" in settings.classes
+    found = open_source(settings, relabel=bool(named or settings.grades), grades=settings.grades)
+    if settings.label:
+        found = with_label(found, settings.label, listed(settings.classes) or [settings.label])
     bare = needs_no_label(settings, found)
     if bare:
         found = noted(found, "images are unlabelled: there is no column 'label'; --label_key COLUMN names another")
     choice = Choice(
         label_key=GRADE if settings.grades else settings.label_key,
-        classes=listed(settings.classes),
+        classes=[] if settings.label else listed(settings.classes),
         unlabelled=bool(settings.unlabelled) or bare,
         targets=read_targets(settings.targets),
         group=settings.group,
@@ -40,9 +43,17 @@ def read_layout(settings: "Settings") -> Layout:
     return choose(found, choice)
 
 
+def with_label(layout: Layout, label: str, classes: Sequence[str]) -> Layout:
+    """Return the images of a layout, all of one class."""
+    number = classes.index(label)
+    records = [replace(record, label=number) for record in layout.records]
+    return noted(replace(layout, records=records, classes=tuple(classes)), f"all images have the class {label}")
+
+
 def needs_no_label(settings: "Settings", layout: Layout) -> bool:
     """Whether images that have columns, but no labels, are packed without asking for labels."""
-    asked = settings.label_key != "label" or settings.unlabelled or settings.grades or settings.classes
+    named = settings.label_key != "label" or settings.label or settings.classes
+    asked = named or settings.unlabelled or settings.grades
     without = not layout.classes and bool(layout.columns) and "label" not in layout.columns
     return not asked and without and (settings.layout in OPTIONAL or bool(settings.targets))
 
@@ -83,8 +94,9 @@ def require_each(settings: "Settings", names: np.ndarray) -> None:
     )
 
 
-def summary(layout: Layout, splits: Mapping[str, Sequence[Record]]) -> Iterator[str]:
-    """Yield the summary of what is packed: one line per split and per note."""
+def summary(layout: Layout, splits: Mapping[str, Sequence[Record]], *, label: str = "") -> Iterator[str]:
+    """Yield the summary of what is packed: one line per split and per note. `label` is the class of all images, if they
+    were given one."""
     for split, records in splits.items():
         counts = Counter(record.label for record in records)
         if not layout.classes:
@@ -94,7 +106,7 @@ def summary(layout: Layout, splits: Mapping[str, Sequence[Record]]) -> Iterator[
         more = f", and {len(told) - MOST_CLASSES} other classes" if len(told) > MOST_CLASSES else ""
         yield f"{split}: {len(records)} images: {', '.join(told[:MOST_CLASSES])}{more}"
         empty = [name for k, name in enumerate(layout.classes) if not counts[k]]
-        if empty:
+        if empty and not label:
             yield f"{split} has no image of {few(empty)}; give --classes to pack without a class"
     if layout.numbers or layout.targets:
         units = {**layout.targets, **layout.numbers}

@@ -33,7 +33,7 @@ def run(settings: Settings) -> int:
     records = assign_splits(settings, layout)
     refuse_output(settings.output, records)
     splits = splits_of(settings, layout, records)
-    told = [f"summary of {settings.output}:", *(f"  {line}" for line in summary(layout, records))]
+    told = [f"summary of {settings.output}:", *(f"  {line}" for line in summary(layout, records, label=settings.label))]
     if settings.part:
         say("\n".join(told))
         make_part(splits, settings.part)

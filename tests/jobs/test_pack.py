@@ -391,3 +391,21 @@ def test_the_job_verify_tells_a_sound_data_set_from_a_damaged_one(
     os.truncate(tmp_path / "out" / "train" / "shard-00000.h5", 1000)
     assert verify_work.run(verify_settings.Settings(folder=tmp_path / "out")) == 1
     assert "shard-00000.h5" in capsys.readouterr().out
+
+
+def test_all_images_of_a_source_can_have_one_class_so_that_sources_are_trained_on_together(tmp_path: Path) -> None:
+    for k in range(6):
+        put(tmp_path / "lenses" / f"{k}.npy", image_of(k))
+        put(tmp_path / "others" / f"{k}.npy", image_of(10 + k))
+    both = {}
+    for source, label in (("lenses", "lens"), ("others", "other")):
+        output = tmp_path / f"packed-{source}"
+        (split,) = packed("files", tmp_path / source, output, label=label, classes="other,lens").values()
+        assert names_of_classes(split) == [label] * 6
+        both[label] = output / "train"
+    joined = Split(both["lens"], both["other"])
+    assert np.bincount(joined.labels).tolist() == [6, 6]
+    with pytest.raises(ValueError, match="label=ring is not one of --classes other,lens; add it"):
+        Settings(layout="files", source=tmp_path, output=tmp_path, label="ring", classes="other,lens")
+    with pytest.raises(ValueError, match="label gives all images one class; leave out label_key"):
+        Settings(layout="files", source=tmp_path, output=tmp_path, label="ring", unlabelled=1)
