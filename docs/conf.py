@@ -28,7 +28,7 @@ autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 
 PARTS = {
-    "Start": ["quickstart", "data", "training", "evaluation", "predicting", "candidates"],
+    "Start": ["quickstart", "data", "training", "evaluation", "predicting", "candidates", "survey"],
     "Models": ["models", "pretraining", "diffusion", "python"],
     "Clusters": ["slurm", "administrators"],
     "Reference": ["settings", "formats", "physics", "troubleshooting", "glossary"],
