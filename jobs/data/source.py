@@ -1,9 +1,9 @@
 """Images of other programs and surveys: which a source has, and each of them, without packing them."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from jobs.settings import require
 
 GRADE = "grade"
 """Column of the grades."""
+MOST_MEASURED = 2000
+"""Number of images whose sizes are told when they differ."""
 
 
 def open_source(settings: SourceSettings, *, relabel: bool = False, grades: Path | None = None) -> Layout:
@@ -144,16 +146,32 @@ def load(
     require(not endless, f"{record.path}: {record.name} has an infinite value of the target {', '.join(endless)}.")
     columns = {name: facts.columns.get(name, np.nan) for name in layout.headers}
     if settings.crop:
-        image = central(record, image, settings.crop)
+        height, width = image.shape[1:]
+        if min(height, width) < settings.crop:
+            told = f"{record.path} ({record.name}): has {height} x {width} pixels, too few for --crop {settings.crop}"
+            raise ValueError(f"{told}; {sizes_in(layout)}. Give a smaller --crop, or leave out small images.")
+        image = central(image, settings.crop)
     if settings.fill_nan is not None and image.dtype.kind == "f":
         image = np.where(np.isfinite(image), image, settings.fill_nan)
     return image, targets, {**columns, **dict(zip(layout.kept, record.kept, strict=True))}
 
 
-def central(record: Record, image: Any, size: int) -> Any:
+def central(image: np.ndarray, size: int) -> np.ndarray:
     """Return the central crop of an image (C, H, W)."""
     height, width = image.shape[1:]
-    told = f"{record.path} ({record.name}): has {height} x {width} pixels, too few for --crop {size}"
-    require(min(height, width) >= size, f"{told}. Give a smaller --crop, or leave out small images with --where.")
     top, left = (height - size) // 2, (width - size) // 2
     return image[:, top : top + size, left : left + size]
+
+
+def sizes_in(layout: Layout) -> str:
+    """Return the smallest and the largest image in words, for a message."""
+    count = len(layout.records)
+    places = np.unique(np.linspace(0, count - 1, min(count, MOST_MEASURED)).round().astype(int)).tolist()
+    shapes = []
+    for place in places:
+        with suppress(ValueError):
+            shapes.append(layout.load(layout.records[place]).image.shape[1:])
+    small, large = min(shapes, key=min), max(shapes, key=min)
+    return (
+        f"of {len(shapes)} images the smallest has {small[0]} x {small[1]}, the largest {large[0]} x {large[1]} pixels"
+    )
