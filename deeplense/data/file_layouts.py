@@ -15,6 +15,8 @@ from deeplense.data.records import UNLABELLED, Layout, Record, few
 
 FILE_COLUMNS = ("file", "filename", "file_name", "path", "file_path", "image", "image_file", "image_path", "location")
 """Usual names of columns with files, the most likely first."""
+WHOLE = re.compile(r"^(\d+)\.0*$", re.ASCII)
+"""Whole numbers that are written as 3.0."""
 ID, BAND = "{id}", "{band}"
 
 
@@ -306,7 +308,7 @@ def by_catalogue(
             [path for path, is_there in zip(paths, there, strict=True) if is_there],
         )
     cells = catalogue.column(column).tolist()
-    hdus = catalogue.column(hdu_column).tolist() if hdu_column else [""] * len(cells)
+    hdus = [WHOLE.sub(r"\1", cell) for cell in catalogue.column(hdu_column)] if hdu_column else [""] * len(cells)
     names, notes = names_of(catalogue, cells, hdus, name_column, file_column=column)
     notes += [] if there.all() else [f"ignored: {(~there).sum()} lines whose files do not exist"]
     every = zip(paths, names, hdus, strict=True)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deeplense.data.fits_headers import BLOCK, MOST_BLOCKS, Header, is_true, number_of, read_cards, text_of, whole_of
+from deeplense.data.foreign import require_package
 from deeplense.data.records import few
 from deeplense.data.room import available_memory, control_group_rooms
 
@@ -282,6 +283,7 @@ def by_astropy(content: Content, part: Hdu) -> np.ndarray:
     """
     import warnings
 
+    require_package("astropy", "astropy", "compressed images")
     from astropy.io import fits
 
     whole = content.read(0, content.size)

@@ -57,6 +57,7 @@ def test_an_hdf5_file_of_any_groups_is_packed_with_its_columns(tmp_path: Path, k
         file["meta/theta"] = np.arange(12, dtype=">f8") / 4
         file["weights"] = np.zeros((3, 3))
     words = ["--layout=hdf5", f"--source={tmp_path / 'a.h5'}", "--label_key=meta/kind", "--name_key=meta/name"]
+    words += ["--keep=kind", "--targets=theta:arcsec"]
     split = packed(tmp_path / "out", *words, "--where=meta/theta<2.5", *(["--axes=NHWC"] if key == "x" else []))[
         "train"
     ]
@@ -67,6 +68,11 @@ def test_an_hdf5_file_of_any_groups_is_packed_with_its_columns(tmp_path: Path, k
         k = int(name.removeprefix("obj "))
         np.testing.assert_array_equal(found[name], IMAGES[k, :1] if stored.ndim == 3 else IMAGES[k])
         assert label == k % 2
+        assert split.column("target/theta")[split.ids.index(name)] == k / 4
+
+
+def two(file: h5py.File, folder: Path) -> None:
+    file["train/images"], file["test/images"] = IMAGES, IMAGES
 
 
 def link(file: h5py.File, folder: Path) -> None:
@@ -105,6 +111,7 @@ def none(file: h5py.File, folder: Path) -> None:
         (virtual, "stores images in another file"),
         (outside, "stores images in another file"),
         (table, "holds"),
+        (two, "several arrays may be the images: test/images, train/images. Give --image_key"),
         (none, "no array 'images'; the arrays are: others (3, 4). Give --image_key"),
     ],
 )
