@@ -15,6 +15,8 @@ from deeplense.data.records import UNLABELLED, Layout, Record, few
 
 FILE_COLUMNS = ("file", "filename", "file_name", "path", "file_path", "image", "image_file", "image_path", "location")
 """Usual names of columns with files, the most likely first."""
+WHOLE = re.compile(r"^(\d+)\.0*$", re.ASCII)
+"""Whole numbers that are written as 3.0."""
 ID, BAND = "{id}", "{band}"
 
 
@@ -30,6 +32,7 @@ def files(source: Path, reading: Reading, *, pattern: str = "") -> Layout:
         ValueError: there are no images.
     """
     leftovers: Leftovers = {}
+    asked = reading
     if source.is_file():
         records = [Record(source, stem_of(source.name), UNLABELLED, "")]
     elif pattern:
@@ -41,7 +44,20 @@ def files(source: Path, reading: Reading, *, pattern: str = "") -> Layout:
     if not records:
         raise ValueError(f"{source} contains no .npy files or other images; give a folder of images.")
     notes = notes_on(source, leftovers) if source.is_dir() else []
-    return layout_of(source, records, reading, notes=notes)
+    return layout_of(source, records, reading, notes=[*notes, *order_note(pattern, asked, reading)])
+
+
+def order_note(pattern: str, asked: Reading, reading: Reading) -> list[str]:
+    """Return a note on the order of the bands if only the names of the files say them.
+
+    Args:
+        pattern: names of the files of one band; "" if each file has all bands.
+        asked: how files are read, as the user asks.
+        reading: the same, with the bands.
+    """
+    if not pattern or asked.bands:
+        return []
+    return [f"the bands are in alphabetical order, {', '.join(reading.bands)}; --bands gives another"]
 
 
 def layout_of(
@@ -76,12 +92,13 @@ def folders(source: Path, reading: Reading, *, pattern: str = "") -> Layout:
         ValueError: there are no images, a class has none, or the content is not understood.
     """
     leftovers: Leftovers = {}
+    asked = reading
     names: dict[str, str] = {}
     found: list[tuple[Path, str, str]] = []
     for split, root in split_folders(source, leftovers).items():
         found += [(folder, split, class_called(folder, names)) for folder in folders_of_classes(root, leftovers)]
     refuse_twins(found)
-    classes = tuple(sorted(names.values()))
+    classes = tuple(sorted(names.values(), key=str.casefold))
     records: list[Record] = []
     empty: dict[Path, str] = {}
     for folder, split, name in found:
@@ -98,7 +115,8 @@ def folders(source: Path, reading: Reading, *, pattern: str = "") -> Layout:
         if classes.index(name) not in there:
             raise ValueError(f"{folder}, the folder of the class {name}, has no image. Add images, or remove it.")
     leftovers |= dict.fromkeys(empty, "an empty folder")
-    return layout_of(source, records, reading, classes=classes, notes=notes_on(source, leftovers))
+    notes = [*notes_on(source, leftovers), *order_note(pattern, asked, reading)]
+    return layout_of(source, records, reading, classes=classes, notes=notes)
 
 
 def images_of(folder: Path, reading: Reading, pattern: str, leftovers: Leftovers) -> tuple[list[Record], Reading]:
@@ -290,7 +308,7 @@ def by_catalogue(
             [path for path, is_there in zip(paths, there, strict=True) if is_there],
         )
     cells = catalogue.column(column).tolist()
-    hdus = catalogue.column(hdu_column).tolist() if hdu_column else [""] * len(cells)
+    hdus = [WHOLE.sub(r"\1", cell) for cell in catalogue.column(hdu_column)] if hdu_column else [""] * len(cells)
     names, notes = names_of(catalogue, cells, hdus, name_column, file_column=column)
     notes += [] if there.all() else [f"ignored: {(~there).sum()} lines whose files do not exist"]
     every = zip(paths, names, hdus, strict=True)

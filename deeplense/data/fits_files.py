@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deeplense.data.fits_headers import BLOCK, MOST_BLOCKS, Header, is_true, number_of, read_cards, text_of, whole_of
+from deeplense.data.foreign import require_package
 from deeplense.data.records import few
 from deeplense.data.room import available_memory, control_group_rooms
 
@@ -68,7 +69,7 @@ class Content:
         self.file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self.size = os.fstat(self.file).st_size
-            self.text = os.read(self.file, at_once)
+            self.text = os.read(self.file, min(at_once, self.size))
             if self.text[:2] == GZIP:
                 self.text = decompressed(self.text + self.read_rest())
                 self.size = len(self.text)
@@ -282,6 +283,7 @@ def by_astropy(content: Content, part: Hdu) -> np.ndarray:
     """
     import warnings
 
+    require_package("astropy", "astropy", "compressed images")
     from astropy.io import fits
 
     whole = content.read(0, content.size)
@@ -306,12 +308,11 @@ def chosen_parts(parts: Sequence[Hdu], *, bands: Sequence[str] = (), hdu: str = 
         ValueError: it is not known which; without the name of the file.
     """
     images = [part for part in parts if part.shape]
-    told = few((label_of(part, images) for part in images), most=12) or "none"
     if hdu:
         found = part_called(parts, hdu)
         if found is None or not found.shape:
             what = "has no image" if found else "does not exist"
-            raise ValueError(f"the extension {hdu} {what}; images are: {told}")
+            raise ValueError(f"the extension {hdu} {what}; images are: {told_of(images)}")
         return [found]
     by_name = {name: part_called(images, name) for name in bands} if len(parts) > 1 else {}
     lacking = [name for name, part in by_name.items() if part is None]
@@ -322,11 +323,18 @@ def chosen_parts(parts: Sequence[Hdu], *, bands: Sequence[str] = (), hdu: str = 
     if not images:
         raise ValueError("it contains no image with pixels")
     if lacking and bands:
-        raise ValueError(f"it has no image {few(lacking)}; its images are: {told}. Give --bands, or --hdu for a cube")
+        told = f"it has no image {few(lacking)}; its images are: {told_of(images)}"
+        raise ValueError(f"{told}. Give --bands, or --hdu for a cube")
+    example = ",".join(label_of(part, images) for part in images[:2])
     raise ValueError(
-        f"it contains {len(images)} images: {told}. Give --bands with the names of those that are the bands, such as "
-        f"--bands {','.join(label_of(part, images) for part in images[:2])}, or --hdu with one of them"
+        f"it contains {len(images)} images: {told_of(images)}. Give --bands with the names of those that are the "
+        f"bands, such as --bands {example}, or --hdu with one of them"
     )
+
+
+def told_of(images: Sequence[Hdu]) -> str:
+    """Return the names of images, for messages."""
+    return few((label_of(part, images) for part in images), most=12) or "none"
 
 
 def label_of(part: Hdu, parts: Sequence[Hdu]) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from deeplense.data.records import Facts
@@ -9,15 +10,22 @@ from deeplense.data.records import Facts
 BLOCK, CARD = 2880, 80
 MOST_BLOCKS = 1000
 """Largest number of blocks of a header: 36,000 cards."""
+MOST_REMEMBERED = 2**14
+"""Number of cards whose content is remembered."""
 ZERO_POINTS = ("MAGZERO", "MAGZPT", "MAGZP", "MAG0", "PHOTZP", "PHOTZPT", "ZEROPT", "ZPT", "ZP", "FPA.ZP", "MAG_ZERO")
 """Usual keywords of the magnitude of one unit of flux, the most likely first."""
 SCALES = ("PIXSCALE", "PIXSCAL1", "PIXELSCL", "PIXEL_SCALE")
 """Usual keywords of the side of a pixel in arcsec, where there are no coordinates."""
+DISTORTIONS = ("A_ORDER", "B_ORDER", "D2IMERR1", "D2IMDIS1", "CPDIS1", "CPERR1", "CQDIS1", "AP_ORDER")
+"""Keywords of coordinates that are not those of a plane."""
 FILTERS = ("FILTER", "BAND", "FILTNAM", "FILTER1")
 UNKNOWN = ("", "unknown", "none", "n/a", "clear", "null")
 ARCSEC = 3600.0
 EQUAL = 0.01
 """Relative difference up to which two pixel scales are one."""
+
+SKY = (("RA--", "DEC-"), ("GLON", "GLAT"), ("ELON", "ELAT"))
+"""Beginnings of CTYPE1 and CTYPE2 of coordinates on the sky."""
 
 Header = Mapping[str, str]
 """The text after `= ` of each card, by keyword; the first if a keyword comes several times."""
@@ -40,15 +48,29 @@ def read_cards(text: bytes) -> tuple[dict[str, str], bool]:
     cards: dict[str, str] = {}
     letters = text.decode("ascii")
     for start in range(0, len(letters), CARD):
-        keyword = letters[start : start + 8].rstrip()
-        if letters[start + 8 : start + 10] == "= ":
-            cards.setdefault(keyword, letters[start + 10 : start + CARD].rstrip())
+        keyword, value = card_of(letters[start : start + CARD])
+        if value is not None:
+            cards.setdefault(keyword, value)
         elif keyword == "END":
             return cards, True
-        elif keyword == "HIERARCH":
-            name, _, value = letters[start + 9 : start + CARD].partition("=")
-            cards.setdefault(name.strip(), value.strip())
     return cards, False
+
+
+# Most cards are the same in all files of a survey, so they are parsed once.
+@lru_cache(maxsize=MOST_REMEMBERED)
+def card_of(card: str) -> tuple[str, str | None]:
+    """Return the keyword of a card and the text after `= `; None if it has no value.
+
+    Example:
+        >>> card_of("NAXIS   =    2"), card_of("HIERARCH ESO ZP = 25.0"), card_of("COMMENT = is text"), card_of("END")
+        (('NAXIS', '   2'), ('ESO ZP', '25.0'), ('COMMENT', None), ('END', None))
+    """
+    keyword = card[:8].rstrip()
+    if keyword == "HIERARCH":
+        name, _, value = card[9:].partition("=")
+        return name.strip(), value.strip()
+    has_value = card[8:10] == "= " and keyword not in ("COMMENT", "HISTORY", "")
+    return keyword, card[10:].rstrip() if has_value else None
 
 
 def text_of(header: Header, keyword: str) -> str:
@@ -58,7 +80,14 @@ def text_of(header: Header, keyword: str) -> str:
         >>> text_of({"OBJECT": "'it''s a lens '  / name"}, "OBJECT")
         "it's a lens"
     """
-    value = header.get(keyword, "").lstrip()
+    value = header.get(keyword)
+    return "" if value is None else text_in(value)
+
+
+@lru_cache(maxsize=MOST_REMEMBERED)
+def text_in(value: str) -> str:
+    """Return the text of a value; "" if it is no text."""
+    value = value.lstrip()
     if not value.startswith("'"):
         return ""
     pieces = value[1:].replace("''", "\0").partition("'")
@@ -73,8 +102,12 @@ def number_of(header: Header, keyword: str) -> float | None:
         150.0
     """
     value = header.get(keyword)
-    if value is None:
-        return None
+    return None if value is None else number_in(value)
+
+
+@lru_cache(maxsize=MOST_REMEMBERED)
+def number_in(value: str) -> float | None:
+    """Return the number of a value; None if it is no finite number."""
     try:
         number = float(value.partition("/")[0].replace("D", "E").replace("d", "e"))
     except ValueError:
@@ -115,7 +148,7 @@ def facts_of(header: Header, shape: tuple[int, ...]) -> Facts:
         shape: shape of the image, (..., H, W).
     """
     height, width = shape[-2:]
-    found = position_of(header, (1 + width) / 2, (1 + height) / 2)
+    found = position_of(header, (1 + width) / 2, (1 + height) / 2) if "CTYPE1" in header else None
     columns = {} if found is None else {"ra": found[0], "dec": found[1]}
     zero_point = next((value for key in ZERO_POINTS if (value := number_of(header, key)) is not None), None)
     if zero_point is not None:
@@ -127,7 +160,7 @@ def facts_of(header: Header, shape: tuple[int, ...]) -> Facts:
 def matrix_of(header: Header) -> tuple[float, float, float, float] | None:
     """Return the matrix from pixels to degrees on the tangent plane, CD1_1, CD1_2, CD2_1, CD2_2; None if the header has
     none."""
-    given = [number_of(header, f"CD{i}_{j}") for i in (1, 2) for j in (1, 2)]
+    given = [number_of(header, key) for key in ("CD1_1", "CD1_2", "CD2_1", "CD2_2")]
     if any(value is not None for value in given):
         a, b, c, d = (value or 0.0 for value in given)
         return a, b, c, d
@@ -149,8 +182,8 @@ def matrix_of(header: Header) -> tuple[float, float, float, float] | None:
 
 def is_sky(header: Header) -> bool:
     """Whether the first two axes are right ascension and declination, or longitude and latitude."""
-    kinds = [text_of(header, f"CTYPE{axis}") for axis in (1, 2)]
-    return {kind[:4] for kind in kinds} in ({"RA--", "DEC-"}, {"GLON", "GLAT"}, {"ELON", "ELAT"})
+    kinds = (text_of(header, "CTYPE1")[:4], text_of(header, "CTYPE2")[:4])
+    return kinds in SKY or kinds[::-1] in SKY
 
 
 def scale_of(header: Header) -> float | None:
@@ -192,7 +225,7 @@ def position_of(header: Header, x: float, y: float) -> tuple[float, float] | Non
 def unusual(header: Header) -> bool:
     """Whether coordinates have distortions, another pole than that of the tangent projection, or another equinox."""
     pole, equinox = number_of(header, "LONPOLE"), number_of(header, "EQUINOX")
-    distorted = any(key.startswith(("PV", "A_", "B_", "D2IM", "CPDIS")) for key in header)
+    distorted = not header.keys().isdisjoint(DISTORTIONS) or any(key.startswith("PV") for key in header)
     old = text_of(header, "RADESYS") not in ("", "ICRS", "FK5") or equinox not in (None, 2000)
     return distorted or old or (pole is not None and pole != 180)
 

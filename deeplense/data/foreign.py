@@ -1,5 +1,6 @@
 """Untrusted files of other programs: .npy and .npz files, pickled index files."""
 
+import importlib.util
 import math
 import zipfile
 from pathlib import Path
@@ -16,6 +17,21 @@ LONGEST_HEADER = 2000
 MOST_NUMBERS, BLOCK = 2**62, 2**22
 BEST_DEFLATE = 1032
 """Largest compression ratio of deflate."""
+
+
+def require_package(module: str, package: str, what: str) -> None:
+    """Raise ValueError, with the command that installs it, if a package is missing.
+
+    Args:
+        module: a module of the package.
+        package: its name for pip.
+        what: what needs it.
+
+    Example:
+        >>> require_package("numpy", "numpy", "arrays")
+    """
+    if importlib.util.find_spec(module) is None:
+        raise ValueError(f"{what} need the package {package}, which is not installed: pip install {package}")
 
 
 def read_pickle(path: Path) -> Any:

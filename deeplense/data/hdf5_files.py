@@ -4,6 +4,7 @@ The file may come from anyone: arrays that HDF5 would take from other files are 
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,8 +80,11 @@ def image_array(path: Path, arrays: Mapping[str, h5py.Dataset], key: str) -> str
     """
     name = key.strip("/")
     if name not in arrays and key == IMAGE_KEYS[0]:
-        by_end = {other.rpartition("/")[2].lower(): other for other in [*arrays][::-1]}
-        name = next((by_end[usual] for usual in IMAGE_KEYS if usual in by_end), name)
+        ends = [(usual, [other for other in arrays if last(other).lower() == usual]) for usual in IMAGE_KEYS]
+        found = next((others for _, others in ends if others), [name])
+        if len(found) > 1:
+            raise ValueError(f"{path}: several arrays may be the images: {few(sorted(found))}. Give --image_key ARRAY.")
+        name = found[0]
     if name not in arrays:
         told = few((f"{name} {array.shape}" for name, array in arrays.items()), most=12) or "none"
         raise ValueError(f"{path}: no array {key!r}; the arrays are: {told}. Give --image_key ARRAY.")
@@ -126,6 +130,7 @@ def hdf5(
         return Loaded(image[None] if axis is None else np.moveaxis(image, axis, 0), {})
 
     columns, others = text_columns(source, small, shape[0])
+    columns = with_short_names(columns)
     names, notes = image_names(source, columns, shape[0], name_key)
     records = [Record(source, name, UNLABELLED, "", row) for row, name in enumerate(names)]
     read = {None: "(N, H, W)", 0: "(N, C, H, W)", 2: "(N, H, W, C)"}[axis]
@@ -140,6 +145,21 @@ def hdf5(
         notes=[f"images {shape} of {key} were read as {read}", *notes],
         named=not notes,
     )
+
+
+def last(name: str) -> str:
+    """Return the last part of the path of an array."""
+    return name.rpartition("/")[2]
+
+
+def with_short_names(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return columns also by the last part of their path, if no other array has the same.
+
+    Args:
+        columns: columns by path.
+    """
+    counts = Counter(map(last, columns))
+    return {last(name): cells for name, cells in columns.items() if counts[last(name)] == 1} | dict(columns)
 
 
 def is_column(array: h5py.Dataset, count: int) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from deeplense.data.archives import Axes, band_axis
 from deeplense.data.folders import SPLITS, meaning, notes_on, visible
-from deeplense.data.foreign import one_line
+from deeplense.data.foreign import one_line, require_package
 from deeplense.data.image_files import same_scale
 from deeplense.data.layouts import image_names
 from deeplense.data.pictures import read_picture
@@ -42,6 +42,7 @@ def parquet(
     Raises:
         ValueError: a file is unreadable, or has no such column; the message names it.
     """
+    require_package("pyarrow", "pyarrow", "Parquet files")
     leftovers: dict[Path, str] = {}
     paths = [source] if source.is_file() else parquet_files(source, leftovers)
     refuse_large(source, paths)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from deeplense.data.foreign import require_package
+
 FORMATS = ("PNG", "JPEG", "TIFF")
 PNG = b"\x89PNG\r\n\x1a\n"
 BITS_PER_SAMPLE = 258
@@ -33,6 +35,7 @@ def read_picture(path: Path, content: bytes | None = None) -> tuple[np.ndarray, 
         >>> read_picture(Path("a.png"), stream.getvalue())[0].shape
         (4, 5)
     """
+    require_package("PIL", "pillow", "PNG, JPEG and TIFF files")
     from PIL import Image, UnidentifiedImageError
 
     try:

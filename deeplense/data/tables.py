@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplense.data.foreign import one_line
+from deeplense.data.foreign import one_line, require_package
 
 ECSV, FITS, PARQUET = (".ecsv",), (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz"), (".parquet", ".pq")
 Columns = dict[str, np.ndarray]
@@ -27,6 +27,8 @@ def read_table(path: Path) -> tuple[Columns, dict[str, str], Shapes]:
         ValueError: it is unreadable, or no table; the message names it.
     """
     name = path.name.lower()
+    package = "pyarrow" if name.endswith(PARQUET) else "astropy"
+    require_package(package, package, f"tables like {path}")
     try:
         columns, units = from_parquet(path) if name.endswith(PARQUET) else from_astropy(path, ecsv=name.endswith(ECSV))
     except Exception as error:  # a torn file may raise anything

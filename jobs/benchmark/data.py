@@ -36,6 +36,7 @@ from jobs.benchmark.readers.own import (
     with_workers,
 )
 from jobs.benchmark.readers.peers import FILES, H5PY, H5PY_SORTED, LITDATA, LITDATA_64, MOSAICML, WEBDATASET
+from jobs.benchmark.readers.stamps import stamp_rows
 from jobs.benchmark.settings import Settings
 from jobs.benchmark.timing import Pair, Row, Timing, row_of, timed
 from jobs.console import Reporter
@@ -103,6 +104,7 @@ def measure(settings: Settings) -> list[Row]:
             for title, variants in groupby(entries, key=lambda entry: entry.title)
         ]
         rows += mixing_rows(data)
+        rows += stamp_rows(Path(folder) / "stamps", rounds=settings.rounds)
         return rows + (memory_rows(Path(folder), batch_size=data.batch_size) if settings.memory else [])
 
 

@@ -1,9 +1,9 @@
 """Images of other programs and surveys: which a source has, and each of them, without packing them."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from jobs.settings import require
 
 GRADE = "grade"
 """Column of the grades."""
+MOST_MEASURED = 2000
+"""Number of images whose sizes are told when they differ."""
 
 
 def open_source(settings: SourceSettings, *, relabel: bool = False, grades: Path | None = None) -> Layout:
@@ -50,9 +52,11 @@ def open_source(settings: SourceSettings, *, relabel: bool = False, grades: Path
     found = only_where(found, where)
     found = with_kept(found, read_targets(settings.keep, setting="keep"))
     refuse_names(found)
-    if found.bands:
-        return found
-    return with_facts(found, bands=listed(settings.bands), unit=settings.unit, pixel_scale_arcsec=settings.pixel_scale)
+    names = settings.names_of_bands
+    if not found.bands:
+        bands = list(names)
+        found = with_facts(found, bands=bands, unit=settings.unit, pixel_scale_arcsec=settings.pixel_scale)
+    return replace(found, bands=tuple(names.get(band, band) for band in found.bands))
 
 
 def with_catalogue(settings: SourceSettings, layout: Layout) -> Layout:
@@ -82,7 +86,7 @@ def graded(layout: Layout, path: Path) -> Layout:
 
 def open_layout(settings: SourceSettings, *, relabel: bool) -> Layout:
     """Return all images of the source; with layout catalogue, those that `where` selects."""
-    source, bands = settings.origin, listed(settings.bands)
+    source, bands = settings.origin, list(settings.names_of_bands)
     if settings.layout in ("npz", "hdf5", "parquet"):
         archive = {"npz": layouts.npz, "hdf5": hdf5, "parquet": parquet}[settings.layout]
         keys = {"image_key": settings.image_key, "name_key": settings.name_key}
@@ -124,7 +128,7 @@ def named_files(settings: SourceSettings) -> Layout:
 def reading_of(settings: SourceSettings) -> Reading:
     """Return how files of images are read."""
     return Reading(
-        bands=listed(settings.bands),
+        bands=list(settings.names_of_bands),
         axes=settings.axes,
         hdu=settings.hdu,
         resample=settings.resample,
@@ -148,7 +152,11 @@ def load(
     columns = {name: facts.columns.get(name, np.nan) for name in layout.headers}
     image = with_missing(image)
     if settings.crop:
-        image = central(record, image, settings.crop)
+        height, width = image.shape[1:]
+        if min(height, width) < settings.crop:
+            told = f"{record.path} ({record.name}): has {height} x {width} pixels, too few for --crop {settings.crop}"
+            raise ValueError(f"{told}; {sizes_in(layout)}. Give a smaller --crop, or leave out small images.")
+        image = central(image, settings.crop)
     if settings.fill_nan is not None and image.dtype.kind == "f":
         image = np.where(np.isfinite(image), image, settings.fill_nan)
     return image, targets, {**columns, **dict(zip(layout.kept, record.kept, strict=True))}
@@ -167,10 +175,22 @@ def with_missing(image: np.ndarray) -> np.ndarray:
     return np.where(marked, np.nan, image) if marked.any() else image
 
 
-def central(record: Record, image: Any, size: int) -> Any:
+def central(image: np.ndarray, size: int) -> np.ndarray:
     """Return the central crop of an image (C, H, W)."""
     height, width = image.shape[1:]
-    told = f"{record.path} ({record.name}): has {height} x {width} pixels, too few for --crop {size}"
-    require(min(height, width) >= size, f"{told}. Give a smaller --crop, or leave out small images with --where.")
     top, left = (height - size) // 2, (width - size) // 2
     return image[:, top : top + size, left : left + size]
+
+
+def sizes_in(layout: Layout) -> str:
+    """Return the smallest and the largest image in words, for a message."""
+    count = len(layout.records)
+    places = np.unique(np.linspace(0, count - 1, min(count, MOST_MEASURED)).round().astype(int)).tolist()
+    shapes = []
+    for place in places:
+        with suppress(ValueError):
+            shapes.append(layout.load(layout.records[place]).image.shape[1:])
+    small, large = min(shapes, key=min), max(shapes, key=min)
+    return (
+        f"of {len(shapes)} images the smallest has {small[0]} x {small[1]}, the largest {large[0]} x {large[1]} pixels"
+    )

@@ -50,7 +50,8 @@ class SourceSettings:
     catalogue"""
     bands: str = field(default="", metadata=counts_with(layout=(*IN_FILES, "cubes", *ARCHIVES)))
     """comma-separated names of the bands, in order. In FITS files with several images the names of the extensions,
-    such as VIS_BGSUB,NIR_Y_BGSUB or SCI:2; with pattern, and in cubes, the names in those of the files"""
+    such as VIS_BGSUB,NIR_Y_BGSUB or SCI:2; with pattern, and in cubes, the names in those of the files. NAME=VIS_BGSUB
+    stores a band under another name"""
     pattern: str = field(default="", metadata=counts_with(layout=("files", "folders", "cubes")))
     """names of the files if there is one per band, such as {id}_{band}.fits or {id}/{band}.fits; cubes: {band}.fits"""
     hdu: str = field(default="", metadata=counts_with(layout=(*IN_FILES, "cubes")))
@@ -117,12 +118,19 @@ class SourceSettings:
             "join=order has an effect only with --layout npz, hdf5, parquet or cubes; files are matched by name. "
             "Leave it out.",
         )
-        names = listed(self.bands)
-        require(len(set(names)) == len(names), f"--bands names {names}; give each band a unique name.")
+        names = self.names_of_bands
+        unique = len(set(names)) == len(set(names.values())) == len(listed(self.bands))
+        require(unique and all(names), f"--bands {self.bands}: give each band a unique name.")
         require(
             not self.resample or not names or self.resample in names,
             f"resample={self.resample} must be one of --bands {self.bands}.",
         )
+
+    @property
+    def names_of_bands(self) -> dict[str, str]:
+        """The name under which each band is stored, by its name in the files."""
+        pairs = [each.partition("=") for each in listed(self.bands)]
+        return {(own if sign else name).strip(): name.strip() for name, sign, own in pairs}
 
     @property
     def names_source(self) -> bool:

@@ -12,7 +12,7 @@ from deeplense.data.shards import MANIFEST, Samples, Schema
 from deeplense.files import remove, sole_writer
 from jobs.console import say, track
 from jobs.data.shares import make_part
-from jobs.data.source import load
+from jobs.data.source import load, sizes_in
 from jobs.data.source_settings import given
 from jobs.pack.settings import Settings
 from jobs.pack.sources import assign_splits, read_layout, refuse_output, summary
@@ -153,11 +153,12 @@ class Maker:
         chosen = [self.records[k] for k in rows]
         loaded = [load(self.settings, self.layout, record) for record in chosen]
         for record, (image, _, _) in zip(chosen, loaded, strict=True):
-            require(
-                image.shape == self.schema.shape,
-                f"{record.path} ({record.name}): has the shape {image.shape}, but other images have "
-                f"{self.schema.shape}; leave it out, or give --crop to crop all to one size.",
-            )
+            if image.shape != self.schema.shape:
+                told = f"has the shape {image.shape}, but other images have {self.schema.shape}"
+                raise ValueError(
+                    f"{record.path} ({record.name}): {told}; {sizes_in(self.layout)}. Leave it out, or give --crop to "
+                    "crop all to one size."
+                )
         return Samples(
             images=np.stack([image for image, _, _ in loaded]),
             labels=np.array([record.label for record in chosen]),

@@ -29,7 +29,7 @@ def run(settings: Settings) -> int:
     splits = {name: Split(folder / name) for name in names}
     for line in description(folder, splits[shown]):
         say(line)
-    for line in [*counts(splits), *targets(splits[shown])]:
+    for line in [*counts(splits), *targets(splits[shown]), *columns(splits[shown])]:
         say(line)
     if settings.num_images:
         output = settings.output or Path(f"{folder.resolve().name}.png")
@@ -73,6 +73,18 @@ def targets(split: Split) -> Iterator[str]:
         ends = [f"{value:.4g}" for value in np.quantile(known, [0, 0.5, 1])] if len(known) else ["", "", ""]
         rows.append([name, unit or "none", len(known), *ends])
     yield from ("", *table([f"target of {split.schema.split}", "unit", "known", "lowest", "median", "highest"], rows))
+
+
+def columns(split: Split) -> Iterator[str]:
+    """Yield a table of the columns of a split: how many values are known, and the first of them."""
+    if not split.schema.columns:
+        return
+    rows = []
+    for name, unit in split.schema.columns.items():
+        values = split.column(f"column/{name}")
+        known = values[np.isfinite(values)] if values.dtype.kind == "f" else values[values != ""]
+        rows.append([name, unit or "none", len(known), str(known[0])[:30] if len(known) else ""])
+    yield from ("", *table([f"column of {split.schema.split}", "unit", "known", "first"], rows))
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:

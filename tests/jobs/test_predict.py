@@ -284,7 +284,10 @@ def test_a_damaged_file_is_named_and_made_again_once_it_is_removed(
         (["--views=4"], "has predictions with views=1, but views=4 is given"),
         (["--split=test"], "has predictions with dataset_id="),
         (["--split=val"], "has no split 'val'; it has test, train"),
-        (["--prevalence=0.1"], "unclear which class --prevalence is about; give --class_name, one of left, right, middle"),
+        (
+            ["--prevalence=0.1"],
+            "unclear which class --prevalence is about; give --class_name, one of left, right, middle",
+        ),
         (["--prevalence=0.1", "--class_name=up"], "there is no class 'up'"),
         (["--prevalence=1"], "prevalence=1.0 must be above 0 and below 1"),
         (["--class_name=left"], "class_name has an effect only with --prevalence"),
