@@ -409,3 +409,13 @@ def test_all_images_of_a_source_can_have_one_class_so_that_sources_are_trained_o
         Settings(layout="files", source=tmp_path, output=tmp_path, label="ring", classes="other,lens")
     with pytest.raises(ValueError, match="label gives all images one class; leave out label_key"):
         Settings(layout="files", source=tmp_path, output=tmp_path, label="ring", unlabelled=1)
+
+
+def test_bands_are_stored_under_the_names_that_are_given(tmp_path: Path, survey: Path) -> None:
+    choice = archive_settings(survey, where="kind!=none", classes="ring,arc", bands="red=g,green=r,i")
+    (split,) = packed("npz", survey, tmp_path / "out", **choice).values()
+    assert split.schema.bands == ("red", "green", "i")
+    with pytest.raises(ValueError, match="give each band a unique name"):
+        Settings(layout="npz", source=survey, output=tmp_path, bands="g=a,g=b")
+    with pytest.raises(ValueError, match="give each band a unique name"):
+        Settings(layout="npz", source=survey, output=tmp_path, bands="g=a,r=a")
