@@ -84,6 +84,11 @@ class Ranked:
         return draw_curves(self.scores, self.positive, seed=self.seed)
 
     @property
+    def pair(self) -> tuple[Array, NDArray[np.bool_]]:
+        """The scores, and which images are of the class."""
+        return self.scores, self.positive
+
+    @property
     def num_others(self) -> int:
         """The number of images of other classes."""
         return int((~self.positive).sum())

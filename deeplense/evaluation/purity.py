@@ -2,9 +2,9 @@
 N images of other classes, M of the class, R draws, P points of a curve.
 
 Held-out images have far more lenses than a survey. Completeness is the true positive rate, which does not depend on
-this; purity is the fraction of the selected objects that are of the class, and follows from both rates and the
-prevalence, the fraction of the class in the survey: prevalence TPR / (prevalence TPR + (1 - prevalence) FPR). The images
-of other classes must be like those of the survey.
+this; purity is the fraction of the selected objects that are of the class. It follows from the true and the false
+positive rate, t and f, and the prevalence p, the fraction of the class in the survey: p t / (p t + (1 - p) f). The
+images of other classes must be like those of the survey.
 
 A rare class needs a low false positive rate. If fewer than two images of other classes are above the threshold, no
 estimate is given, but a lower bound (one-sided, 95 %).
@@ -176,9 +176,7 @@ def completeness_with_interval(
     curve, num = sample_curve(scores, positive), int((~positive).sum())
     enough = np.flatnonzero(curve.false[0] <= false_per_true(least, prevalence) * curve.true[0])[-1]
     num_false = round(float(curve.false[0, enough]) * num)
-    return estimate_or_bound(
-        float(curve.true[0, enough]), completeness_at(draws, least, prevalence), num_false, num
-    )
+    return estimate_or_bound(float(curve.true[0, enough]), completeness_at(draws, least, prevalence), num_false, num)
 
 
 def top_with_interval(

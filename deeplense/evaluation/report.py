@@ -13,6 +13,7 @@ from jinja2 import Environment
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from deeplense.evaluation.finding import in_words
 from deeplense.evaluation.plots import figure
 from deeplense.files import finite, replacing
 
@@ -74,11 +75,24 @@ def cells_of(metric: Mapping[str, Any]) -> tuple[str, str]:
     return f"{metric['value']:.4f}", " to ".join(f"{end:.4f}" for end in ends) if known else ""
 
 
-def in_cells(rates: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
-    """Format the true positive rates of a class: by the false positive rate in per cent, the rate and its interval, or
-    why there is none."""
-    named = {f"{100 * float(name.rpartition('_')[2]):g} %": rate for name, rate in rates.items()}
-    return {name: ("", rate["undefined"]) if "undefined" in rate else cells_of(rate) for name, rate in named.items()}
+def finding_rows(finding: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, list[tuple[str, str]]]:
+    """Format how well each class is found: by what a number is, two texts for each class: the number, and its interval
+    or why there is none.
+
+    Args:
+        finding: the numbers by class and name.
+    """
+    names = next(iter(finding.values()), {})
+    return {in_words(name): [finding_cells(name, numbers[name]) for numbers in finding.values()] for name in names}
+
+
+def finding_cells(name: str, number: Mapping[str, Any]) -> tuple[str, str]:
+    """Format a number as two texts."""
+    digits = 1 if name.startswith("in_top") else 4
+    if "undefined" in number:
+        bound = number.get("at_least")
+        return "" if bound is None else f"at least {bound:.{digits}f}", number["undefined"]
+    return f"{number['value']:.{digits}f}", f"{number['low']:.{digits}f} to {number['high']:.{digits}f}"
 
 
 def with_unit(name: str, unit: str) -> str:
@@ -137,7 +151,9 @@ def write_report(
             lead=lead,
             metrics={with_unit(name, unit): cells_of(value) for name, value in content["metrics"].items()},
             method=METHOD,
-            finding={name: in_cells(rates) for name, rates in content.get("finding", {}).items()},
+            finding=finding_rows(content.get("finding", {})),
+            found_classes=list(content.get("finding", {})),
+            survey=content.get("survey", {}),
             figures=embedded,
             facts=facts,
             changed={name: value for name, value in settings.items() if name in changed},

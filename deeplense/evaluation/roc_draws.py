@@ -10,11 +10,11 @@ interval of a binomial fraction (Berry and Armitage 1995, The Statistician 44, 4
 straight. It is the ROC curve of the Bayesian bootstrap (Gu, Ghosal and Roy 2008, Statistics in Medicine 27, 5407), but
 for the halves.
 
-Above the highest image of another class the images say nothing about the false positive rate. The curve is continued to
-0 there as a power of the false positive rate. The exponent is at least that of the curve between the highest and the
-eighth highest image of another class, as the curve of a score that ranks well is concave in logarithms, too; the draws
-differ in how much above it is. `python -m tests.evaluation.finding_coverage` measures how often the intervals contain
-the truth.
+Above the highest image of another class the images say nothing about the false positive rate. There the curve is
+continued to 0 as a power of the false positive rate. Its exponent is that of the curve between the highest and the
+fourth highest image of another class, and above: most curves bend down towards low rates, and some, where a few images
+of other classes look like the class, do so steeply. How much above differs from draw to draw.
+`python -m tests.evaluation.finding_coverage` measures how often the intervals contain the truth.
 """
 
 from dataclasses import dataclass
@@ -27,8 +27,10 @@ from deeplense.evaluation.metrics import Array, Estimate
 NUM_DRAWS = 2000
 EACH, FURTHER = 40, 60
 """So many thresholds from the top are at each image of another class, and so many further ones at some of them."""
-NUM_FOR_SLOPE, STEEPEST = 8, 0.4
-"""Number of thresholds that set the exponent above the highest, and the largest part of the way from it to 1."""
+NUM_FOR_SLOPE, STEEPEST = 4, 4.0
+"""Number of thresholds that set the exponent above the highest, and its largest value."""
+STEEPER, ADDED = 0.5, 0.15
+"""By which part of itself, and by how much in addition, the exponent is larger, on average."""
 NUM_ABOVE = 12
 
 
@@ -87,7 +89,7 @@ def draw_curves(scores: Array, positive: NDArray[np.bool_], *, num_draws: int = 
     counts[:, :1] += one_more
     counts[:, -1:] += 1 - one_more
     true = cumulative(random, counts)
-    tail = continued(false, true, part=STEEPEST * random.random((num_draws, 1)))
+    tail = continued(false, true, random)
     ends = np.zeros((num_draws, 1)), np.ones((num_draws, 1))
     return Curves(*(np.hstack([ends[0], *parts, ends[1]]) for parts in zip(tail, (false, true), strict=True)))
 
@@ -105,21 +107,22 @@ def cumulative(random: np.random.Generator, counts: Array) -> Array:
     return parts[:, :-1] / parts[:, -1:]
 
 
-def continued(false: Array, true: Array, *, part: Array) -> tuple[Array, Array]:
-    """Return the points of curves above their first point.
+def continued(false: Array, true: Array, random: np.random.Generator) -> tuple[Array, Array]:
+    """Return the points of curves above their first known point.
 
     Args:
         false: false positive rates of the known points (R, K), increasing.
         true: their true positive rates (R, K).
-        part: by how much of the way the exponent lies between that of the first points and 1, (R, 1).
+        random: draws how much steeper each curve becomes.
     """
     last = min(NUM_FOR_SLOPE, false.shape[1]) - 1
-    first, rise = np.maximum(true[:, :1], 1e-300), np.log(false[:, last:][:, :1] / false[:, :1])
-    growth = np.log(np.maximum(true[:, last:][:, :1], 1e-300) / first)
-    exponent = np.clip(growth / rise, 0, 1) if last else np.zeros_like(first)
-    exponent = exponent + (1 - exponent) * part
+    known = np.maximum(true[:, [0, last]], np.finfo(float).tiny)
+    rise = np.log(false[:, last] / false[:, 0]) if last else np.ones(len(false))
+    slope = np.clip(np.log(known[:, 1] / known[:, 0]) / rise, 0, STEEPEST)
+    steeper, added = random.exponential(size=(2, len(false)))
+    exponent = slope * (1 + STEEPER * steeper) + ADDED * added
     steps = -np.arange(NUM_ABOVE, 0, -1.0)
-    return false[:, :1] * 2.0**steps, true[:, :1] * 2.0 ** (steps * exponent)
+    return false[:, :1] * 2.0**steps, true[:, :1] * 2.0 ** (steps * exponent[:, None])
 
 
 def along(known: Array, wanted: Array, at: float, *, first: bool = False) -> Array:

@@ -1,5 +1,5 @@
-"""How often the truth is in the intervals of the numbers of a search for a rare class. The truth is known, as the scores
-are drawn from known distributions.
+"""How often the truth is in the intervals of the numbers of a search for a rare class. The truth is known, as the
+scores are drawn from known distributions.
 
     python -m tests.evaluation.finding_coverage --sets 400 --images 1000x100 20000x2000
 
@@ -11,6 +11,7 @@ given. The binomial error of a percentage is printed last.
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -20,7 +21,6 @@ from deeplense.evaluation.finding import (
     Found,
     Ranked,
     allowed_with_interval,
-    expected_with,
     images_in_top,
     precision_with_interval,
     rates_at,
@@ -37,7 +37,6 @@ from deeplense.evaluation.purity import (
 )
 from deeplense.evaluation.roc_draws import with_ends
 
-__all__ = ["expected_with"]
 PREVALENCES = (0.1, 0.01)
 EXPECTED = (0.5, 2, 3, 5, 10)
 """Numbers of false positives that are expected at the false positive rates."""
@@ -48,8 +47,8 @@ class Kind:
     """Distributions of the scores of other classes and of the class. Scores are rounded to multiples of `step`, and at
     most `most`."""
 
-    other: stats.rv_continuous
-    own: stats.rv_continuous
+    other: Any
+    own: Any
     step: float = 0.0
     most: float = np.inf
 
