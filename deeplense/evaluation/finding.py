@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import stats
 
 from deeplense.evaluation.metrics import Array, Estimate
 from deeplense.evaluation.purity import (
@@ -29,7 +29,7 @@ from deeplense.evaluation.purity import (
     refuse_prevalence,
     top_with_interval,
 )
-from deeplense.evaluation.roc_draws import Curves, along, draw_curves, refuse_nan, sample_curve, with_ends
+from deeplense.evaluation.roc_draws import NUM_DRAWS, Curves, along, draw_curves, refuse_nan, sample_curve, with_ends
 
 RATES = (1e-2, 1e-3, 1e-4)
 """False positive rates of a report."""
@@ -39,7 +39,7 @@ ALLOWED = (0, 10)
 """Numbers of false positives of TPR0 and TPR10."""
 HALF = 0.5
 """Completeness at which the purity is given, and purity at which the completeness is."""
-NUM_QUANTILES = 64
+NUM_QUANTILES = 32
 NO_PREVALENCE = "needs the fraction of the class in the survey (--prevalence)"
 Found = Estimate | Bound | str
 
@@ -72,16 +72,18 @@ class Ranked:
         scores: score of each image, (N,).
         positive: whether it is of the class, (N,).
         seed: seed of the intervals.
+        num_draws: number of draws behind them.
     """
 
     scores: Array
     positive: NDArray[np.bool_]
     seed: int = 0
+    num_draws: int = NUM_DRAWS
 
     @cached_property
     def draws(self) -> Curves:
         """Draws of the ROC curve of the population."""
-        return draw_curves(self.scores, self.positive, seed=self.seed)
+        return draw_curves(self.scores, self.positive, num_draws=self.num_draws, seed=self.seed)
 
     @property
     def pair(self) -> tuple[Array, NDArray[np.bool_]]:
@@ -104,22 +106,6 @@ class Ranked:
     def prevalence(self) -> float:
         """The fraction of the class among these images."""
         return float(self.positive.mean())
-
-
-def log_odds(logits: Array) -> Array:
-    """Return ln(p / (1 - p)) of the probability p of each class. It ranks images as p does, but also those whose p
-    is rounded to 1.
-
-    Args:
-        logits: (N, K), finite.
-
-    Example:
-        >>> log_odds(np.array([[50.0, 0.0], [60.0, 0.0]]))[:, 0].tolist()
-        [50.0, 60.0]
-    """
-    values = logits.astype(np.float64)
-    others = [special.logsumexp(np.delete(values, k, axis=1), axis=1) for k in range(values.shape[1])]
-    return values - np.stack(others, axis=1)
 
 
 def true_positive_rate(scores: Array, positive: NDArray[np.bool_], rate: float) -> float:

@@ -7,16 +7,19 @@ positive rate, t and f, and the prevalence p, the fraction of the class in the s
 images of other classes must be like those of the survey.
 
 A rare class needs a low false positive rate. If fewer than two images of other classes are above the threshold, no
-estimate is given, but a lower bound (one-sided, 95 %).
+estimate is given, but a lower bound (one-sided, 95 %). It assumes that nothing is found above the highest image of
+another class: with none above the threshold, it is that of at most 3 / N false positives (Clopper and Pearson 1934).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deeplense.evaluation.metrics import Array, Estimate
-from deeplense.evaluation.roc_draws import Curves, along, sample_curve, with_ends
+from deeplense.evaluation.roc_draws import Curves, along, lowest, sample_curve, with_ends
 
 LEAST_ABOVE = 2
 """Least number of images of other classes above a threshold for an estimate."""
@@ -155,9 +158,9 @@ def purity_with_interval(
     found = np.sort(scores[positive])[::-1]
     threshold = found[max(int(np.ceil(completeness * len(found) - 1e-9)), 1) - 1]
     above = scores >= threshold
-    num_false, drawn = int((above & ~positive).sum()), purity_at(draws, completeness, prevalence)
-    value = purity(np.mean(above[positive]), np.mean(above[~positive]), prevalence)
-    return estimate_or_bound(float(value), drawn, num_false, int((~positive).sum()))
+    value = float(purity(np.mean(above[positive]), np.mean(above[~positive]), prevalence))
+    made = partial(purity_at, completeness=completeness, prevalence=prevalence)
+    return estimate_or_bound(value, made, draws, num_false=int(above[~positive].sum()), num=int((~positive).sum()))
 
 
 def completeness_with_interval(
@@ -176,7 +179,8 @@ def completeness_with_interval(
     curve, num = sample_curve(scores, positive), int((~positive).sum())
     enough = np.flatnonzero(curve.false[0] <= false_per_true(least, prevalence) * curve.true[0])[-1]
     num_false = round(float(curve.false[0, enough]) * num)
-    return estimate_or_bound(float(curve.true[0, enough]), completeness_at(draws, least, prevalence), num_false, num)
+    made = partial(completeness_at, least=least, prevalence=prevalence)
+    return estimate_or_bound(float(curve.true[0, enough]), made, draws, num_false=num_false, num=num)
 
 
 def top_with_interval(
@@ -204,15 +208,23 @@ def top_with_interval(
     curve, num = sample_curve(scores, positive), int((~positive).sum())
     value = float(lenses_in_top(curve, top, size, prevalence)[0])
     num_false = (top - value) / (size * (1 - prevalence)) * num
-    return estimate_or_bound(value, lenses_in_top(draws, top, size, prevalence), num_false, num, least=least)
+    made = partial(lenses_in_top, top=top, size=size, prevalence=prevalence)
+    return estimate_or_bound(value, made, draws, num_false=num_false, num=num, least=least)
 
 
 def estimate_or_bound(
-    value: float, draws: Array, num_false: float, num: int, *, least: float = LEAST_ABOVE
+    value: float,
+    made: Callable[[Curves], Array],
+    draws: Curves,
+    *,
+    num_false: float,
+    num: int,
+    least: float = LEAST_ABOVE,
 ) -> Estimate | Bound:
-    """Return a value with its interval if enough of the `num` images of other classes are above the threshold."""
+    """Return a value with its interval if enough of the `num` images of other classes are above the threshold; `made`
+    computes it from curves."""
     if num_false >= least:
-        return with_ends(value, draws)
+        return with_ends(value, made(draws))
     shown = np.floor(10 * num_false) / 10
     reason = f"{shown:g} of {num:,} images of other classes are above the threshold, {least:g} are needed"
-    return Bound(min(value, float(np.quantile(draws, 0.05))), reason)
+    return Bound(min(value, float(np.quantile(made(lowest(draws)), 0.05))), reason)

@@ -125,6 +125,15 @@ def continued(false: Array, true: Array, random: np.random.Generator) -> tuple[A
     return false[:, :1] * 2.0**steps, true[:, :1] * 2.0 ** (steps * exponent[:, None])
 
 
+def lowest(curves: Curves) -> Curves:
+    """Return the draws of curves with nothing found above the highest image of another class: whatever the curves are
+    there, these are not above them."""
+    false, true = curves.false.copy(), curves.true.copy()
+    false[:, 1 : NUM_ABOVE + 1] = false[:, NUM_ABOVE + 1 : NUM_ABOVE + 2]
+    true[:, 1 : NUM_ABOVE + 1] = 0
+    return Curves(false, true)
+
+
 def along(known: Array, wanted: Array, at: float, *, first: bool = False) -> Array:
     """Return a second coordinate (R,) of curves where the first has a value.
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from deeplense.evaluation import plots
 from deeplense.evaluation.bands import Band, purity_band, roc_band
-from deeplense.evaluation.finding import Ranked, Survey, finding_report, log_odds
-from deeplense.evaluation.metrics import classification_report, regression_report, softmax
+from deeplense.evaluation.finding import Ranked, Survey, finding_report
+from deeplense.evaluation.metrics import classification_report, log_odds, regression_report, softmax
 from deeplense.evaluation.predict import Predictions
 from deeplense.evaluation.report import Plot, metric_in_words, name_undefined, with_unit, write_report
 from jobs.console import say

@@ -121,9 +121,9 @@ def selected(num: int, prevalence: float) -> tuple[int, int]:
     return int(100 * num * prevalence), 100 * num
 
 
-def estimates(scores: np.ndarray, positive: np.ndarray, seed: int) -> dict[str, Found]:
+def estimates(scores: np.ndarray, positive: np.ndarray, seed: int, *, num_draws: int = 1000) -> dict[str, Found]:
     """Return all numbers with their intervals."""
-    ranked = Ranked(scores, positive, seed=seed)
+    ranked = Ranked(scores, positive, seed=seed, num_draws=num_draws)
     num, draws = ranked.num_others, ranked.draws
     found: dict[str, Found] = {
         f"rate {expected:g}": with_ends(
