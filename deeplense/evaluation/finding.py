@@ -25,6 +25,7 @@ from deeplense.evaluation.purity import (
     area_under_purity,
     average_precision,
     completeness_with_interval,
+    lenses_in_top,
     purity_with_interval,
     refuse_prevalence,
     top_with_interval,
@@ -186,11 +187,9 @@ def images_in_top(ranked: Ranked, top: int) -> Estimate | str:
     num = len(ranked.scores)
     if ranked.lacking or top > num:
         return ranked.lacking or f"needs {top:,} images, has {num:,}"
-    found = top_with_interval(
-        ranked.scores, ranked.positive, ranked.draws, top=top, size=num, prevalence=ranked.prevalence, least=0
-    )
-    assert isinstance(found, Estimate)
-    return found
+    images = {"top": top, "size": num, "prevalence": ranked.prevalence}
+    (value,) = lenses_in_top(sample_curve(*ranked.pair), **images)
+    return with_ends(float(value), lenses_in_top(ranked.draws, **images))
 
 
 def numbers_of(ranked: Ranked, survey: Survey) -> dict[str, Found]:

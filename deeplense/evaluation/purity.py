@@ -184,14 +184,7 @@ def completeness_with_interval(
 
 
 def top_with_interval(
-    scores: Array,
-    positive: NDArray[np.bool_],
-    draws: Curves,
-    *,
-    top: int,
-    size: int,
-    prevalence: float,
-    least: float = LEAST_ABOVE,
+    scores: Array, positive: NDArray[np.bool_], draws: Curves, *, top: int, size: int, prevalence: float
 ) -> Estimate | Bound:
     """Return the expected number of objects of the class among the best ranked of a survey with its 95 % interval, or a
     bound if too few images of other classes are above the threshold.
@@ -203,13 +196,12 @@ def top_with_interval(
         top: number of the best ranked objects, at most `size`.
         size: number of objects of the survey.
         prevalence: fraction of the class in the survey.
-        least: number of images of other classes above the threshold that are needed for an estimate.
     """
     curve, num = sample_curve(scores, positive), int((~positive).sum())
     value = float(lenses_in_top(curve, top, size, prevalence)[0])
-    num_false = (top - value) / (size * (1 - prevalence)) * num
+    num_false = max(top - value, 0) / (size * (1 - prevalence)) * num
     made = partial(lenses_in_top, top=top, size=size, prevalence=prevalence)
-    return estimate_or_bound(value, made, draws, num_false=num_false, num=num, least=least)
+    return estimate_or_bound(value, made, draws, num_false=num_false, num=num)
 
 
 def estimate_or_bound(
@@ -219,12 +211,11 @@ def estimate_or_bound(
     *,
     num_false: float,
     num: int,
-    least: float = LEAST_ABOVE,
 ) -> Estimate | Bound:
     """Return a value with its interval if enough of the `num` images of other classes are above the threshold; `made`
     computes it from curves."""
-    if num_false >= least:
+    if num_false >= LEAST_ABOVE:
         return with_ends(value, made(draws))
     shown = np.floor(10 * num_false) / 10
-    reason = f"{shown:g} of {num:,} images of other classes are above the threshold, {least:g} are needed"
+    reason = f"{shown:g} of {num:,} images of other classes are above the threshold, {LEAST_ABOVE} are needed"
     return Bound(min(value, float(np.quantile(made(lowest(draws)), 0.05))), reason)
