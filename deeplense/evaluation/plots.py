@@ -71,7 +71,7 @@ def roc(
     axes.plot(chance, chance, color="0.6", linestyle=":", label="chance")
     axes.set(xscale="log", xlim=(floor, 1), ylim=(0, 1.01), xlabel="false positive rate", ylabel="true positive rate")
     axes.set_title("ROC, one vs rest")
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="best", frameon=False)
 
 
 def purity(axes: Axes, bands: Mapping[str, Band], *, logarithmic: bool) -> None:

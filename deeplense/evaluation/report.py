@@ -87,12 +87,18 @@ def finding_rows(finding: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict
 
 
 def finding_cells(name: str, number: Mapping[str, Any]) -> tuple[str, str]:
-    """Format a number as two texts."""
+    """Format a number as two texts; a lower bound of almost 0 is left out."""
     digits = 1 if name.startswith("in_top") else 4
     if "undefined" in number:
-        bound = number.get("at_least")
-        return "" if bound is None else f"at least {bound:.{digits}f}", number["undefined"]
-    return f"{number['value']:.{digits}f}", f"{number['low']:.{digits}f} to {number['high']:.{digits}f}"
+        bound = number.get("at_least", 0)
+        return f"at least {in_digits(bound, digits)}" if bound >= 10.0**-digits else "", number["undefined"]
+    value, low, high = (in_digits(number[end], digits) for end in ("value", "low", "high"))
+    return value, f"{low} to {high}"
+
+
+def in_digits(value: float, digits: int) -> str:
+    """Format a number with so many digits after the point, or two digits if it is small."""
+    return f"{value:.{digits}f}" if value == 0 or value >= 0.01 else f"{value:.2g}"
 
 
 def with_unit(name: str, unit: str) -> str:
