@@ -18,6 +18,7 @@ MOST = {
         ("num_evaluations", "num_steps", "out_dim", "hidden_dim", "shuffle_block", "shuffle_window"), 1_000_000
     ),
     **dict.fromkeys(("num_images", "num_per_class", "num_labels", "num_updates", "log_interval"), 1_000_000_000),
+    **dict.fromkeys(("top", "survey_size"), 1_000_000_000_000),
     "seed": 2**63 - 1,
 }
 PROCESSES = ("num_workers", "read_ahead", "at_once", "num_processes")

@@ -22,10 +22,12 @@ from deeplense.evaluation.metrics import (
     auc_names,
     bootstrap_draws,
     classification_metrics,
+    log_odds,
     percentiles,
     perfect_trials,
     regression_metrics,
     softmax,
+    tpr_at_fpr,
     widen_if_perfect,
 )
 
@@ -38,6 +40,9 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
 }
 """The bounds of metrics that are not limited to 0 and 1."""
 OVERALL = ("auc_macro", "accuracy", "log_loss", "brier")
+RATES, LEAST_EXPECTED = (1e-2, 1e-3), 10
+"""False positive rates of comparisons, and the number of false positives that must be expected at a rate: with fewer,
+resamples do not tell how uncertain the true positive rate is."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +63,46 @@ def score_classes(
     *,
     classes: Sequence[str],
     num_samples: int,
+    scores: Array | None = None,
 ) -> Scores:
-    """Compute AUC per class, mean AUC, accuracy, log loss and Brier score of one training, on the samples with these
-    indices of a split of `num_samples`. Resamples are always of the whole split, whichever samples were predicted."""
+    """Compute AUC per class, mean AUC, accuracy, log loss, Brier score and true positive rates of one training, on the
+    samples with these indices of a split of `num_samples`. Resamples are always of the whole split, whichever samples
+    were predicted. `scores` rank the samples in place of the probabilities, which may be rounded to 1."""
+    ranking = probabilities if scores is None else scores
+    rates = {name: (k, rate) for rate in RATES for k, name in rate_names(labels, classes, rate).items()}
 
     def metrics(weights: Array) -> Metrics:
         found = classification_metrics(probabilities, labels, weights)
         kept = {name: found[f"auc_{k}"] for k, name in enumerate(auc_names(classes))}
-        return kept | {name: found[name] for name in OVERALL}
+        kept |= {name: found[name] for name in OVERALL}
+        return kept | {name: tpr_at_fpr(ranking[:, k], labels == k, weights, rate) for name, (k, rate) in rates.items()}
 
     trials = perfect_trials(labels, len(classes))
     by_name = {name: trials[f"auc_{k}"] for k, name in enumerate(auc_names(classes))}
+    by_name |= {name: trials[f"auc_{k}"] for name, (k, _) in rates.items()}
     return score(metrics, indices, num_samples, by_name | {name: trials[name] for name in OVERALL if name in trials})
+
+
+def rate_names(labels: NDArray[np.integer], classes: Sequence[str], rate: float) -> dict[int, str]:
+    """Return the name of the true positive rate at a false positive rate, by the number of the class, for each class
+    with enough images of other classes.
+
+    Args:
+        labels: indices of the true classes, (N,).
+        classes: names of the classes.
+        rate: false positive rate.
+
+    Example:
+        >>> rate_names(np.repeat([0, 1], [1000, 100]), ["other", "lens"], 0.01)
+        {1: 'tpr_at_fpr_0.01_lens'}
+    """
+    counts = np.bincount(labels, minlength=len(classes))
+    others = len(labels) - counts
+    return {
+        k: f"tpr_at_fpr_{rate:g}_{name}"
+        for k, name in enumerate(classes)
+        if counts[k] and others[k] * rate >= LEAST_EXPECTED
+    }
 
 
 def score_numbers(
@@ -124,7 +157,14 @@ def score_predictions(predicted: Predicted, images: NDArray[np.integer], classes
     kept = np.isin(predicted.indices, images)
     outputs, indices, size = predicted.outputs[kept], predicted.indices[kept], predicted.num_samples
     if classes:
-        return score_classes(softmax(outputs), predicted.labels[kept], indices, classes=classes, num_samples=size)
+        return score_classes(
+            softmax(outputs),
+            predicted.labels[kept],
+            indices,
+            classes=classes,
+            num_samples=size,
+            scores=log_odds(outputs),
+        )
     numbers, truth = outputs[:, 0].astype(float), predicted.truth[kept].astype(float)
     return score_numbers(numbers, truth, indices, chance=predicted.chance, num_samples=size)
 

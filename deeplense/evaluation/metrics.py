@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from deeplense.evaluation.calibration import calibration_error, expected_calibration_error
 
 Array = NDArray[np.floating]
 Metrics = dict[str, Array]
-ROWS_AT_A_TIME = 50
+ROWS_AT_A_TIME, ROUNDING = 50, 1e-9
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,22 @@ def softmax(logits: Array) -> Array:
     return shifted / shifted.sum(axis=1, keepdims=True)
 
 
+def log_odds(logits: Array) -> Array:
+    """Return ln(p / (1 - p)) of the probability p of each class. It ranks images as p does, but also those whose p
+    is rounded to 1.
+
+    Args:
+        logits: (N, K), finite.
+
+    Example:
+        >>> log_odds(np.array([[50.0, 0.0], [60.0, 0.0]]))[:, 0].tolist()
+        [50.0, 60.0]
+    """
+    values = logits.astype(np.float64)
+    others = [special.logsumexp(np.delete(values, k, axis=1), axis=1) for k in range(values.shape[1])]
+    return values - np.stack(others, axis=1)
+
+
 def auc(scores: Array, positive: NDArray[np.bool_], weights: Array) -> Array:
     """Area under the ROC curve: the probability that a positive scores above a negative, ties counting half. NaN if
     there are no positives or no negatives."""
@@ -49,6 +66,21 @@ def auc(scores: Array, positive: NDArray[np.bool_], weights: Array) -> Array:
     pairs = of_positives.sum(axis=1) * of_negatives.sum(axis=1)
     with np.errstate(invalid="ignore"):
         return (of_positives * below).sum(axis=1) / np.where(pairs > 0, pairs, np.nan)
+
+
+def tpr_at_fpr(scores: Array, positive: NDArray[np.bool_], weights: Array, rate: float) -> Array:
+    """True positive rate above the lowest threshold with at most this false positive rate, which lies between two
+    different scores. NaN if there are no positives or no negatives."""
+    order = np.argsort(-scores, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])
+    true, false = (
+        np.add.reduceat(np.where(kind, weights, 0.0)[:, order], starts, axis=1).cumsum(axis=1)
+        for kind in (positive, ~positive)
+    )
+    enough = (false <= rate * false[:, -1:] + ROUNDING).sum(axis=1, keepdims=True)
+    found = np.take_along_axis(true, np.maximum(enough - 1, 0), axis=1)[:, 0] * (enough[:, 0] > 0)
+    known = (true[:, -1] > 0) & (false[:, -1] > 0)
+    return np.where(known, found, np.nan) / np.where(known, true[:, -1], 1)
 
 
 def weighted_mean(values: Array, weights: Array) -> Array:

@@ -13,6 +13,8 @@ from matplotlib.patches import Circle, Polygon, Rectangle
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_curve
 
+from deeplense.evaluation.bands import Band
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe-Ito: safe for colour-blindness
 mpl.use("Agg")
 DPI, LAYOUT = 160, "constrained"
@@ -48,19 +50,43 @@ def figure(path: Path | BinaryIO, draw: Callable[[Axes], None], *, size: tuple[f
     canvas.savefig(path, dpi=DPI)
 
 
-def roc(axes: Axes, probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
+def roc(
+    axes: Axes,
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    bands: Mapping[str, Band] | None = None,
+) -> None:
     """Plot the ROC of each class against the rest, with a logarithmic false positive rate because lens finding needs
-    very low ones."""
+    very low ones; with bands by class, if any. Any scores that rank the images do as probabilities."""
     floor = 0.5 / len(labels)
     for k, name in enumerate(classes):
         if 0 < (labels == k).sum() < len(labels):
             false, true, _ = roc_curve(labels == k, probabilities[:, k])
             axes.plot(np.maximum(false, floor), true, color=COLOURS[k % len(COLOURS)], label=name)
+        if bands and name in bands:
+            band = bands[name]
+            axes.fill_between(band.at, band.low, band.high, color=COLOURS[k % len(COLOURS)], alpha=0.15, linewidth=0)
     chance = np.geomspace(floor, 1)
     axes.plot(chance, chance, color="0.6", linestyle=":", label="chance")
     axes.set(xscale="log", xlim=(floor, 1), ylim=(0, 1.01), xlabel="false positive rate", ylabel="true positive rate")
     axes.set_title("ROC, one vs rest")
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="best", frameon=False)
+
+
+def purity(axes: Axes, bands: Mapping[str, Band], *, logarithmic: bool) -> None:
+    """Plot the purity against the completeness of each class, with its band."""
+    for k, (name, band) in enumerate(bands.items()):
+        colour = COLOURS[k % len(COLOURS)]
+        axes.plot(band.at, band.value, color=colour, label=name)
+        axes.fill_between(band.at, band.low, band.high, color=colour, alpha=0.15, linewidth=0)
+    lowest = min(np.nanmin(np.r_[band.value, band.low[band.low > 0], 1]) for band in bands.values())
+    axes.set(xlim=(0, 1), xlabel="completeness", ylabel="purity", title="Purity, one vs rest")
+    if logarithmic:
+        axes.set(yscale="log", ylim=(max(float(lowest) / 2, 1e-6), 1.3))
+    else:
+        axes.set(ylim=(0, 1.02))
+    axes.legend(loc="best", frameon=False)
 
 
 def confusion(axes: Axes, counts: np.ndarray, classes: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from jinja2 import Environment
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from deeplense.evaluation.finding import in_words
 from deeplense.evaluation.plots import figure
 from deeplense.files import finite, replacing
 
@@ -74,11 +75,30 @@ def cells_of(metric: Mapping[str, Any]) -> tuple[str, str]:
     return f"{metric['value']:.4f}", " to ".join(f"{end:.4f}" for end in ends) if known else ""
 
 
-def in_cells(rates: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
-    """Format the true positive rates of a class: by the false positive rate in per cent, the rate and its interval, or
-    why there is none."""
-    named = {f"{100 * float(name.rpartition('_')[2]):g} %": rate for name, rate in rates.items()}
-    return {name: ("", rate["undefined"]) if "undefined" in rate else cells_of(rate) for name, rate in named.items()}
+def finding_rows(finding: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, list[tuple[str, str]]]:
+    """Format how well each class is found: by what a number is, two texts for each class: the number, and its interval
+    or why there is none.
+
+    Args:
+        finding: the numbers by class and name.
+    """
+    names = next(iter(finding.values()), {})
+    return {in_words(name): [finding_cells(name, numbers[name]) for numbers in finding.values()] for name in names}
+
+
+def finding_cells(name: str, number: Mapping[str, Any]) -> tuple[str, str]:
+    """Format a number as two texts; a lower bound of almost 0 is left out."""
+    digits = 1 if name.startswith("in_top") else 4
+    if "undefined" in number:
+        bound = number.get("at_least", 0)
+        return f"at least {in_digits(bound, digits)}" if bound >= 10.0**-digits else "", number["undefined"]
+    value, low, high = (in_digits(number[end], digits) for end in ("value", "low", "high"))
+    return value, f"{low} to {high}"
+
+
+def in_digits(value: float, digits: int) -> str:
+    """Format a number with so many digits after the point, or two digits if it is small."""
+    return f"{value:.{digits}f}" if value == 0 or value >= 0.01 else f"{value:.2g}"
 
 
 def with_unit(name: str, unit: str) -> str:
@@ -137,7 +157,9 @@ def write_report(
             lead=lead,
             metrics={with_unit(name, unit): cells_of(value) for name, value in content["metrics"].items()},
             method=METHOD,
-            finding={name: in_cells(rates) for name, rates in content.get("finding", {}).items()},
+            finding=finding_rows(content.get("finding", {})),
+            found_classes=list(content.get("finding", {})),
+            survey=content.get("survey", {}),
             figures=embedded,
             facts=facts,
             changed={name: value for name, value in settings.items() if name in changed},

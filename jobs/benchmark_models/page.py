@@ -82,7 +82,7 @@ def section_of(rows: Sequence[Row]) -> Section:
     """Return the section of one data set."""
     first = rows[0]
     done = [row for row in rows if row.metrics]
-    classes = [name for name in (done[0].metrics if done else ()) if name not in (first.main, "gain")]
+    classes = further_columns(done[0].metrics, first.main) if done else []
     headings = ["model", f"{LABELS[first.main]}, 95 % interval", "difference to the best", "change by added data"]
     headings += classes
     headings += ["clearly above chance", "seeds", "parameters", "operations", "speed", "peak memory", "training time"]
@@ -96,6 +96,15 @@ def section_of(rows: Sequence[Row]) -> Section:
         rows=[cells_of(row, classes, say_where=len(places) > 1) for row in rows],
         plot=plot_of(done),
     )
+
+
+def further_columns(metrics: Mapping[str, Any], main: str) -> list[str]:
+    """Return the metrics that have a column beside the main one. With more than two classes, of the true positive rates
+    only those at 1 % have; table.csv has all."""
+    rates = [name for name in metrics if name.startswith("tpr_at_fpr_")]
+    shown_rates = [name for name in rates if name.startswith("tpr_at_fpr_0.01_")]
+    left_out = set(rates) - set(shown_rates) if len(shown_rates) > 2 else set()
+    return [name for name in metrics if name not in {main, "gain"} | left_out]
 
 
 def measured_on(row: Row) -> str:

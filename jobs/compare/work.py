@@ -1,14 +1,15 @@
 """Compare runs by their settings, their reports and their curves, as text and as one page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from deeplense.evaluation import plots
+from deeplense.evaluation.finding import in_words
 from deeplense.evaluation.page import Section, write_page
-from deeplense.evaluation.report import Plot, is_defined, metric_in_words
+from deeplense.evaluation.report import Plot, finding_cells, is_defined, metric_in_words
 from deeplense.files import read_json
 from jobs.compare.paired import Paired, paired_differences
 from jobs.compare.settings import Settings
@@ -26,6 +27,8 @@ METHOD = (
 )
 SHOWN = ("auc_macro", "accuracy", "log_loss", "brier", "ece", "mae", "rmse", "bias")
 """Metrics in the table of held-out metrics, if a report has them."""
+RATES = ("tpr_at_fpr_0.01", "tpr_at_fpr_0.001")
+"""True positive rates that are listed, if a report has them."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ def run(settings: Settings) -> int:
     require(len({folder.resolve() for folder in folders}) == len(folders), "a run is given twice; give it once.")
     runs = [open_run(name, folder, settings.report) for name, folder in zip(names_of(folders), folders, strict=True)]
     pairs = [paired_differences(runs[0].report_folder, other.report_folder) for other in runs[1:]]
-    sections = [settings_section(runs), metrics_section(runs), differences_section(runs, pairs), *curves_section(runs)]
+    sections = [settings_section(runs), metrics_section(runs), *finding_section(runs)]
+    sections += [differences_section(runs, pairs), *curves_section(runs)]
     for section in sections:
         tell(section)
     title = "Comparison of " + ", ".join(each.name for each in runs)
@@ -99,6 +103,27 @@ def metric_of(compared: Compared, name: str) -> str:
         return ""
     value, space, interval = metric_in_words(found).partition(" ")
     return f"{value}\n{interval}" if space and is_defined(found) else value
+
+
+def finding_section(runs: Sequence[Compared]) -> list[Section]:
+    """Return the section with the true positive rates of each run at low false positive rates, if any is given."""
+    found = [each.report.get("finding", {}) for each in runs]
+    known = [(rate, name) for rate in RATES for each in found for name in each if "value" in each[name].get(rate, {})]
+    columns = list(dict.fromkeys(known))
+    headings = ["run", *(f"{name}: {in_words(rate)}" for rate, name in columns)]
+    rows = [
+        [each.name, *(rate_of(numbers.get(name, {}).get(rate)) for rate, name in columns)]
+        for each, numbers in zip(runs, found, strict=True)
+    ]
+    lead = "Of each class against the rest, with 95 % intervals."
+    return [Section("Finding a rare class", lead, headings, rows)] if columns else []
+
+
+def rate_of(number: Mapping[str, Any] | None) -> str:
+    """Return a number with its interval, or why there is none, below it."""
+    if number is None:
+        return ""
+    return "\n".join(finding_cells("", number))
 
 
 def differences_section(runs: Sequence[Compared], pairs: Sequence[Paired | str]) -> Section:

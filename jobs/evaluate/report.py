@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from deeplense.evaluation import plots
-from deeplense.evaluation.finding import finding_report
-from deeplense.evaluation.metrics import classification_report, regression_report, softmax
+from deeplense.evaluation.bands import Band, purity_band, roc_band
+from deeplense.evaluation.finding import Ranked, Survey, finding_report
+from deeplense.evaluation.metrics import classification_report, log_odds, regression_report, softmax
 from deeplense.evaluation.predict import Predictions
 from deeplense.evaluation.report import Plot, metric_in_words, name_undefined, with_unit, write_report
 from jobs.console import say
@@ -25,6 +26,10 @@ from jobs.train.settings import Settings as TrainSettings
 from jobs.train.stored import Unseen
 
 GALLERY = 12
+MOST_WITH_BANDS = 5
+"""Largest number of classes for which curves have bands."""
+RARE = 0.01
+"""Prevalence below which purity is on a logarithmic axis."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ def report(
     *,
     shown: Mapping[str, Any] | None = None,
     missing: str = "",
+    survey: Survey | None = None,
 ) -> None:
     """Write the report and print its numbers.
 
@@ -61,7 +67,9 @@ def report(
         folder: folder to write to.
         shown: the settings to list, by default those of the training.
         missing: text that names the folds without a run.
+        survey: what is known of the survey in which a class is searched.
     """
+    survey = survey or Survey()
     first = evaluated[0]
     joined = Predictions(
         **{
@@ -71,9 +79,9 @@ def report(
     )
     regression = first.settings.regression
     unit = unit_of(first) if regression else ""
-    content = report_regression(first, joined) if regression else report_classes(first, joined)
+    content = report_regression(first, joined) if regression else report_classes(first, joined, survey)
     facts = facts_of(split, evaluated, len(joined.labels), missing=missing)
-    drawn = regression_plots(first, joined) if regression else class_plots(first, joined, content)
+    drawn = regression_plots(first, joined) if regression else class_plots(first, joined, content, survey)
     drawn += explanation_plots(first.explained) if first.explained else []
     say("; ".join(filter(None, [facts["held out"], facts["training"], f"weights: {facts['weights']}"])))
     write_report(
@@ -153,13 +161,13 @@ def origin(evaluated: Sequence[Evaluated]) -> dict[str, np.ndarray]:
     return {name: np.array(value) for name, value in told.items()} | {"folds": folds}
 
 
-def report_classes(first: Evaluated, joined: Predictions) -> dict[str, Any]:
+def report_classes(first: Evaluated, joined: Predictions, survey: Survey) -> dict[str, Any]:
     """Return the metrics of a classifier."""
     classes = first.held.part.split.schema.classes
     found = classification_report(softmax(joined.outputs), joined.labels, classes)
     named = name_undefined(found["metrics"], joined.labels, classes)
-    finding = finding_report(softmax(joined.outputs), joined.labels, classes)
-    return found | {"metrics": named, "classes": list(classes), "finding": finding}
+    finding = finding_report(log_odds(joined.outputs), joined.labels, classes, survey=survey)
+    return found | {"metrics": named, "classes": list(classes), "finding": finding, "survey": asdict(survey)}
 
 
 def report_regression(first: Evaluated, joined: Predictions) -> dict[str, Any]:
@@ -167,16 +175,12 @@ def report_regression(first: Evaluated, joined: Predictions) -> dict[str, Any]:
     return regression_report(joined.outputs[:, 0].astype(float), joined.target.astype(float), chance=first.chance)
 
 
-def class_plots(first: Evaluated, joined: Predictions, content: Mapping[str, Any]) -> list[Plot]:
+def class_plots(first: Evaluated, joined: Predictions, content: Mapping[str, Any], survey: Survey) -> list[Plot]:
     """Return the figures of a classifier."""
     classes, probabilities = first.held.part.split.schema.classes, softmax(joined.outputs)
     counts = np.array(content["confusion"])
     return [
-        Plot(
-            "roc",
-            "ROC of each class against the rest",
-            partial(plots.roc, probabilities=probabilities, labels=joined.labels, classes=classes),
-        ),
+        *finding_plots(joined, classes, survey),
         Plot(
             "confusion",
             "Confusion matrix: counts and fractions of the true class",
@@ -189,6 +193,41 @@ def class_plots(first: Evaluated, joined: Predictions, content: Mapping[str, Any
         ),
         mistakes(first, probabilities),
     ]
+
+
+def finding_plots(joined: Predictions, classes: Sequence[str], survey: Survey) -> list[Plot]:
+    """Return the ROC of each class against the rest and, for few classes, its purity against its completeness; both
+    with bands."""
+    scores = log_odds(joined.outputs)
+    ranked = {name: Ranked(scores[:, k], joined.labels == k) for k, name in enumerate(classes)}
+    few = ranked if len(classes) <= MOST_WITH_BANDS else {}
+    bands = present({name: roc_band(each) for name, each in few.items()})
+    draw = partial(plots.roc, probabilities=scores, labels=joined.labels, classes=classes, bands=bands)
+    said = "; bands: pointwise 95 % intervals, from the rate with two expected false positives" if bands else ""
+    curve = Plot("roc", f"ROC of each class against the rest{said}", draw)
+    return [curve, *purity_plot(few, survey)]
+
+
+def purity_plot(ranked: Mapping[str, Ranked], survey: Survey) -> list[Plot]:
+    """Return the figure of purity against completeness of these classes, if there are images."""
+    given = survey.prevalence
+    bands = present(
+        {name: purity_band(each, given or each.prevalence) for name, each in ranked.items() if not each.lacking}
+    )
+    if not bands:
+        return []
+    where = f"in a survey with a prevalence of {given:g}" if given else "at the class fraction of these images"
+    caption = (
+        f"Purity against completeness {where}; bands: pointwise 95 % intervals. Where there is no line, the band "
+        "begins at a lower bound (95 %), because fewer than two images of other classes are above the threshold"
+    )
+    draw = partial(plots.purity, bands=bands, logarithmic=bool(given and given < RARE))
+    return [Plot("purity", caption, draw)]
+
+
+def present(bands: Mapping[str, Band | None]) -> dict[str, Band]:
+    """Return the bands that there are."""
+    return {name: band for name, band in bands.items() if band is not None}
 
 
 def mistakes(first: Evaluated, probabilities: np.ndarray) -> Plot:

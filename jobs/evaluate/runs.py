@@ -7,6 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from deeplense.evaluation.finding import Survey
 from deeplense.training.loop import make_accelerator
 from jobs.console import say
 from jobs.data.folders import find_datasets
@@ -30,6 +31,7 @@ def evaluate(settings: Settings) -> int:
     accelerator = make_accelerator(device=settings.device, precision="fp32")
     runs = [open_trained(path, which=settings.weights, accelerator=accelerator) for path in find_runs(settings)]
     refuse_unlike(runs)
+    refuse_survey(settings, runs[0])
     missing = missing_folds(runs)
     held = [hold_out(settings, trained, accelerator) for trained in runs]
     require_no_sample_twice([each.part for each in held])
@@ -45,7 +47,8 @@ def evaluate(settings: Settings) -> int:
         evaluate_run(settings, trained, part, accelerator, num_explained=number)
         for trained, part, number in zip(runs, held, num_explained, strict=True)
     ]
-    on_main(accelerator, lambda: report(settings.split, evaluated, folder, missing=missing))
+    survey = Survey(settings.prevalence, settings.top, settings.survey_size)
+    on_main(accelerator, lambda: report(settings.split, evaluated, folder, missing=missing, survey=survey))
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
@@ -93,6 +96,15 @@ def refuse_unlike(runs: Sequence[TrainedRun]) -> None:
         not twice,
         f"{names} {what}, so they predict the same images. Only runs with the same settings and different --fold can "
         "be pooled.",
+    )
+
+
+def refuse_survey(settings: Settings, trained: TrainedRun) -> None:
+    """Raise ValueError if something is said of a survey, but the run predicts a number."""
+    given = [f"--{name}" for name in ("prevalence", "top") if getattr(settings, name)]
+    require(
+        not given or not trained.settings.regression,
+        f"{trained.run} predicts {trained.settings.target}, not classes; leave out {' and '.join(given)}.",
     )
 
 

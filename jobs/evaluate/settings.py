@@ -42,6 +42,14 @@ class Settings:
     gate: float = field(default=0.9, metadata=OF_GENERATED)
     """threshold of the distance ratio (to the nearest training image, generated over held-out) below which generated
     images are reported as copies"""
+    prevalence: float | None = field(default=None, metadata=OF_RUNS)
+    """fraction of a class in a survey, such as 5e-4: the report then has purity and completeness for it, for each class
+    against the rest"""
+    top: int = field(default=0, metadata=OF_RUNS)
+    """also give the number of images of each class among so many with the highest probability of it"""
+    survey_size: int = field(default=0, metadata=counts_with(top=GIVEN))
+    """number of objects in the survey: with `prevalence`, also give the number that is expected among the `top` of
+    them"""
     explain: int = field(default=0, metadata=OF_RUNS)
     """number of held-out images with explanation maps (attention, Grad-CAM) in the report, the first of each class; for
     a pattern of runs, from the first run"""
@@ -62,3 +70,16 @@ class Settings:
         require(self.num_resamples > 1, f"num_resamples={self.num_resamples} must be 2 or more.")
         require(0 < self.gate <= 1, f"gate={self.gate} must be above 0 and at most 1.")
         require(self.explain >= 0, f"explain={self.explain} must be 0 or more.")
+        self.check_survey()
+
+    def check_survey(self) -> None:
+        """Raise ValueError if what is said of a survey cannot be."""
+        known = self.prevalence is None or 0 < self.prevalence < 1
+        require(known, f"prevalence={self.prevalence} must be above 0 and below 1, such as 5e-4.")
+        require(self.top >= 0, f"top={self.top} must be 0 or more.")
+        require(self.survey_size >= 0, f"survey_size={self.survey_size} must be 0 or more.")
+        require(not self.survey_size or self.prevalence is not None, "survey_size needs --prevalence; add it.")
+        require(
+            not self.survey_size or self.top <= self.survey_size,
+            f"top={self.top} is above survey_size={self.survey_size}; use {self.survey_size} or less.",
+        )

@@ -17,6 +17,8 @@ from jobs.trials.trials import Trial
 Rows = TypeVar("Rows")
 DRAWS = "resamples.npz"
 KINDS = ("values", "draws", "trials")
+RULES = 2
+"""Number of the rules by which metrics are cached; it changes when metrics are added."""
 
 
 def until_settled(trials: Sequence[Trial], write: Callable[[], Rows]) -> Rows:
@@ -56,7 +58,7 @@ def scores_of(trial: Trial, common: np.ndarray | None = None) -> Scores:
         found = compute_scores(trial, images)
         columns = {f"{kind}/{name}": value for kind in KINDS for name, value in getattr(found, kind).items()}
         with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, num_images=found.num_images, images=np.sort(images), **columns)
+            np.savez(file, rules=RULES, num_images=found.num_images, images=np.sort(images), **columns)
     with np.load(path) as stored:
         values, draws, trials = (
             {n.partition("/")[2]: stored[n] for n in stored if n.startswith(f"{k}/")} for k in KINDS
@@ -66,11 +68,10 @@ def scores_of(trial: Trial, common: np.ndarray | None = None) -> Scores:
 
 
 def are_of(path: Path, images: np.ndarray) -> bool:
-    """Whether cached metrics are for these images; those of older versions are for all predicted images."""
+    """Whether cached metrics are for these images and complete; those of older versions are not."""
     with np.load(path) as stored:
-        if "images" not in stored:
-            return int(stored["num_images"]) == len(images)
-        return np.array_equal(stored["images"], np.sort(images))
+        known = "rules" in stored and int(stored["rules"]) == RULES
+        return known and np.array_equal(stored["images"], np.sort(images))
 
 
 def compute_scores(trial: Trial, images: np.ndarray) -> Scores:

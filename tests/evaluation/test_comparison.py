@@ -8,15 +8,19 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from deeplense.evaluation.comparison import (
+    Predicted,
     Scores,
     difference,
     over_seeds,
     put_together,
+    rate_names,
     score_classes,
     score_numbers,
+    score_predictions,
     seeds_half_width,
 )
-from deeplense.evaluation.metrics import Estimate, percentiles
+from deeplense.evaluation.finding import true_positive_rate
+from deeplense.evaluation.metrics import Estimate, percentiles, softmax
 
 CLASSES = ("no_sub", "cdm", "axion")
 NOWHERE = (-np.inf, np.inf)
@@ -35,6 +39,32 @@ def scores_of(*, skill: float, seed: int, num_images: int = 120) -> Scores:
     labels = np.arange(num_images) % 3
     made = probabilities(labels, skill=skill, seed=seed)
     return score_classes(made, labels, np.arange(num_images), classes=CLASSES, num_samples=num_images)
+
+
+def test_rates_at_low_false_positive_rates_are_those_of_a_report_and_need_ten_false_positives() -> None:
+    labels = np.repeat([0, 1], [1000, 150])
+    logits = np.random.default_rng(0).normal(size=(1150, 2)) + 2 * np.eye(2)[labels]
+    made = softmax(logits)
+    found = score_classes(made, labels, np.arange(1150), classes=("other", "lens"), num_samples=1150)
+    expected = true_positive_rate(made[:, 1], labels == 1, 0.01)
+    rates = {name: value for name, value in found.values.items() if name.startswith("tpr")}
+    assert rates == {"tpr_at_fpr_0.01_lens": pytest.approx(expected)}
+    low, high = percentiles(found.draws["tpr_at_fpr_0.01_lens"])
+    assert low < expected < high
+    with_more = rate_names(np.repeat([0, 1], 10_000), ("other", "lens"), 1e-3)
+    assert with_more == {0: "tpr_at_fpr_0.001_other", 1: "tpr_at_fpr_0.001_lens"}
+    assert rate_names(np.repeat([0, 1], [999, 100]), ("other", "lens"), 0.01) == {}
+    assert rate_names(np.zeros(2000, dtype=int), ("other", "lens"), 0.01) == {}
+
+
+def test_rounded_probabilities_are_ranked_by_their_logits() -> None:
+    labels = np.repeat([0, 1], [1000, 150])
+    logits = np.c_[np.zeros(1150), 60 + np.random.default_rng(0).normal(size=1150) + 2 * labels]
+    predicted = Predicted(logits, labels, np.zeros(1150), np.arange(1150), 1150)
+    found = score_predictions(predicted, np.arange(1150), ("other", "lens"))
+    expected = true_positive_rate(logits[:, 1], labels == 1, 0.01)
+    assert found.values["tpr_at_fpr_0.01_lens"] == pytest.approx(expected)
+    assert expected > 0.1
 
 
 def plain(value: float, draws: np.ndarray) -> Scores:

@@ -21,6 +21,7 @@ from deeplense.evaluation.metrics import (
     regression_metrics,
     regression_report,
     softmax,
+    tpr_at_fpr,
     weighted_mean,
     with_intervals,
 )
@@ -51,6 +52,20 @@ def test_auc_is_that_of_scikit_learn_with_ties_and_weights(rows: list[tuple[int,
         assert np.isnan(got)
     else:
         assert got == pytest.approx(oracle.roc_auc_score(positive, scores, sample_weight=weights))
+
+
+@settings(derandomize=True, deadline=None)
+@given(ROWS, st.sampled_from([0.0, 0.1, 1 / 3, 0.5, 1.0]))
+def test_a_rate_at_a_false_positive_rate_is_that_of_scikit_learn_with_ties_and_weights(
+    rows: list[tuple[int, bool, int]], rate: float
+) -> None:
+    scores, positive, weights = (np.array(column) for column in zip(*rows, strict=True))
+    (got,) = tpr_at_fpr(scores.astype(float), positive, weights[None].astype(float), rate)
+    if weights[positive].sum() == 0 or weights[~positive].sum() == 0:
+        assert np.isnan(got)
+    else:
+        false, true, _ = oracle.roc_curve(positive, scores, sample_weight=weights, drop_intermediate=False)
+        assert got == pytest.approx(true[false <= rate + 1e-9].max())
 
 
 @settings(derandomize=True, deadline=None)

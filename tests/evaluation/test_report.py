@@ -16,7 +16,7 @@ from matplotlib.patches import Circle, Rectangle
 
 from deeplense.evaluation import plots
 from deeplense.evaluation.metrics import classification_report
-from deeplense.evaluation.report import Plot, write_report
+from deeplense.evaluation.report import Plot, finding_cells, finding_rows, write_report
 
 PNG = b"\x89PNG\r\n\x1a\n"
 HOSTILE = "<script>alert('x')</script> & \"so on\" {{ 7 * 7 }}"
@@ -84,6 +84,27 @@ def test_the_numbers_are_in_the_page_and_in_the_json_file(tmp_path: Path) -> Non
         assert shown in text
     for name in ("first", "second"):
         assert (tmp_path / "report" / f"{name}.png").read_bytes().startswith(PNG)
+
+
+def test_numbers_of_a_rare_class_are_rows_with_a_cell_for_each_class(tmp_path: Path) -> None:
+    finding = {
+        "other": {"tpr0": {"undefined": "no image of the class"}, "in_top_50": {"value": 27.04, "low": 20, "high": 34}},
+        "lens": {
+            "tpr0": {"value": 0.25, "low": 0.00061, "high": 0.5},
+            "in_top_50": {"undefined": "too few", "at_least": 3.21},
+        },
+    }
+    rows = finding_rows(finding)
+    assert list(rows.values()) == [
+        [("", "no image of the class"), ("0.2500", "0.00061 to 0.5000")],
+        [("27.0", "20.0 to 34.0"), ("at least 3.2", "too few")],
+    ]
+    assert finding_cells("tpr0", {"undefined": "too few", "at_least": 1e-6}) == ("", "too few")
+    accuracy = {"accuracy": {"value": 0.75, "low": 0.5, "high": 0.875}}
+    write(tmp_path / "report", content={"metrics": accuracy, "finding": finding, "survey": {"prevalence": 0.0005}})
+    text = References((tmp_path / "report" / "index.html").read_text()).text
+    for words in ("the fraction of the class is 0.0005", "at least 3.2", "without a false positive (TPR0)"):
+        assert words in text
 
 
 def test_text_is_shown_as_it_is_and_never_becomes_markup(tmp_path: Path) -> None:

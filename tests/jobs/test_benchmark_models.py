@@ -16,6 +16,7 @@ from deeplense.data.dataset import Split
 from jobs import command_line, processes
 from jobs.benchmark_models import page as models_page
 from jobs.benchmark_models import plan as models_plan
+from jobs.benchmark_models.page import further_columns
 from jobs.processes import Command
 from jobs.runs.attempts import EXIT_REFUSED, EXIT_STOPPED, FOLDER, NUMBER, open_attempt, read_attempts
 from jobs.trials import queue
@@ -459,3 +460,11 @@ def test_trainings_side_by_side_give_the_same_table(copy: Path, dataset: Path) -
     assert main(words(copy, dataset, more=("--at_once=2",))) == 0
     for row, other in zip(before, table(copy), strict=True):
         assert row["metrics"] == other["metrics"]
+
+
+def test_a_table_of_many_classes_lists_the_rates_at_one_per_cent_alone() -> None:
+    two = ["auc_macro", "auc_lens", "tpr_at_fpr_0.01_lens", "tpr_at_fpr_0.01_other", "tpr_at_fpr_0.001_lens"]
+    assert further_columns(dict.fromkeys(two), "auc_macro") == two[1:]
+    three = [*two, "tpr_at_fpr_0.01_ring"]
+    assert further_columns(dict.fromkeys(three), "auc_macro") == [*two[1:4], "tpr_at_fpr_0.01_ring"]
+    assert further_columns(dict.fromkeys(["mae", "mae_chance", "gain"]), "mae") == ["mae_chance"]

@@ -11,6 +11,7 @@ from test_train import SMALL, train
 
 from deeplense.evaluation.metrics import softmax
 from jobs.compare.paired import paired_differences
+from jobs.compare.work import Compared, finding_section
 from jobs.run_job import main
 from jobs.runs.curves import panels_of, read_curves
 
@@ -197,3 +198,24 @@ def test_numbers_are_compared_in_their_unit(dataset: Path, inside: Path, capfd: 
     pair = paired_differences(inside / "one" / "report", inside / "two" / "report")
     assert not isinstance(pair, str)
     assert set(pair.differences) == {"mae", "gain"}
+
+
+def rates_of(rate: float, low: float, high: float) -> dict[str, dict[str, dict[str, float | str]]]:
+    """The numbers of one class in a report."""
+    return {
+        "lens": {
+            "tpr_at_fpr_0.01": {"value": rate, "low": low, "high": high},
+            "tpr_at_fpr_0.001": {"undefined": "needs 2,000 images of other classes, has 300"},
+        }
+    }
+
+
+def test_rates_at_low_false_positive_rates_are_listed_if_any_run_has_them(tmp_path: Path) -> None:
+    runs = [
+        Compared(name, tmp_path, {}, {}, {"finding": finding}, tmp_path)
+        for name, finding in (("a", rates_of(0.5, 0.4, 0.6)), ("b", {}))
+    ]
+    (section,) = finding_section(runs)
+    assert section.headings == ["run", "lens: true positive rate at a false positive rate of 1 %"]
+    assert section.rows == [["a", "0.5000\n0.4000 to 0.6000"], ["b", ""]]
+    assert finding_section(runs[1:]) == []

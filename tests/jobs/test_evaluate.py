@@ -13,6 +13,7 @@ import torch
 from conftest import Command, rank_variables, write_blobs
 from sklearn.metrics import (
     accuracy_score,
+    average_precision_score,
     brier_score_loss,
     confusion_matrix,
     log_loss,
@@ -25,6 +26,7 @@ from deeplense.data.dataset import Split
 from deeplense.data.shards import Samples
 from deeplense.evaluation.metrics import softmax
 from deeplense.training import checkpoint
+from jobs.run_job import main
 from jobs.runs.opening import train_settings
 from jobs.runs.stored import stored_config
 from jobs.settings import from_plain
@@ -173,6 +175,9 @@ def test_a_number_is_learnt_and_told_against_chance(dataset: Path, tmp_path: Pat
     command = start("train", f"--dataset={dataset}", f"--run={run}", *settings)
     assert command.wait() == 0, command.log.read_text()
     assert start("evaluate", f"--run={run}", "--explain=2").wait() == 0
+    survey = start("evaluate", f"--run={run}", "--prevalence=0.1")
+    assert survey.wait() == 2
+    assert "predicts column, not classes; leave out --prevalence" in survey.log.read_text()
     assert "15 images of the split have no label and are left out" in numbers(run / "report")["facts"]["held out"]
     assert "the evidence for a larger predicted value" in (run / "report" / "index.html").read_text()
     metrics = {name: value["value"] for name, value in numbers(run / "report")["metrics"].items()}
@@ -183,6 +188,34 @@ def test_a_number_is_learnt_and_told_against_chance(dataset: Path, tmp_path: Pat
     guess = np.full(len(known), np.median(learnt))
     assert metrics["mae_chance"] == pytest.approx(mean_absolute_error(known, guess), rel=1e-6)
     assert metrics["mae"] < 0.6 * metrics["mae_chance"]
+
+
+def test_what_is_found_in_a_survey_is_in_the_report_and_on_the_page(trained: Path, tmp_path: Path) -> None:
+    words = ["--prevalence=0.2", "--top=9", "--survey_size=900", f"--output={tmp_path / 'report'}"]
+    assert main(["evaluate", f"--run={trained}", "--device=cpu", *words]) == 0
+    found = numbers(tmp_path / "report")
+    assert found["survey"] == {"prevalence": 0.2, "top": 9, "size": 900}
+    with np.load(tmp_path / "report" / "predictions.npz") as stored:
+        probabilities, labels = softmax(stored["outputs"]), stored["labels"]
+    for k, name in enumerate(found["classes"]):
+        of_class = found["finding"][name]
+        expected = average_precision_score(labels == k, probabilities[:, k])
+        assert of_class["average_precision"]["value"] == pytest.approx(expected)
+        best = np.argsort(-probabilities[:, k])[:9]
+        assert of_class["in_top_9"]["value"] == pytest.approx((labels[best] == k).sum())
+        assert set(of_class["in_top_9_of_900"]) in ({"value", "low", "high"}, {"undefined", "at_least"})
+        assert of_class["tpr_at_fpr_0.01"] == {"undefined": "needs 200 images of other classes, has 30"}
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "the fraction of the class is 0.2" in page
+    assert "purity at completeness 0.5 in the survey" in page
+    assert (tmp_path / "report" / "purity.png").exists()
+
+
+def test_without_a_prevalence_the_page_tells_how_to_give_one(trained: Path, tmp_path: Path) -> None:
+    assert main(["evaluate", f"--run={trained}", "--device=cpu", f"--output={tmp_path / 'report'}"]) == 0
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "needs the fraction of the class in the survey (--prevalence)" in page
+    assert "at the class fraction of these images; bands" in page
 
 
 def test_explanations_are_the_same_each_time_and_change_no_number(trained: Path, tmp_path: Path, start: Start) -> None:
