@@ -134,7 +134,8 @@ def test_an_ensemble_gives_the_mean_and_the_spread_of_its_runs_and_views_their_m
 def test_a_linear_layer_of_the_embeddings_gives_the_logits(runs: list[Path], dataset: Path, tmp_path: Path) -> None:
     words = ["--split=test", "--calibrate=0", "--embeddings=1"]
     assert main(predict(runs[0], dataset, tmp_path / "out", *words)) == 0
-    table, head = table_of(tmp_path / "out"), deeplense.load_run(runs[0]).network.head[-1]
+    table = table_of(tmp_path / "out")
+    head: Any = deeplense.load_run(runs[0]).network.head[-1]
     features = np.stack([np.asarray(row.as_py(), dtype=np.float32) for row in table["embedding"]])
     weight, bias = (value.detach().numpy() for value in (head.weight, head.bias))
     assert of_classes(table, "logit") == pytest.approx(features @ weight.T + bias, abs=1e-2)
@@ -215,7 +216,7 @@ def die_at(number: int, folder: Path) -> None:
     sys.addaudithook(look)
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=tuple(HealthCheck))
 @given(deaths=st.lists(st.integers(1, 60), min_size=1, max_size=3))
 def test_killed_at_any_actions_on_files_it_ends_with_the_bytes_of_one_left_in_peace(
     deaths: list[int], whole: Path, runs: list[Path], dataset: Path, tmp_path: Path
