@@ -216,7 +216,12 @@ def die_at(number: int, folder: Path) -> None:
     sys.addaudithook(look)
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=tuple(HealthCheck))
+@settings(
+    max_examples=6,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(deaths=st.lists(st.integers(1, 60), min_size=1, max_size=3))
 def test_killed_at_any_actions_on_files_it_ends_with_the_bytes_of_one_left_in_peace(
     deaths: list[int], whole: Path, runs: list[Path], dataset: Path, tmp_path: Path
