@@ -20,13 +20,15 @@ WHOLE = re.compile(r"^(\d+)\.0*$", re.ASCII)
 ID, BAND = "{id}", "{band}"
 
 
-def files(source: Path, reading: Reading, *, pattern: str = "") -> Layout:
-    """Return the layout of images in one folder, or of one file, without classes; a catalogue may describe them.
+def files(source: Path, reading: Reading, *, pattern: str = "", beside: Sequence[Path | None] = ()) -> Layout:
+    """Return the layout of images in one folder, below `train`, `val` and `test`, or of one file, without classes; a
+    catalogue may describe them.
 
     Args:
         source: the folder or file.
         reading: how files are read.
         pattern: names of the files of one band; "" if each file has all bands.
+        beside: tables that may lie among the images.
 
     Raises:
         ValueError: there are no images.
@@ -39,8 +41,16 @@ def files(source: Path, reading: Reading, *, pattern: str = "") -> Layout:
         records, reading, left = by_pattern(source, source, pattern, reading)
         leftovers |= left
     else:
-        found = images_in(source, leftovers, SUFFIXES)
-        records = [Record(path, stem_of(path.name), UNLABELLED, "") for path in found]
+        found = [
+            (path, split)
+            for split, root in split_folders(source, leftovers).items()
+            for path in images_in(root, leftovers, SUFFIXES)
+        ]
+        tables = {path.resolve() for path in beside if path is not None}
+        leftovers |= {path: "a table" for path, _ in found if tables and path.resolve() in tables}
+        records = [
+            Record(path, stem_of(path.name), UNLABELLED, split) for path, split in found if path not in leftovers
+        ]
     if not records:
         raise ValueError(f"{source} contains no .npy files or other images; give a folder of images.")
     notes = notes_on(source, leftovers) if source.is_dir() else []

@@ -92,9 +92,11 @@ def open_layout(settings: SourceSettings, *, relabel: bool) -> Layout:
         return dataset(source, relabel=relabel)
     if settings.layout == "catalogue":
         return named_files(settings)
-    if settings.layout in ("files", "folders"):
-        reader = {"files": files, "folders": folders}[settings.layout]
-        return reader(source, reading_of(settings), pattern=settings.pattern)
+    if settings.layout == "files":
+        beside = (settings.catalog, getattr(settings, "grades", None))
+        return files(source, reading_of(settings), pattern=settings.pattern, beside=beside)
+    if settings.layout == "folders":
+        return folders(source, reading_of(settings), pattern=settings.pattern)
     readers = {"deeplense": layouts.deeplense, "gsoc": layouts.gsoc, "lens-finding": layouts.lens_finding}
     return readers[settings.layout](source)
 

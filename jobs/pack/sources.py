@@ -43,7 +43,8 @@ def read_layout(settings: "Settings") -> Layout:
 def needs_no_label(settings: "Settings", layout: Layout) -> bool:
     """Whether images that have columns, but no labels, are packed without asking for labels."""
     asked = settings.label_key != "label" or settings.unlabelled or settings.grades or settings.classes
-    without = not layout.classes and bool(layout.columns) and "label" not in layout.columns
+    columns = {*layout.columns, *layout.unfit}
+    without = not layout.classes and bool(columns) and "label" not in columns
     return not asked and without and (settings.layout in OPTIONAL or bool(settings.targets))
 
 

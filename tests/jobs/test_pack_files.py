@@ -364,3 +364,28 @@ def test_parts_write_the_same_bytes_as_one(tmp_path: Path) -> None:
     for part in ("2/2", "1/2"):
         assert pack(*words, f"--output={tmp_path / 'parts'}", f"--part={part}") == 0
     assert Split(tmp_path / "parts" / "train").dataset_id == whole.dataset_id
+
+
+def test_splits_of_images_without_classes_and_a_table_among_them(tmp_path: Path) -> None:
+    for split in ("train", "Test"):
+        for k in range(3):
+            save(tmp_path / "in" / split / f"{split}{k}.fits", pixels(k + len(split)))
+    splits = packed(tmp_path / "out", "--layout=files", f"--source={tmp_path / 'in'}")
+    assert {name: len(split) for name, split in splits.items()} == {"test": 3, "train": 3}
+    path = catalogue(tmp_path / "flat", "fits", id=["0", "1", "2", "3"])
+    moved = path.rename(tmp_path / "flat" / "stamps" / "objects.fits")
+    words = ["--layout=files", f"--source={moved.parent}", f"--catalog={moved}", "--label_key=kind", "--name_column=id"]
+    split = packed(tmp_path / "named", *words)["train"]
+    assert sorted(split.ids) == ["0", "1", "2", "3"]
+
+
+def test_a_header_that_asks_for_more_memory_than_there_is_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = fits.PrimaryHDU(np.zeros((2, 2), "u1")).header
+    text["NAXIS1"] = text["NAXIS2"] = 2_000_000
+    (tmp_path / "a.fits").write_bytes(text.tostring().encode())
+    with (tmp_path / "a.fits").open("r+b") as file:
+        file.truncate(2880 + 2_000_000**2)
+    assert pack("--layout=files", f"--source={tmp_path / 'a.fits'}", f"--output={tmp_path / 'out'}") == 2
+    assert "needs 32000 GB of memory" in told(capsys)
