@@ -306,17 +306,8 @@ def by_catalogue(
             f"{catalogue.path} has no column of files; its columns are {sorted(catalogue.columns)}. Give --file_column."
         )
     paths = [path_of(catalogue, row, cell, folder) for row, cell in enumerate(catalogue.column(column).tolist())]
-    there = np.array([path.is_file() for path in paths], dtype=bool)
-    if not there.all():
-        lost = int(np.argmin(there))
-        told = f"{catalogue.called(lost)} names {paths[lost]}, which does not exist"
-        if not leave_out or not there.any():
-            remedy = "give --source FOLDER, the folder of the files, or --unmatched leave_out to ignore such lines"
-            raise ValueError(f"{catalogue.path}: {told}; {(~there).sum()} of {len(there)} files are missing; {remedy}.")
-        catalogue, paths = (
-            catalogue.only(there),
-            [path for path, is_there in zip(paths, there, strict=True) if is_there],
-        )
+    there = existing(catalogue, paths, leave_out=leave_out)
+    catalogue, paths = catalogue.only(there), [path for path, kept in zip(paths, there.tolist(), strict=True) if kept]
     cells = catalogue.column(column).tolist()
     hdus = [WHOLE.sub(r"\1", cell) for cell in catalogue.column(hdu_column)] if hdu_column else [""] * len(cells)
     names, notes = names_of(catalogue, cells, hdus, name_column, file_column=column)
@@ -326,6 +317,28 @@ def by_catalogue(
     layout = layout_of(folder, records, reading, notes=notes)
     return replace(
         layout, columns=catalogue.columns, units=catalogue.units, catalog=catalogue.path, unfit=catalogue.unfit
+    )
+
+
+def existing(catalogue: Catalogue, paths: Sequence[Path], *, leave_out: bool) -> np.ndarray:
+    """Return for which lines the file exists, (N,) bool.
+
+    Args:
+        catalogue: the table, N lines.
+        paths: the file of each line.
+        leave_out: whether lines without a file are left out; otherwise they are an error.
+
+    Raises:
+        ValueError: a file is missing, or all are; the message names the first.
+    """
+    there = np.array([path.is_file() for path in paths], dtype=bool)
+    if there.all() or (leave_out and there.any()):
+        return there
+    lost = int(np.argmin(there))
+    raise ValueError(
+        f"{catalogue.path}: {catalogue.called(lost)} names {paths[lost]}, which does not exist; {(~there).sum()} of "
+        f"{len(there)} files are missing; give --source FOLDER, the folder of the files, or --unmatched leave_out to "
+        "ignore such lines."
     )
 
 

@@ -53,14 +53,13 @@ def arrays_in(path: Path, file: h5py.File) -> dict[str, h5py.Dataset]:
     """
     found: dict[str, h5py.Dataset] = {}
     groups: list[tuple[str, h5py.Group, int]] = [("", file, 0)]
-    seen: set[int] = set()
+    seen: set[h5py.Group] = set()
     while groups:
         before, group, depth = groups.pop()
         # A group may contain itself.
-        place = h5py.h5o.get_info(group.id).addr
-        if place in seen:
+        if group in seen:
             continue
-        seen.add(place)
+        seen.add(group)
         for name in group:
             here = f"{before}{name}"
             if type(group.get(name, getlink=True)) is not h5py.HardLink:

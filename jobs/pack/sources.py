@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplense.data.choosing import Choice, choose, noted
+from deeplense.data.choosing import Choice, choose
 from deeplense.data.conditions import listed, read_sky, read_targets
 from deeplense.data.records import Layout, Record, few
 from deeplense.data.subsets import split_off
@@ -26,26 +26,16 @@ def read_layout(settings: "Settings") -> Layout:
     """List the images to pack. Raises ValueError, naming the file, for input that cannot be read or does not fit."""
     relabel = settings.grades is not None or settings.label_key != "label" or ":" in settings.classes
     found = open_source(settings, relabel=relabel, grades=settings.grades)
-    bare = needs_no_label(settings, found)
-    if bare:
-        found = noted(found, "images are unlabelled: there is no column 'label'; --label_key COLUMN names another")
     choice = Choice(
         label_key=GRADE if settings.grades else settings.label_key,
         classes=listed(settings.classes),
-        unlabelled=bool(settings.unlabelled) or bare,
+        unlabelled=bool(settings.unlabelled),
+        optional=settings.label_key == "label" and (settings.layout in OPTIONAL or bool(settings.targets)),
         targets=read_targets(settings.targets),
         group=settings.group,
         sky=read_sky(settings.sky),
     )
     return choose(found, choice)
-
-
-def needs_no_label(settings: "Settings", layout: Layout) -> bool:
-    """Whether images that have columns, but no labels, are packed without asking for labels."""
-    asked = settings.label_key != "label" or settings.unlabelled or settings.grades or settings.classes
-    columns = {*layout.columns, *layout.unfit}
-    without = not layout.classes and bool(columns) and "label" not in columns
-    return not asked and without and (settings.layout in OPTIONAL or bool(settings.targets))
 
 
 def assign_splits(settings: "Settings", layout: Layout) -> dict[str, list[Record]]:

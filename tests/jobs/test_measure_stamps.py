@@ -3,14 +3,17 @@ is not there."""
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from astropy.io import fits
+from astropy.io import fits as astropy_fits
 
 from deeplense.data.image_files import Reading, load_image
 from deeplense.data.records import Record
 from jobs.benchmark.readers import stamps
+
+fits: Any = astropy_fits
 
 
 def test_the_stamps_are_those_of_astropy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
