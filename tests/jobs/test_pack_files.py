@@ -373,7 +373,7 @@ def test_parts_write_the_same_bytes_as_one(tmp_path: Path) -> None:
 def test_splits_of_images_without_classes_and_a_table_among_them(tmp_path: Path) -> None:
     for split in ("train", "Test"):
         for k in range(3):
-            save(tmp_path / "in" / split / f"{split}{k}.fits", pixels(k + len(split)))
+            save(tmp_path / "in" / split / f"{split}{k}.fits", pixels(k + 10 * len(split)))
     splits = packed(tmp_path / "out", "--layout=files", f"--source={tmp_path / 'in'}")
     assert {name: len(split) for name, split in splits.items()} == {"test": 3, "train": 3}
     path = catalogue(tmp_path / "flat", "fits", id=["0", "1", "2", "3"])
