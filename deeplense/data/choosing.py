@@ -12,12 +12,7 @@ from deeplense.data.conditions import holds, is_missing, number, parse_condition
 from deeplense.data.groups import groups_of_values, groups_on_sky, united
 from deeplense.data.records import Layout, few
 from deeplense.data.shards import GROUP, GROUP_UNIT
-from deeplense.files import is_plain
 
-CODE = re.compile(r"\s*[+-]?0\d", re.ASCII)
-"""How texts begin that look like numbers, but are codes: with a zero before another digit."""
-USUAL_UNITS = {"ra": "deg", "dec": "deg"}
-"""Units of columns that mean the position on the sky by convention."""
 WHOLE = re.compile(r"([+-]?\d+)\.0*", re.ASCII)
 
 
@@ -30,6 +25,7 @@ class Choice:
         classes: labels in the order of their numbers (all by default), or NAME:CONDITION each.
         where: conditions that must hold.
         unlabelled: whether images are packed without labels.
+        optional: whether images are packed without labels if there is no column `label_key`.
         targets: columns of target values, with their units.
         group: column whose equal values make a group; "" for none.
         sky: columns of right ascension and declination in degrees, and a radius in arcsec within which images are one
@@ -40,6 +36,7 @@ class Choice:
     classes: Sequence[str] = ()
     where: Sequence[str] = ()
     unlabelled: bool = False
+    optional: bool = False
     targets: Mapping[str, str] = field(default_factory=dict)
     group: str = ""
     sky: tuple[str, str, float] | None = None
@@ -65,6 +62,9 @@ def choose(layout: Layout, choice: Choice) -> Layout:
         chosen = noted(chosen, "images are unlabelled, as --unlabelled requests")
     elif not layout.columns and not layout.unfit:
         chosen = noted(chosen, f"images are unlabelled: {layout.source} contains only images")
+    elif choice.optional and choice.label_key not in {*layout.columns, *layout.unfit} and not choice.classes:
+        told = f"there is no column {choice.label_key!r}; --label_key COLUMN names another"
+        chosen = noted(chosen, f"images are unlabelled: {told}")
     else:
         chosen = by_labels(chosen, choice.label_key, choice.classes)
     chosen = with_groups(with_targets(chosen, choice), choice)
@@ -366,49 +366,6 @@ def with_targets(layout: Layout, choice: Choice) -> Layout:
     unknown = {name: int(np.isnan(column).sum()) for name, column in columns.items()}
     notes = [f"{count} of {len(records)} images have no value of {name}" for name, count in unknown.items() if count]
     return noted(replace(layout, records=records, numbers=wanted), *notes)
-
-
-def with_kept(layout: Layout, wanted: Mapping[str, str]) -> Layout:
-    """Return the images with more columns that are kept: as numbers if float64 keeps all cells, else as texts.
-
-    Args:
-        layout: content of the data set.
-        wanted: units of the columns by name; "" for that of the table.
-
-    Raises:
-        ValueError: there is no such column, or its name is not allowed.
-    """
-    for name in wanted:
-        if not is_plain(name):
-            raise ValueError(f"--keep: {name[:100]!r} cannot be the name of a column; rename it.")
-    columns = [kept_values(pick(layout, name)) for name in wanted]
-    rows = zip(*columns, strict=True) if columns else [()] * len(layout.records)
-    before = [place for place, name in enumerate(layout.kept) if name not in wanted]
-    records = [
-        replace(record, kept=(*(record.kept[place] for place in before), *row))
-        for record, row in zip(layout.records, rows, strict=True)
-    ]
-    units = {name: unit for name, unit in layout.kept.items() if name not in wanted}
-    units |= {name: unit or layout.units.get(name, USUAL_UNITS.get(name, "")) for name, unit in wanted.items()}
-    return replace(layout, records=records, kept=units)
-
-
-def kept_values(cells: np.ndarray) -> list[float] | list[str]:
-    """Return the cells of a column as numbers, NaN for empty cells, if all are numbers that float64 keeps, else as
-    texts, "" for empty cells.
-
-    Example:
-        >>> kept_values(np.array(["1.5", ""])), kept_values(np.array(["007", "12"]))
-        ([1.5, nan], ['007', '12'])
-    """
-    missing = is_missing(cells)
-    found = [None if empty else number(cell) for cell, empty in zip(cells.tolist(), missing.tolist(), strict=True)]
-    plain = [
-        value is not None and is_kept(value) and not CODE.match(cell) for value, cell in zip(found, cells, strict=True)
-    ]
-    if missing.all() or not all(good or empty for good, empty in zip(plain, missing.tolist(), strict=True)):
-        return ["" if empty else cell.strip() for cell, empty in zip(cells.tolist(), missing.tolist(), strict=True)]
-    return [np.nan if value is None else float(value) for value in found]
 
 
 def numbers_of(layout: Layout, name: str) -> np.ndarray:

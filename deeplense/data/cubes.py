@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +82,7 @@ def opened(path: Path) -> Content:
         raise ValueError(f"{path}: {error}.") from error
 
 
-@cache
+@lru_cache(maxsize=64)
 def whole_cube(path: Path, hdu: str) -> np.ndarray:
     """Return all images of a compressed FITS file.
 

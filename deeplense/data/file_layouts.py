@@ -20,13 +20,15 @@ WHOLE = re.compile(r"^(\d+)\.0*$", re.ASCII)
 ID, BAND = "{id}", "{band}"
 
 
-def files(source: Path, reading: Reading, *, pattern: str = "") -> Layout:
-    """Return the layout of images in one folder, or of one file, without classes; a catalogue may describe them.
+def files(source: Path, reading: Reading, *, pattern: str = "", beside: Sequence[Path | None] = ()) -> Layout:
+    """Return the layout of images in one folder, below `train`, `val` and `test`, or of one file, without classes; a
+    catalogue may describe them.
 
     Args:
         source: the folder or file.
         reading: how files are read.
         pattern: names of the files of one band; "" if each file has all bands.
+        beside: tables that may lie among the images.
 
     Raises:
         ValueError: there are no images.
@@ -39,8 +41,16 @@ def files(source: Path, reading: Reading, *, pattern: str = "") -> Layout:
         records, reading, left = by_pattern(source, source, pattern, reading)
         leftovers |= left
     else:
-        found = images_in(source, leftovers, SUFFIXES)
-        records = [Record(path, stem_of(path.name), UNLABELLED, "") for path in found]
+        found = [
+            (path, split)
+            for split, root in split_folders(source, leftovers).items()
+            for path in images_in(root, leftovers, SUFFIXES)
+        ]
+        tables = {path.resolve() for path in beside if path is not None}
+        leftovers |= {path: "a table" for path, _ in found if tables and path.resolve() in tables}
+        records = [
+            Record(path, stem_of(path.name), UNLABELLED, split) for path, split in found if path not in leftovers
+        ]
     if not records:
         raise ValueError(f"{source} contains no .npy files or other images; give a folder of images.")
     notes = notes_on(source, leftovers) if source.is_dir() else []
@@ -296,17 +306,8 @@ def by_catalogue(
             f"{catalogue.path} has no column of files; its columns are {sorted(catalogue.columns)}. Give --file_column."
         )
     paths = [path_of(catalogue, row, cell, folder) for row, cell in enumerate(catalogue.column(column).tolist())]
-    there = np.array([path.is_file() for path in paths], dtype=bool)
-    if not there.all():
-        lost = int(np.argmin(there))
-        told = f"{catalogue.called(lost)} names {paths[lost]}, which does not exist"
-        if not leave_out or not there.any():
-            remedy = "give --source FOLDER, the folder of the files, or --unmatched leave_out to ignore such lines"
-            raise ValueError(f"{catalogue.path}: {told}; {(~there).sum()} of {len(there)} files are missing; {remedy}.")
-        catalogue, paths = (
-            catalogue.only(there),
-            [path for path, is_there in zip(paths, there, strict=True) if is_there],
-        )
+    there = existing(catalogue, paths, leave_out=leave_out)
+    catalogue, paths = catalogue.only(there), [path for path, kept in zip(paths, there.tolist(), strict=True) if kept]
     cells = catalogue.column(column).tolist()
     hdus = [WHOLE.sub(r"\1", cell) for cell in catalogue.column(hdu_column)] if hdu_column else [""] * len(cells)
     names, notes = names_of(catalogue, cells, hdus, name_column, file_column=column)
@@ -316,6 +317,28 @@ def by_catalogue(
     layout = layout_of(folder, records, reading, notes=notes)
     return replace(
         layout, columns=catalogue.columns, units=catalogue.units, catalog=catalogue.path, unfit=catalogue.unfit
+    )
+
+
+def existing(catalogue: Catalogue, paths: Sequence[Path], *, leave_out: bool) -> np.ndarray:
+    """Return for which lines the file exists, (N,) bool.
+
+    Args:
+        catalogue: the table, N lines.
+        paths: the file of each line.
+        leave_out: whether lines without a file are left out; otherwise they are an error.
+
+    Raises:
+        ValueError: a file is missing, or all are; the message names the first.
+    """
+    there = np.array([path.is_file() for path in paths], dtype=bool)
+    if there.all() or (leave_out and there.any()):
+        return there
+    lost = int(np.argmin(there))
+    raise ValueError(
+        f"{catalogue.path}: {catalogue.called(lost)} names {paths[lost]}, which does not exist; {(~there).sum()} of "
+        f"{len(there)} files are missing; give --source FOLDER, the folder of the files, or --unmatched leave_out to "
+        "ignore such lines."
     )
 
 

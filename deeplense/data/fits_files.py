@@ -21,6 +21,8 @@ SHIFTED = {(8, -(2.0**7)): "i1", (16, 2.0**15): "u2", (32, 2.0**31): "u4", (64, 
 """Type of integers that are stored shifted, by BITPIX and BZERO."""
 AT_ONCE = 2**22
 """Files of up to so many bytes are read by one call."""
+LARGE = 2**28
+"""Number of bytes of an image above which the free memory is looked at."""
 MOST_HDUS, MOST_AXES = 10_000, 9
 GZIP = b"\x1f\x8b"
 
@@ -234,6 +236,7 @@ def read_data(content: Content, part: Hdu, rows: range | None = None) -> np.ndar
     Raises:
         ValueError: it is compressed by a method that astropy cannot read.
     """
+    refuse_large(part.shape if rows is None or part.is_compressed else (len(rows), *part.shape[1:]))
     if part.is_compressed:
         data = by_astropy(content, part)
         return data if rows is None else data[rows.start : rows.stop]
@@ -245,6 +248,13 @@ def read_data(content: Content, part: Hdu, rows: range | None = None) -> np.ndar
     size = math.prod(shape)
     raw = np.frombuffer(content.read(offset, size * stored.itemsize), stored, size).reshape(shape)
     return as_values(raw, part.header, bits)
+
+
+def refuse_large(shape: tuple[int, ...]) -> None:
+    """Raise ValueError if an image needs more than half of the free memory."""
+    needed = 8 * math.prod(shape)
+    if needed > LARGE and needed > min([available_memory(), *control_group_rooms()]) // 2:
+        raise ValueError(f"its image of shape {shape} needs {needed / 1e9:.0f} GB of memory; cut it into stamps")
 
 
 def as_values(raw: np.ndarray, header: Header, bits: int) -> np.ndarray:

@@ -24,6 +24,7 @@ LENSES: Names = {
 IMAGE_SUFFIX = ".npy"
 JUNK = ("__macosx", "thumbs.db", "desktop.ini")
 TEXTS = (".txt", ".md", ".rst", ".csv", ".json", ".yaml", ".yml", ".log", ".html", ".pdf", ".py", ".ipynb", ".sh")
+TEXTS += (".ecsv", ".tsv", ".dat", ".toml", ".cfg", ".ini", ".xml", ".tex", ".bib")
 TEXT_NAMES = ("readme", "license", "licence", "copying", "changelog", "provenance", "makefile")
 
 Leftovers = dict[Path, str]

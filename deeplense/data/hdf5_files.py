@@ -28,6 +28,8 @@ MOST_BYTES = 2**30
 @contextmanager
 def reading(path: Path) -> Iterator[h5py.File]:
     """Open an HDF5 file; any error while it is read becomes a ValueError that names it."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; give one HDF5 file as --source.")
     try:
         with h5py.File(path, "r", locking=False) as file:
             yield file
@@ -51,8 +53,13 @@ def arrays_in(path: Path, file: h5py.File) -> dict[str, h5py.Dataset]:
     """
     found: dict[str, h5py.Dataset] = {}
     groups: list[tuple[str, h5py.Group, int]] = [("", file, 0)]
+    seen: set[h5py.Group] = set()
     while groups:
         before, group, depth = groups.pop()
+        # A group may contain itself.
+        if group in seen:
+            continue
+        seen.add(group)
         for name in group:
             here = f"{before}{name}"
             if type(group.get(name, getlink=True)) is not h5py.HardLink:

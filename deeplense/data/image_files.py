@@ -97,6 +97,8 @@ def load_image(record: Record, reading: Reading) -> Loaded:
     else:
         each = replace(reading, bands=())
         planes = [only_plane(path, each) for path in (record.path, *record.more)]
+    if len(planes) == 1 and reading.resample:
+        raise ValueError(f"{record.path}: all bands are in one image, so --resample has no effect; leave it out.")
     if len(planes) == 1:
         return alone(planes[0], record.path, reading)
     return together(planes, reading)
@@ -175,7 +177,8 @@ def plane_of(path: Path, part: Hdu, pixels: np.ndarray, *, alone: bool) -> Plane
     while pixels.ndim > 3 and len(pixels) == 1:
         pixels = pixels[0]
     if pixels.ndim not in (2, 3):
-        raise ValueError(f"an image of shape {pixels.shape} instead of (H, W) or (C, H, W)")
+        told = f"an image of shape {pixels.shape} instead of (H, W) or (C, H, W)"
+        raise ValueError(f"{told}; give --layout cubes if it holds many images")
     origin = str(path) if alone else f"{path} [{part.name or part.number}]"
     return Plane(pixels, facts_of(part.header, pixels.shape), part.header, origin)
 

@@ -10,13 +10,14 @@ import numpy as np
 from deeplense.candidates.merging import unguarded
 from deeplense.data import layouts
 from deeplense.data.catalogues import attach, read_catalogue
-from deeplense.data.choosing import noted, only_where, refuse_names, with_kept
+from deeplense.data.choosing import noted, only_where, refuse_names
 from deeplense.data.conditions import holds, is_missing, listed, parse_condition, read_targets
 from deeplense.data.cubes import cubes
 from deeplense.data.facts import with_facts
 from deeplense.data.file_layouts import by_catalogue, files, folders
 from deeplense.data.hdf5_files import hdf5
 from deeplense.data.image_files import Reading
+from deeplense.data.keeping import with_kept
 from deeplense.data.own import dataset
 from deeplense.data.parquet_files import parquet
 from deeplense.data.records import UNLABELLED, Layout, Record
@@ -97,9 +98,11 @@ def open_layout(settings: SourceSettings, *, relabel: bool) -> Layout:
         return dataset(source, relabel=relabel)
     if settings.layout == "catalogue":
         return named_files(settings)
-    if settings.layout in ("files", "folders"):
-        reader = {"files": files, "folders": folders}[settings.layout]
-        return reader(source, reading_of(settings), pattern=settings.pattern)
+    if settings.layout == "files":
+        beside = (settings.catalog, getattr(settings, "grades", None))
+        return files(source, reading_of(settings), pattern=settings.pattern, beside=beside)
+    if settings.layout == "folders":
+        return folders(source, reading_of(settings), pattern=settings.pattern)
     readers = {"deeplense": layouts.deeplense, "gsoc": layouts.gsoc, "lens-finding": layouts.lens_finding}
     return readers[settings.layout](source)
 

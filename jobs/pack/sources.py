@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplense.data.choosing import Choice, choose, noted
+from deeplense.data.choosing import Choice, choose
 from deeplense.data.conditions import listed, read_sky, read_targets
 from deeplense.data.records import Layout, Record, few
 from deeplense.data.subsets import split_off
@@ -29,13 +29,11 @@ def read_layout(settings: "Settings") -> Layout:
     found = open_source(settings, relabel=bool(named or settings.grades), grades=settings.grades)
     if settings.label:
         found = with_label(found, settings.label, listed(settings.classes) or [settings.label])
-    bare = needs_no_label(settings, found)
-    if bare:
-        found = noted(found, "images are unlabelled: there is no column 'label'; --label_key COLUMN names another")
     choice = Choice(
         label_key=GRADE if settings.grades else settings.label_key,
         classes=[] if settings.label else listed(settings.classes),
-        unlabelled=bool(settings.unlabelled) or bare,
+        unlabelled=bool(settings.unlabelled),
+        optional=settings.label_key == "label" and (settings.layout in OPTIONAL or bool(settings.targets)),
         targets=read_targets(settings.targets),
         group=settings.group,
         sky=read_sky(settings.sky),
@@ -48,14 +46,6 @@ def with_label(layout: Layout, label: str, classes: Sequence[str]) -> Layout:
     number = classes.index(label)
     records = [replace(record, label=number) for record in layout.records]
     return noted(replace(layout, records=records, classes=tuple(classes)), f"all images have the class {label}")
-
-
-def needs_no_label(settings: "Settings", layout: Layout) -> bool:
-    """Whether images that have columns, but no labels, are packed without asking for labels."""
-    named = settings.label_key != "label" or settings.label or settings.classes
-    asked = named or settings.unlabelled or settings.grades
-    without = not layout.classes and bool(layout.columns) and "label" not in layout.columns
-    return not asked and without and (settings.layout in OPTIONAL or bool(settings.targets))
 
 
 def assign_splits(settings: "Settings", layout: Layout) -> dict[str, list[Record]]:

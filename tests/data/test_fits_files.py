@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from astropy.io import fits
-from astropy.wcs import WCS
+from astropy.io import fits as astropy_fits
+from astropy.wcs import WCS as AstropyWCS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +16,9 @@ from deeplense.data.fits_files import Content, chosen_parts, parts_of, read_data
 from deeplense.data.fits_headers import facts_of, number_of, position_of, read_cards, scale_of, text_of
 from deeplense.data.image_files import Reading, load_image
 from deeplense.data.records import Record
+
+fits: Any = astropy_fits
+WCS: Any = AstropyWCS
 
 TAN = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CUNIT1": "deg", "CUNIT2": "deg", "RADESYS": "ICRS"}
 
@@ -26,7 +29,7 @@ def read(path: Path, **choice: Any) -> np.ndarray:
         return read_data(content, part)
 
 
-def header_of(**cards: Any) -> fits.Header:
+def header_of(**cards: Any) -> Any:
     header = fits.Header()
     for key, value in cards.items():
         header[key] = value

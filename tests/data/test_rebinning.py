@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from astropy.io import fits
+from astropy.io import fits as astropy_fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplense.data.image_files import Reading, load_image
 from deeplense.data.rebinning import Grid, overlaps, rebinned
 from deeplense.data.records import Record
+
+fits: Any = astropy_fits
 
 
 def grid(count: int, scale: float, centre: tuple[float, float] = (10.0, 0.0)) -> Grid:

@@ -127,6 +127,14 @@ def test_an_hdf5_file_that_takes_its_images_from_elsewhere_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_group_that_contains_itself_ends(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"], file["label"] = IMAGES, np.arange(12) % 2
+        file["group/self"] = file["/"]
+    split = packed(tmp_path / "out", "--layout=hdf5", f"--source={tmp_path / 'a.h5'}")["train"]
+    assert split.schema.classes == ("0", "1")
+
+
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89HDF\r\n\x1a\n" + bytes(40)])
 @pytest.mark.parametrize("layout", ["hdf5", "parquet"])
 def test_a_torn_archive_is_one_line(

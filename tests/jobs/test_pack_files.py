@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 from astropy import units
-from astropy.io import fits
-from astropy.table import MaskedColumn, Table
+from astropy.io import fits as astropy_fits
+from astropy.table import MaskedColumn
+from astropy.table import Table as AstropyTable
 from conftest import put
 from PIL import Image
 
 from deeplense.data import verifying
 from deeplense.data.dataset import Split
 from launch.__main__ import main
+
+fits: Any = astropy_fits
+Table: Any = AstropyTable
 
 
 def pixels(number: int, shape: tuple[int, ...] = (6, 6)) -> np.ndarray:
@@ -364,3 +368,47 @@ def test_parts_write_the_same_bytes_as_one(tmp_path: Path) -> None:
     for part in ("2/2", "1/2"):
         assert pack(*words, f"--output={tmp_path / 'parts'}", f"--part={part}") == 0
     assert Split(tmp_path / "parts" / "train").dataset_id == whole.dataset_id
+
+
+def test_splits_of_images_without_classes_and_a_table_among_them(tmp_path: Path) -> None:
+    for split in ("train", "Test"):
+        for k in range(3):
+            save(tmp_path / "in" / split / f"{split}{k}.fits", pixels(k + 10 * len(split)))
+    splits = packed(tmp_path / "out", "--layout=files", f"--source={tmp_path / 'in'}")
+    assert {name: len(split) for name, split in splits.items()} == {"test": 3, "train": 3}
+    path = catalogue(tmp_path / "flat", "fits", id=["0", "1", "2", "3"])
+    moved = path.rename(tmp_path / "flat" / "stamps" / "objects.fits")
+    words = ["--layout=files", f"--source={moved.parent}", f"--catalog={moved}", "--label_key=kind", "--name_column=id"]
+    split = packed(tmp_path / "named", *words)["train"]
+    assert sorted(split.ids) == ["0", "1", "2", "3"]
+
+
+def test_a_header_that_asks_for_more_memory_than_there_is_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = fits.PrimaryHDU(np.zeros((2, 2), "u1")).header
+    text["NAXIS1"] = text["NAXIS2"] = 2_000_000
+    (tmp_path / "a.fits").write_bytes(text.tostring().encode())
+    with (tmp_path / "a.fits").open("r+b") as file:
+        file.truncate(2880 + 2_000_000**2)
+    assert pack("--layout=files", f"--source={tmp_path / 'a.fits'}", f"--output={tmp_path / 'out'}") == 2
+    assert "needs 32000 GB of memory" in told(capsys)
+
+
+def test_positions_of_headers_make_groups_of_a_data_set(tmp_path: Path) -> None:
+    for k in range(12):
+        cards = sky(0) | {"CRVAL1": 10.0 + k // 3 + 1e-4 * (k % 3)}
+        save(tmp_path / "in" / f"{k}.fits", pixels(k), **cards)
+    packed(tmp_path / "first", "--layout=files", f"--source={tmp_path / 'in'}")
+    words = ["--layout=dataset", f"--source={tmp_path / 'first'}", "--sky=ra,dec,5", "--test_fraction=0.5"]
+    splits = packed(tmp_path / "second", *words)
+    objects = {name: {int(each) // 3 for each in split.ids} for name, split in splits.items()}
+    assert not objects["train"] & objects["test"]
+    assert len(splits["train"]) == len(splits["test"]) == 6
+
+
+def test_resampling_of_what_is_one_image_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "in" / "a.fits", pixels(0), **sky(0))
+    words = ["--layout=files", f"--source={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", "--resample=g"]
+    assert pack(*words) == 2
+    assert "--resample has no effect" in told(capsys)

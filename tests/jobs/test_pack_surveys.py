@@ -1,15 +1,19 @@
 """Real survey images are packed by one command each, as the documentation has them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from astropy.io import fits
-from astropy.wcs import WCS
+from astropy.io import fits as astropy_fits
+from astropy.wcs import WCS as AstropyWCS
 
 from deeplense.data import verifying
 from deeplense.data.dataset import Split
 from launch.__main__ import main
+
+fits: Any = astropy_fits
+WCS: Any = AstropyWCS
 
 
 def packed(output: Path, *words: str) -> Split:
