@@ -12,7 +12,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from deeplense.data.archives import Axes, band_axis, text_columns
+from deeplense.choices import require_choice
+from deeplense.data.archives import AXES, Axes, band_axis, text_columns
 from deeplense.data.checking import Wrong, dataset
 from deeplense.data.foreign import one_line
 from deeplense.data.layouts import image_names
@@ -121,6 +122,7 @@ def hdf5(
     Raises:
         ValueError: an array is missing, has another form, or is stored in another file.
     """
+    require_choice("axes", axes, AXES)
     with reading(source) as file:
         arrays = arrays_in(source, file)
         key = image_array(source, arrays, image_key)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deeplense.data.archives import Axes, band_axis
+from deeplense.choices import require_choice
+from deeplense.data.archives import AXES, Axes, band_axis
 from deeplense.data.fits_files import Content, Hdu, chosen_parts, parts_of, read_data
 from deeplense.data.fits_headers import EQUAL, Header, facts_of
 from deeplense.data.foreign import read_npy
@@ -41,6 +42,9 @@ class Reading:
     resample: str = ""
     unit: str = ""
     pixel_scale_arcsec: float | None = None
+
+    def __post_init__(self) -> None:
+        require_choice("axes", self.axes, AXES)
 
 
 class Plane(NamedTuple):

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from deeplense.data.archives import Axes, band_axis
+from deeplense.choices import require_choice
+from deeplense.data.archives import AXES, Axes, band_axis
 from deeplense.data.folders import SPLITS, meaning, notes_on, visible
 from deeplense.data.foreign import one_line, require_package
 from deeplense.data.image_files import same_scale
@@ -42,6 +43,7 @@ def parquet(
     Raises:
         ValueError: a file is unreadable, or has no such column; the message names it.
     """
+    require_choice("axes", axes, AXES)
     require_package("pyarrow", "pyarrow", "Parquet files")
     leftovers: dict[Path, str] = {}
     paths = [source] if source.is_file() else parquet_files(source, leftovers)
@@ -200,6 +202,7 @@ def load_row(images: Mapping[Path, Any], axes: Axes, bands: tuple[str, ...], rec
     Raises:
         ValueError: the cell holds something else; the message names file and row.
     """
+    require_choice("axes", axes, AXES)
     told = Path(f"{record.path}: row {record.row}")
     try:
         cell = images[record.path].slice(record.row, 1).combine_chunks()
@@ -219,6 +222,7 @@ def from_cell(told: Path, cell: Any, axes: Axes, bands: tuple[str, ...]) -> Load
         axes: `NCHW`, `NHWC`, or `auto` to decide by the shape.
         bands: names of the bands; empty for those of the file.
     """
+    require_choice("axes", axes, AXES)
     import pyarrow as arrow
     import pyarrow.types as types
 
@@ -343,6 +347,7 @@ def as_image(told: Path, pixels: np.ndarray, axes: Axes) -> np.ndarray:
     Raises:
         ValueError: it has another form.
     """
+    require_choice("axes", axes, AXES)
     if pixels.ndim not in (2, 3) or pixels.size == 0:
         raise ValueError(f"its image has the shape {pixels.shape} instead of (H, W), (C, H, W) or (H, W, C)")
     return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, band_axis(told, pixels.shape, axes), 0)

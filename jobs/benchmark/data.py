@@ -104,7 +104,7 @@ def measure(settings: Settings) -> list[Row]:
             for title, variants in groupby(entries, key=lambda entry: entry.title)
         ]
         rows += mixing_rows(data)
-        rows += stamp_rows(Path(folder) / "stamps", rounds=settings.rounds)
+        rows += stamp_rows(Path(folder) / "stamps", rounds=settings.rounds) if settings.stamps else []
         return rows + (memory_rows(Path(folder), batch_size=data.batch_size) if settings.memory else [])
 
 

@@ -70,6 +70,8 @@ class Settings:
     there and removed afterwards"""
     memory: Literal[0, 1] = field(default=0, metadata=of("data"))
     """data: 1 also measures the memory use of our reader for many images (takes a minute and 1 GB of disk)"""
+    stamps: Literal[0, 1] = field(default=0, metadata=of("data"))
+    """data: 1 also measures how fast `deeplense pack` reads FITS stamps"""
     output: Path | None = None
     """JSON file for the results, with the machine, versions and settings"""
 

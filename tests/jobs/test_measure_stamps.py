@@ -1,5 +1,5 @@
-"""`deeplense benchmark data` measures reading of FITS stamps that are what astropy reads, and leaves out astropy if it
-is not there."""
+"""`deeplense benchmark data --stamps 1` measures reading of FITS stamps that are what astropy reads, and leaves out
+astropy if it is not there."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""`deeplense benchmark data`: how fast `deeplense pack` reads FITS stamps, compared with astropy, and with reading
-their bytes and nothing else."""
+"""`deeplense benchmark data --stamps 1`: how fast `deeplense pack` reads FITS stamps, compared with astropy, and with
+reading their bytes and nothing else."""
 
 import importlib
 import os
@@ -50,12 +50,12 @@ def stamp_rows(folder: Path, *, rounds: int) -> list[Row]:
             load_image(record, reading)
         return len(records)
 
-    rows = [compare("FITS stamps", ours, lambda: bytes_alone(paths), other_name="bytes", rounds=rounds, unit=UNIT)]
+    rows = [compare("FITS: the bytes", ours, lambda: bytes_alone(paths), other_name="bytes", rounds=rounds, unit=UNIT)]
     try:
         importlib.import_module("astropy.io.fits")
     except ImportError as error:
-        return [*rows, Row(what="FITS stamps", note=f"not installed ({error}); pip install astropy")]
-    other = compare("FITS stamps", ours, lambda: by_astropy(paths), other_name="astropy", rounds=rounds, unit=UNIT)
+        return [*rows, Row(what="FITS: astropy", note=f"not installed ({error}); pip install astropy")]
+    other = compare("FITS: astropy", ours, lambda: by_astropy(paths), other_name="astropy", rounds=rounds, unit=UNIT)
     return [*rows, other]
 
 
