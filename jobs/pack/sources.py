@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplense.data.choosing import Choice, choose
+from deeplense.data.choosing import Choice, choose, noted
 from deeplense.data.conditions import listed, read_sky, read_targets
 from deeplense.data.records import Layout, Record, few
 from deeplense.data.subsets import split_off

@@ -10,7 +10,7 @@ from conftest import put
 from deeplense.data.archives import band_axis
 from deeplense.data.choosing import Choice, choose
 from deeplense.data.layouts import deeplense, npz
-from deeplense.data.records import Layout, Record
+from deeplense.data.records import Layout, Loaded, Record
 
 COUNT = 12
 
@@ -211,7 +211,9 @@ def test_positions_that_make_groups_are_kept_as_targets(tmp_path: Path) -> None:
 def test_splits_that_cut_a_group_are_refused_with_an_example() -> None:
     records = [Record(Path("x"), f"im{k}", 0, "train" if k < 6 else "test", k) for k in range(COUNT)]
     system = np.array([str(k % 6) for k in range(COUNT)], dtype=object)
-    layout = Layout(Path("x"), records, lambda record: (np.ones((1, 4, 4)), {}), ("a",), ("r",), columns={"s": system})
+    layout = Layout(
+        Path("x"), records, lambda record: Loaded(np.ones((1, 4, 4)), {}), ("a",), ("r",), columns={"s": system}
+    )
     with pytest.raises(ValueError, match="im0 in the split train and im6 in test belong to the same group"):
         choose(layout, Choice(group="s"))
 
@@ -263,6 +265,6 @@ def test_what_are_no_images_is_refused_at_the_door(tmp_path: Path, images: np.nd
 @pytest.mark.parametrize("name", ["line\nbreak", "bell\a", "\udcff", ""])
 def test_a_name_that_cannot_be_written_is_refused(name: str) -> None:
     records = [Record(Path("x"), name if k else "good", 0, "", k) for k in range(2)]
-    layout = Layout(Path("x"), records, lambda record: (np.ones((1, 4, 4)), {}), ("a",), ("r",))
+    layout = Layout(Path("x"), records, lambda record: Loaded(np.ones((1, 4, 4)), {}), ("a",), ("r",))
     with pytest.raises(ValueError, match="unprintable characters"):
         choose(layout, Choice())
