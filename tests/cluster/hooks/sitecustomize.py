@@ -118,6 +118,18 @@ def patch_building(module: Any) -> None:
     module.make_and_write = held
 
 
+def patch_output(module: Any) -> None:
+    """Wait before a file of predictions where told."""
+    write_file = module.write_file
+
+    def held(folder: Path, plan: Any, make: Any, number: int) -> None:
+        while module.file_name(number) in read("hold_shards").split():
+            time.sleep(0.02)
+        write_file(folder, plan, make, number)
+
+    module.write_file = held
+
+
 TOLD_TO_STOP: list[int] = []
 
 
@@ -169,6 +181,7 @@ class Patcher(MetaPathFinder):
         "jobs.pretrain.learner": lambda module: note_samples(module.PretrainingTrainee),
         "jobs.diffuse.learner": lambda module: note_samples(module.DiffusionTrainee),
         "deeplense.data.building": patch_building,
+        "jobs.predict.output": patch_output,
         "deeplense.training.loop": patch_loop,
         "deeplense.training.saving": patch_saving,
         "deeplense.training.stopping": patch_stopping,
