@@ -23,8 +23,40 @@ CONTEXT.set_forkserver_preload(["tests.warm"])
 ROOT = Path(__file__).parents[1]
 CLASSES = ("left", "right", "middle")
 SIZE = 16
+LONGEST = (
+    "jobs/test_pieces.py",
+    "launch/test_submit_local.py",
+    "jobs/test_zoo_trainings.py",
+    "jobs/test_train.py",
+    "test_docs.py",
+    "launch/test_processes.py",
+    "jobs/test_pretrain.py",
+    "jobs/test_no_waiting.py",
+    "jobs/test_benchmark_models.py",
+    "launch/test_submit_models.py",
+    "jobs/test_finetune.py",
+    "jobs/test_benchmark_labels.py",
+    "models/test_zoo.py",
+    "training/test_checkpoint.py",
+    "data/test_building.py",
+    "jobs/test_measure.py",
+    "jobs/test_door.py",
+    "models/test_registry.py",
+    "launch/test_script.py",
+    "test_release.py",
+    "jobs/test_staged.py",
+    "jobs/test_watchdog.py",
+    "jobs/test_export.py",
+)
+"""Files that take longest: they come first, so that no process of tests works alone in the end."""
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; all else stays in its order."""
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 def blobs(rows: range, *, split: str, num_bands: int = 1, size: int = SIZE) -> Samples:
