@@ -1,5 +1,6 @@
 """What each process of a test would load, build or look up anew: imported once by the server that forks them. Nothing
-here starts a thread or leaves a file open. Figures are coarse here: to arrange five of them takes longer than an evaluation."""
+here starts a thread or leaves a file open. Figures are coarse here: to arrange five of them takes longer than an
+evaluation."""
 
 import jobs.evaluate.generated
 import jobs.evaluate.runs

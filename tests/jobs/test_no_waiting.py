@@ -76,7 +76,7 @@ def step_on_the_host(step: Step, num_steps: int, monkeypatch: pytest.MonkeyPatch
 
 
 def step_without_numbers(step: Step) -> int:
-    """Make an update with tensors that have a shape and a type alone, which is three times as fast: returns how many."""
+    """Make an update with tensors that have a shape and a type alone, three times as fast; returns how many."""
     accelerator = make_accelerator(device="cpu", precision="fp32")
     network = copied(step.network, lambda tensor: torch.empty_like(tensor, device="meta"))
     trainee, optimizer = step.trainee(network), optimizer_for(network, step.settings, step.learner)

@@ -72,15 +72,11 @@ def check_training(name: str, size: int, dataset: Path, run: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_each_name_trains_an_epoch_at_64_pixels(
-    name: str, lenses: Callable[[int], Path], tmp_path: Path
-) -> None:
+def test_each_name_trains_an_epoch_at_64_pixels(name: str, lenses: Callable[[int], Path], tmp_path: Path) -> None:
     check_training(name, 64, lenses(64), tmp_path / "run")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_each_name_trains_an_epoch_at_150_pixels(
-    name: str, lenses: Callable[[int], Path], tmp_path: Path
-) -> None:
+def test_each_name_trains_an_epoch_at_150_pixels(name: str, lenses: Callable[[int], Path], tmp_path: Path) -> None:
     check_training(name, 150, lenses(150), tmp_path / "run")
