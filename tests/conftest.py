@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver, get_context
 from multiprocessing.process import BaseProcess
@@ -23,6 +24,7 @@ CONTEXT.set_forkserver_preload(["tests.warm"])
 ROOT = Path(__file__).parents[1]
 CLASSES = ("left", "right", "middle")
 SIZE = 16
+COARSE_STRENGTHS, COARSE_FOLDS = np.array([0.01, 1.0]), 2
 LONGEST = (
     "jobs/test_pieces.py",
     "launch/test_submit_local.py",
@@ -229,6 +231,28 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
         if command.process.is_alive():
             command.process.kill()
             command.process.join()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def coarse_probes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For tests of jobs, linear probes that try two strengths on two folds: seven on five take two thirds of a short
+    pretraining. Tests of the probes themselves have all."""
+    if request.path.parent.name != "jobs":
+        yield
+        return
+    from deeplense.evaluation import probes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probes, "STRENGTHS", COARSE_STRENGTHS)
+        patch.setattr(probes, "MOST_FOLDS", COARSE_FOLDS)
+        yield
+
+
+@pytest.fixture
+def on_disk() -> Iterator[Path]:
+    """An empty folder where temporary files are by default, though those of tests may be in memory."""
+    with tempfile.TemporaryDirectory(prefix="deeplense-test-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")
