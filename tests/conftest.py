@@ -24,7 +24,7 @@ CONTEXT.set_forkserver_preload(["tests.warm"])
 ROOT = Path(__file__).parents[1]
 CLASSES = ("left", "right", "middle")
 SIZE = 16
-COARSE_STRENGTHS, COARSE_FOLDS = np.array([0.01, 1.0]), 2
+COARSE = {"STRENGTHS": np.array([0.01, 1.0]), "MOST_FOLDS": 2}
 LONGEST = (
     "jobs/test_pieces.py",
     "launch/test_submit_local.py",
@@ -234,18 +234,26 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def coarse_probes(request: pytest.FixtureRequest) -> Iterator[None]:
+def coarse_probes(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
     """For tests of jobs, linear probes that try two strengths on two folds: seven on five take two thirds of a short
-    pretraining. Tests of the probes themselves have all."""
+    pretraining. Gives what was there before; tests of the probes themselves have that."""
     if request.path.parent.name != "jobs":
-        yield
+        yield {}
         return
     from deeplense.evaluation import probes
 
+    before = {name: getattr(probes, name) for name in COARSE}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probes, "STRENGTHS", COARSE_STRENGTHS)
-        patch.setattr(probes, "MOST_FOLDS", COARSE_FOLDS)
-        yield
+        for name, value in COARSE.items():
+            patch.setattr(probes, name, value)
+        yield before
+
+
+@pytest.fixture
+def whole_probes(coarse_probes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linear probes as they are for users."""
+    for name, value in coarse_probes.items():
+        monkeypatch.setattr(f"deeplense.evaluation.probes.{name}", value)
 
 
 @pytest.fixture
