@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver, get_context
 from multiprocessing.process import BaseProcess
@@ -23,8 +24,41 @@ CONTEXT.set_forkserver_preload(["tests.warm"])
 ROOT = Path(__file__).parents[1]
 CLASSES = ("left", "right", "middle")
 SIZE = 16
+COARSE = {"STRENGTHS": np.array([0.01, 1.0]), "MOST_FOLDS": 2}
+LONGEST = (
+    "jobs/test_pieces.py",
+    "launch/test_submit_local.py",
+    "jobs/test_zoo_trainings.py",
+    "jobs/test_train.py",
+    "test_docs.py",
+    "launch/test_processes.py",
+    "jobs/test_pretrain.py",
+    "jobs/test_no_waiting.py",
+    "jobs/test_benchmark_models.py",
+    "launch/test_submit_models.py",
+    "jobs/test_finetune.py",
+    "jobs/test_benchmark_labels.py",
+    "models/test_zoo.py",
+    "training/test_checkpoint.py",
+    "data/test_building.py",
+    "jobs/test_measure.py",
+    "jobs/test_door.py",
+    "models/test_registry.py",
+    "launch/test_script.py",
+    "test_release.py",
+    "jobs/test_staged.py",
+    "jobs/test_watchdog.py",
+    "jobs/test_export.py",
+)
+"""Files that take longest: they come first, so that no process of tests works alone in the end."""
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; all else stays in its order."""
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 def blobs(rows: range, *, split: str, num_bands: int = 1, size: int = SIZE) -> Samples:
@@ -197,6 +231,36 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
         if command.process.is_alive():
             command.process.kill()
             command.process.join()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def coarse_probes(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """For tests of jobs, linear probes that try two strengths on two folds: seven on five take two thirds of a short
+    pretraining. Gives what was there before; tests of the probes themselves have that."""
+    if request.path.parent.name != "jobs":
+        yield {}
+        return
+    from deeplense.evaluation import probes
+
+    before = {name: getattr(probes, name) for name in COARSE}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in COARSE.items():
+            patch.setattr(probes, name, value)
+        yield before
+
+
+@pytest.fixture
+def whole_probes(coarse_probes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linear probes as they are for users."""
+    for name, value in coarse_probes.items():
+        monkeypatch.setattr(f"deeplense.evaluation.probes.{name}", value)
+
+
+@pytest.fixture
+def on_disk() -> Iterator[Path]:
+    """An empty folder where temporary files are by default, though those of tests may be in memory."""
+    with tempfile.TemporaryDirectory(prefix="deeplense-test-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,18 @@
 """A step on tensors that have a shape, a type and a device, but no numbers: whoever reads one, or waits, fails."""
 
 import copy
+import itertools
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -29,7 +32,6 @@ OURS = ("deeplense", "jobs")
 KEEPERS = {Path(constants.__file__)}
 """Where copies are made once, and kept."""
 aten = torch.ops.aten
-Given = TypeVar("Given")
 
 
 class Waiting(AssertionError):
@@ -74,14 +76,22 @@ def is_kept() -> bool:
 def nobody_waits() -> Iterator[None]:
     """In it a read by the host, a copy that is waited for, or a mix of devices raises Waiting, with its place in our
     code."""
+    with told_where_it_reads(), NoCopies():
+        yield
+
+
+@contextmanager
+def told_where_it_reads() -> Iterator[None]:
+    """In it a read by the host raises Waiting, with its place in our code."""
     try:
-        with NoCopies():
-            yield
+        yield
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise Waiting(f"{place_of(error)}: the host reads what {error.func} gives") from error
     except Waiting as error:
         raise Waiting(f"{place_of(error)}: {error}") from error
     except RuntimeError as error:
+        if "meta" in str(error).lower():
+            raise Waiting(f"{place_of(error)}: the host reads what has no numbers ({error})") from error
         if "two different devices" not in str(error):
             raise
         raise Waiting(f"{place_of(error)}: {error}") from error
@@ -97,25 +107,36 @@ def place_of(error: BaseException) -> str:
     return frames[-1] if frames else "not in our code"
 
 
-def faked(mode: FakeTensorMode, given: Given, device: str) -> Given:
-    """A copy of modules with fake parameters and buffers on a device."""
+def faked(mode: FakeTensorMode, given: nn.Module, device: str) -> nn.Module:
+    """A copy of a network with fake parameters and buffers on a device."""
     with unset_fake_temporarily(), FakeCopyMode(mode):
-        network: Any = copy.deepcopy(given)
-    if device == "cpu":
-        return network
-    for module in network.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = nn.Parameter(moved(parameter, device), parameter.requires_grad)
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = moved(buffer, device)
-    return network
+        return copied(given, lambda tensor: made(mode, tensor, device))
 
 
-def moved(tensor: Tensor, device: str) -> Tensor:
+def copied(given: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy of a network with other parameters and buffers."""
+    memo: dict[int, Any] = {}
+    for tensor in itertools.chain(given.parameters(), given.buffers()):
+        other = make(tensor)
+        memo[id(tensor)] = nn.Parameter(other, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else other
+    return copy.deepcopy(given, memo)
+
+
+def made(mode: FakeTensorMode, tensor: Tensor, device: str) -> Tensor:
     """A fake tensor of the same shape and type on a device."""
-    return torch.empty_like(tensor, device=device).detach()
+    with mode:
+        return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device)
+
+
+@contextmanager
+def no_numbers(accelerator: Accelerator) -> Iterator[None]:
+    """In it the device of a training is that of tensors without numbers, where layers compute as they do on the
+    host."""
+    with pytest.MonkeyPatch.context() as patch:
+        autocast = torch.autocast
+        patch.setattr(accelerator.state, "device", torch.device("meta"))
+        patch.setattr(torch, "autocast", lambda device_type, **named: autocast("cpu", **named))
+        yield
 
 
 def faked_batch(mode: FakeTensorMode, batch: Batch) -> Batch:

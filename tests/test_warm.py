@@ -1,11 +1,11 @@
-"""Processes of tests begin with all that takes long to load."""
+"""Processes of tests begin with all that takes long to load, and with the longest files."""
 
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from conftest import CONTEXT, start_fork_server
+from conftest import CONTEXT, LONGEST, ROOT, start_fork_server
 
 from jobs.command_line import make_parser
 from jobs.verbs import JOBS
@@ -25,3 +25,10 @@ def test_a_process_begins_with_torch_and_with_all_parsers(tmp_path: Path, monkey
     assert here.poll(60)
     assert here.recv() == (True, True, len(JOBS))
     process.join()
+
+
+def test_the_longest_files_come_first(request: pytest.FixtureRequest) -> None:
+    files = dict.fromkeys(item.path.relative_to(ROOT / "tests").as_posix() for item in request.session.items)
+    chosen = [name for name in LONGEST if name in files]
+    assert list(files)[: len(chosen)] == chosen
+    assert all((ROOT / "tests" / name).is_file() for name in LONGEST)

@@ -1,5 +1,8 @@
-"""What each process of a test would load or build anew: imported once by the server that forks them. Nothing here
-starts a thread or opens a file. Figures are coarse here: to arrange five of them takes longer than an evaluation."""
+"""What each process of a test would load, build or look up anew: imported once by the server that forks them. Nothing
+here starts a thread or leaves a file open. Figures and linear probes are coarse here: to arrange five figures takes
+longer than an evaluation, and to choose among seven strengths longer than a pretraining."""
+
+import numpy as np
 
 import jobs.evaluate.generated
 import jobs.evaluate.runs
@@ -7,8 +10,9 @@ import jobs.finetune.work
 import jobs.frame.updates
 import jobs.pretrain.learner
 import launch.__main__
-from deeplense.evaluation import plots
+from deeplense.evaluation import plots, probes
 from jobs.command_line import make_parser
+from jobs.runs.environment import environment
 from jobs.verbs import JOBS
 
 LOADED = (
@@ -21,5 +25,7 @@ LOADED = (
 )
 
 plots.DPI, plots.LAYOUT = 20, "none"
+probes.STRENGTHS, probes.MOST_FOLDS = np.array([0.01, 1.0]), 2
 for job in JOBS:
     make_parser(job)
+environment()

@@ -197,7 +197,7 @@ def fit(
     learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number in range(first_step, num_steps):
         batch = next(batches).to(accelerator.device)
-        seed_generators(step_seed(number))
+        seed_generators(step_seed(number), accelerator.device)
         lr, decay = learning_rate(number), weight_decay(number)
         for group in optimizer.param_groups:
             if not group.get("fix_lr"):
@@ -216,11 +216,15 @@ def fit(
         yield Update(number + 1, lr, metrics)
 
 
-def seed_generators(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and PyTorch, on all devices."""
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the global generators of Python, NumPy and PyTorch, on the host and on the device."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    if device.type == "cpu":
+        # torch.manual_seed would note the seed, with a traceback, for each kind of device that is never used.
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 def accumulate_gradients(

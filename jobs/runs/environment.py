@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@cache
 def version_of(package: str) -> str | None:
     """Return the version of an installed package without importing it; None if it is not installed."""
     try:
@@ -60,8 +62,10 @@ def version_of(package: str) -> str | None:
         return None
 
 
+@cache
 def git_commit() -> str | None:
-    """Return the commit of the code, with a + if there are uncommitted changes; None outside git."""
+    """Return the commit of the code, with a + if there are uncommitted changes; None outside git. It is asked for once:
+    a process runs the code that it has loaded."""
     where = Path(__file__).parent
 
     def git(*words: str) -> str:

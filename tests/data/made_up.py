@@ -1,6 +1,8 @@
 """Samples that are made up, each a function of its number, and data sets of them."""
 
 import hashlib
+import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -74,3 +76,10 @@ def forge(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     del told["dataset_id"]
     edit(told)
     write_json(folder / MANIFEST, told | {"dataset_id": hashlib.sha256(canonical(told).encode()).hexdigest()})
+
+
+def never(rows: range) -> Samples:
+    """Samples that are never made; a file is named after the process that begins with them."""
+    Path(f"{os.environ['NOTES']}/{os.getpid()}").touch()
+    time.sleep(1000)
+    return samples(rows)

@@ -19,6 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from conftest import CONTEXT, start_fork_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -64,11 +65,13 @@ def part_and_die(folder: str, part: tuple[int, int], moment: str) -> None:
     made_part(Path(folder), part, make=die_at(moment))
 
 
-def killed(function: str, *arguments: object) -> None:
-    """Call a function of this module in a process that is killed in it."""
-    program = f"import tests.data.test_building as t; t.{function}(*{arguments!r})"
-    done = subprocess.run([sys.executable, "-c", program], check=False, timeout=60, cwd=ROOT)
-    assert done.returncode == -signal.SIGKILL
+def killed(function: Callable[..., None], *arguments: object) -> None:
+    """Call a function in a process that is killed in it."""
+    start_fork_server()
+    process = CONTEXT.Process(target=function, args=arguments)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
 
 
 def whole_files(folder: Path) -> dict[str, bytes]:
@@ -81,7 +84,7 @@ def whole_files(folder: Path) -> dict[str, bytes]:
 def test_a_killed_writer_leaves_whole_shards_and_is_continued(tmp_path: Path, moment: str) -> None:
     made(tmp_path / "unbroken")
     torn = tmp_path / "torn"
-    killed("build_and_die", str(torn), moment)
+    killed(build_and_die, str(torn), moment)
     left, whole = whole_files(torn), content(tmp_path / "unbroken")
     assert MANIFEST not in left
     assert left.items() <= whole.items()
@@ -119,18 +122,12 @@ def test_a_writer_holds_one_shard_at_a_time(tmp_path: Path) -> None:
     assert len(alive) == 4
 
 
-def never(rows: range) -> Samples:
-    Path(f"{os.environ['NOTES']}/{os.getpid()}").touch()
-    time.sleep(1000)
-    return samples(rows)
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_the_process_that_they_work_for(tmp_path: Path, number: signal.Signals) -> None:
     noted = tmp_path / "notes"
     noted.mkdir()
     call = f"t.made(t.Path({str(tmp_path / 'train')!r}), make=t.never, num_workers=2)"
-    program, variables = f"import tests.data.test_building as t; {call}", os.environ | {"NOTES": str(noted)}
+    program, variables = f"import tests.data.made_up as t; {call}", os.environ | {"NOTES": str(noted)}
     with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=variables) as main:
         wait_for(lambda: len(list(noted.iterdir())) == 2)
         main.send_signal(number)
@@ -217,7 +214,7 @@ def test_a_killed_part_keeps_its_shards_leaves_those_of_others_alone_and_is_fini
     whole, parts = content(tmp_path / "one"), tmp_path / "parts"
     made_part(parts, (2, 2))
     others = whole_files(parts)
-    killed("part_and_die", str(parts), (1, 2), moment)
+    killed(part_and_die, str(parts), (1, 2), moment)
     left = whole_files(parts)
     assert others.items() <= left.items() <= whole.items()
     assert MANIFEST not in left
@@ -230,7 +227,7 @@ def test_a_killed_part_keeps_its_shards_leaves_those_of_others_alone_and_is_fini
 def test_a_part_killed_before_the_manifest_is_finished_by_a_call_without_part(tmp_path: Path) -> None:
     made(tmp_path / "one")
     made_part(tmp_path / "parts", (2, 2))
-    killed("part_and_die", str(tmp_path / "parts"), (1, 2), "rename 2")
+    killed(part_and_die, str(tmp_path / "parts"), (1, 2), "rename 2")
     assert missing_shards(tmp_path / "parts", SCHEMA) == []
     assert made(tmp_path / "parts") == [NUM_SAMPLES]
     assert content(tmp_path / "parts") == content(tmp_path / "one")

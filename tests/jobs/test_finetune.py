@@ -118,6 +118,7 @@ def test_full_starts_from_the_pretrained_weights_to_the_bit_and_scratch_does_not
     assert not all(torch.equal(scratch[f"backbone.{name}"], pretrained[name]) for name in names)
 
 
+@pytest.mark.usefixtures("whole_probes")
 def test_the_linear_probe_is_scikit_learns_on_the_features_of_the_known_labels(
     stamps: Path, backbone: Path, tmp_path: Path
 ) -> None:

@@ -194,10 +194,10 @@ def is_in_memory(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize("way", [REFERENCE, OWN, FILES], ids=lambda way: way.name)
-def test_what_was_dropped_comes_from_the_disk(way: Way, tmp_path: Path) -> None:
-    if is_in_memory(tmp_path):
-        pytest.skip(f"{tmp_path} is no disk")
-    entry = entry_of(way, data_in(tmp_path, image_size=64))
+def test_what_was_dropped_comes_from_the_disk(way: Way, on_disk: Path) -> None:
+    if is_in_memory(on_disk):
+        pytest.skip(f"{on_disk} is no disk")
+    entry = entry_of(way, data_in(on_disk, image_size=64))
     os.sync()
     assert time_epoch(replace(entry, cold=True), 1).disk_bytes >= entry.data.num_bytes
     assert time_epoch(entry, 1).disk_bytes < 0.1 * entry.data.num_bytes

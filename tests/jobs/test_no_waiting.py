@@ -7,11 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import NoCopies, Waiting, faked, faked_batch, nobody_waits, really
+from fakes import (
+    NoCopies,
+    Waiting,
+    copied,
+    faked,
+    faked_batch,
+    no_numbers,
+    nobody_waits,
+    really,
+    told_where_it_reads,
+)
 from steps import JOBS, STEPS, Step, make_step, updates
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import Optimizer
 
 from deeplense.data import transforms
 from deeplense.data.dataset import Split
@@ -64,6 +75,28 @@ def step_on_the_host(step: Step, num_steps: int, monkeypatch: pytest.MonkeyPatch
             return len(list(updates(step, trainee, network, batches, **given, num_steps=num_steps)))
 
 
+def step_without_numbers(step: Step) -> int:
+    """Make an update with tensors that have a shape and a type alone, three times as fast; returns how many."""
+    accelerator = make_accelerator(device="cpu", precision="fp32")
+    network = copied(step.network, lambda tensor: torch.empty_like(tensor, device="meta"))
+    trainee, optimizer = step.trainee(network), optimizer_for(network, step.settings, step.learner)
+    given: dict[str, Any] = {"accelerator": accelerator, "optimizer": optimizer, "ema": None}
+    with no_numbers(accelerator), told_where_it_reads():
+        return len(list(updates(step, trainee, network, itertools.repeat(step.batch), **given, num_steps=1)))
+
+
+def one_of_each(optimizer: Optimizer) -> list[Tensor]:
+    """Of the parameters that learn, one of each group, type and number of dimensions: for an optimizer others of these
+    are the same."""
+    found = {
+        (place, parameter.dtype, parameter.dim()): parameter
+        for place, group in enumerate(optimizer.param_groups)
+        for parameter in group["params"]
+        if parameter.requires_grad
+    }
+    return list(found.values())
+
+
 def step_on_a_gpu(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make what of an update can be made on a fake GPU: all but the backward pass."""
     with FakeTensorMode() as mode:
@@ -73,8 +106,8 @@ def step_on_a_gpu(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
         with nobody_waits():
             batch = faked_batch(mode, step.batch).pinned().to(torch.device(GPU))
             metrics = trainee.step(network, batch, 1)
-            for parameter in network.parameters():
-                parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+            for parameter in one_of_each(optimizer):
+                parameter.grad = torch.empty_like(parameter)
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             trainee.after_update(1, make_accelerator(device="cpu", precision="fp32"))
@@ -83,9 +116,11 @@ def step_on_a_gpu(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_host_reads_nothing_in_a_step(each: tuple[str, Step], monkeypatch: pytest.MonkeyPatch) -> None:
     name, step = each
-    # That the states of an optimizer are there changes what it does.
-    num_steps = 2 if name in JOBS else 1
-    assert step_on_the_host(step, num_steps, monkeypatch) == num_steps
+    if name in JOBS:
+        # That the states of an optimizer are there changes what it does.
+        assert step_on_the_host(step, 2, monkeypatch) == 2
+    else:
+        assert step_without_numbers(step) == 1
 
 
 def test_all_stays_on_a_gpu_but_what_comes_from_pinned_memory(
@@ -131,8 +166,11 @@ def test_a_read_by_the_host_is_found_and_its_place_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(owner, name, before)
-    with pytest.raises(Waiting, match=rf"deeplense/{place}:\d+: .*{name}\(.*: the host reads"):
-        step_on_the_host(make(job), 1, monkeypatch)
+    told, step = rf"deeplense/{place}:\d+: .*{name}\(.*: the host reads", make(job)
+    with pytest.raises(Waiting, match=told):
+        step_on_the_host(step, 1, monkeypatch)
+    with pytest.raises(Waiting, match=told):
+        step_without_numbers(step)
 
 
 def test_a_copy_that_is_waited_for_is_found_and_its_place_is_named(

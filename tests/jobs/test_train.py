@@ -26,7 +26,8 @@ SMALL = {
     "device": "cpu",
     "lr": 1e-3,
 }
-LONG = SMALL | {"epochs": 40, "evaluate_epochs": 10, "checkpoint_minutes": 1e-9}
+LONG = SMALL | {"epochs": 25, "evaluate_epochs": 8, "checkpoint_minutes": 1e-9}
+RARELY = {"checkpoint_minutes": 5}
 RICH = SMALL | {
     "dropout": 0.2,
     "random_zoom": 1.2,
@@ -97,7 +98,7 @@ def unbroken(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     def get(name: str) -> Path:
         if name not in done:
             run = tmp_path_factory.mktemp(name) / "run"
-            settings = {"small": SMALL, "rich": RICH, "long": LONG}[name]
+            settings = {"small": SMALL, "rich": RICH, "long": LONG | RARELY}[name]
             command = Command(train(dataset, run, settings), run.parent / "log.txt")
             assert command.wait() == 0, command.log.read_text()
             done[name] = run
@@ -160,12 +161,12 @@ def test_a_run_killed_between_saves_ends_with_the_bits_of_an_unbroken_one(
     dataset: Path, tmp_path: Path, start: Start, unbroken: Callable[[str], Path]
 ) -> None:
     run = tmp_path / "run"
-    for step in (40, 90, 150):
-        command = start(*train(dataset, run, LONG | {"checkpoint_minutes": 0.004}))
+    for step in (25, 55, 90):
+        command = start(*train(dataset, run, LONG | {"checkpoint_minutes": 0.002}))
         wait_for_step(run, step)
         command.send(signal.SIGKILL)
         assert command.wait() == -signal.SIGKILL
-    assert start(*train(dataset, run, LONG | {"checkpoint_minutes": 5})).wait() == 0
+    assert start(*train(dataset, run, LONG | RARELY)).wait() == 0
     assert same(final_tensors(run), final_tensors(unbroken("long")))
     assert metrics(run) == metrics(unbroken("long"))
 
@@ -174,7 +175,7 @@ def test_a_run_killed_between_saves_ends_with_the_bits_of_an_unbroken_one(
 def test_a_signal_however_often_leads_to_a_save_and_the_same_command_continues(
     number: signal.Signals, dataset: Path, tmp_path: Path, start: Start, unbroken: Callable[[str], Path]
 ) -> None:
-    run, settings = tmp_path / "run", LONG | {"checkpoint_minutes": 5}
+    run, settings = tmp_path / "run", LONG | RARELY
     command = start(*train(dataset, run, settings))
     wait_for_step(run, 20)
     for _ in range(3):
@@ -226,7 +227,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_gives_the_sa
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    resumed = start(*train(dataset, run, LONG))
+    resumed = start(*train(dataset, run, LONG | RARELY))
     assert resumed.wait() == 0
     assert f"damaged_{newest.name}" in resumed.log.read_text()
     assert same(final_tensors(run), final_tensors(unbroken("long")))
@@ -275,7 +276,7 @@ def samples_of_steps(folder: Path) -> dict[int, list[int]]:
 def test_the_samples_of_each_step_do_not_depend_on_the_number_of_processes(
     dataset: Path, tmp_path: Path, start: Start
 ) -> None:
-    settings = SMALL | {"epochs": 20, "batch_size": 12}
+    settings = SMALL | {"epochs": 12, "batch_size": 12}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()
@@ -428,7 +429,7 @@ def test_the_training_goes_on_while_a_checkpoint_is_written(
 ) -> None:
     run = tmp_path / "run"
     command = start(*train(dataset, run, LONG), prepare=partial(hold_writes, tmp_path / "gate"))
-    # The first evaluation, after 54 steps, waits for the write under way.
+    # The first evaluation, after 43 steps, waits for the write under way.
     wait_for_step(run, 40)
     assert [path.name[:21] for path in (run / "checkpoints").iterdir()] == [".writing-step_0000000"]
     (tmp_path / "gate").touch()
@@ -454,7 +455,7 @@ def test_the_best_weights_of_the_last_step_are_files_of_its_checkpoint(
 
 
 def test_a_run_keeps_as_many_checkpoints_as_it_is_told(dataset: Path, tmp_path: Path, start: Start) -> None:
-    settings = LONG | {"keep_checkpoints": 4}
+    settings = LONG | {"keep_checkpoints": 4, "epochs": 8, "evaluate_epochs": 2}
     assert start(*train(dataset, tmp_path / "run", settings)).wait() == 0
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert [name.split("_")[0] for name in names] == ["best", *["step"] * 4]
@@ -482,7 +483,7 @@ def test_only_the_last_layers_learn_where_tune_is_off(dataset: Path, tmp_path: P
 
 
 def test_wandb_keeps_one_id_over_attempts_and_needs_no_login(dataset: Path, tmp_path: Path, start: Start) -> None:
-    run, settings = tmp_path / "run", LONG | {"wandb": "offline"}
+    run, settings = tmp_path / "run", LONG | RARELY | {"wandb": "offline"}
     home = {"HOME": str(tmp_path / "home"), "WANDB_API_KEY": ""}
     command = start(*train(dataset, run, settings), environment=home)
     wait_for_step(run, 10)

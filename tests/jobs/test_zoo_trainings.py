@@ -4,7 +4,8 @@ do not depend on the architecture."""
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,14 +28,19 @@ MODELS = {64: ("Model_III", 5, 5), 150: ("Model_I", 100, 30)}
 
 
 @pytest.fixture(scope="module")
-def lenses(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Training, validation and test images of each size."""
+def lenses(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Training, validation and test images of a size."""
     folder = tmp_path_factory.mktemp("lenses")
-    for size, (model, number, _) in MODELS.items():
+
+    @cache
+    def simulated(size: int) -> Path:
+        model, number, _ = MODELS[size]
         for split, num_per_class in (("train", number), ("val", number // 5), ("test", number // 5)):
             settings = {"model": model, "preset": "noisy", "split": split, "num_per_class": num_per_class}
             simulate_work.run(simulate_settings.Settings(output=folder / str(size), num_workers=1, **settings))  # type: ignore[arg-type]
-    return folder
+        return folder / str(size)
+
+    return simulated
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,9 +51,9 @@ def no_figures() -> Iterator[None]:
         yield
 
 
-def check_training(name: str, size: int, folder: Path, run: Path) -> None:
+def check_training(name: str, size: int, dataset: Path, run: Path) -> None:
     """Train, and evaluate."""
-    dataset, (_, number, batch_size) = folder / str(size), MODELS[size]
+    _, number, batch_size = MODELS[size]
     steps = 3 * number // batch_size
     recipe = yaml.safe_load((RECIPES / f"{ARCHITECTURES[name].recipe}.yaml").read_text())
     changes = {"epochs": 1, "warmup_epochs": 0.2, "batch_size": batch_size, "log_interval": 1, "device": "cpu"}
@@ -66,11 +72,11 @@ def check_training(name: str, size: int, folder: Path, run: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_each_name_trains_an_epoch_at_64_pixels(name: str, lenses: Path, tmp_path: Path) -> None:
-    check_training(name, 64, lenses, tmp_path / "run")
+def test_each_name_trains_an_epoch_at_64_pixels(name: str, lenses: Callable[[int], Path], tmp_path: Path) -> None:
+    check_training(name, 64, lenses(64), tmp_path / "run")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_each_name_trains_an_epoch_at_150_pixels(name: str, lenses: Path, tmp_path: Path) -> None:
-    check_training(name, 150, lenses, tmp_path / "run")
+def test_each_name_trains_an_epoch_at_150_pixels(name: str, lenses: Callable[[int], Path], tmp_path: Path) -> None:
+    check_training(name, 150, lenses(150), tmp_path / "run")

@@ -295,7 +295,7 @@ def test_attempts_that_begin_before_the_submission_is_over_count_as_its_own(
 
 
 def test_a_sweep_runs_one_after_another_less_what_is_cancelled_while_it_waits(place: Place) -> None:
-    job = ["train", f"--dataset={place.dataset}", "--run=runs/{seed}", "--seed=0:3", "--epochs=20", *SETTINGS]
+    job = ["train", f"--dataset={place.dataset}", "--run=runs/{seed}", "--seed=0:3", "--epochs=40", *SETTINGS]
     code, said = place.type("sweep", "--on", "local", "--allow_untracked", *job)
     assert code == 0, said
     assert said.count("queued; starts when the runs before it have ended") == 3

@@ -66,7 +66,7 @@ def test_a_resumed_training_draws_what_an_unbroken_one_does() -> None:
 
 
 def test_without_the_seeds_it_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "seed_generators", lambda seed: torch.manual_seed(seed))
+    monkeypatch.setattr(loop, "seed_generators", lambda seed, device: torch.manual_seed(seed))
     resumed, unbroken = list(draws(3)), list(draws(0))[3:]
     for number, name in enumerate(["Python", "NumPy", "PyTorch"]):
         alike = [drawn[number] for drawn in resumed] == [drawn[number] for drawn in unbroken]
