@@ -49,6 +49,8 @@ LONGEST = (
     "jobs/test_staged.py",
     "jobs/test_watchdog.py",
     "jobs/test_export.py",
+    "jobs/test_predict.py",
+    "jobs/test_candidates_page.py",
 )
 """Files that take longest: they come first, so that no process of tests works alone in the end."""
 
