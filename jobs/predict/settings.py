@@ -53,7 +53,8 @@ class Settings(SourceSettings):
     calibrate: Literal[0, 1] = 1
     """1: divide the logits of each run by a temperature, fitted to its validation images"""
     prevalence: float | None = None
-    """fraction of the class class_name among the images; by default the class fractions of the training images"""
+    """fraction of the class class_name among the images; by default probabilities are for the class fractions that the
+    runs were trained with"""
     class_name: str = field(default="", metadata=counts_with(prevalence=GIVEN))
     """class that prevalence is the fraction of; may be left out if the classes include lens, lenses or lensed"""
     coverage: float | None = None

@@ -7,11 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from deeplense.files import read_json, remove_leftovers, sole_writer
 from jobs.bounds import read_part
 from jobs.console import say, track
+from jobs.data.order import class_fractions
 from jobs.data.predictions import FORMAT, positive_class
 from jobs.predict.calibration import calibrate
 from jobs.predict.images import with_layout
@@ -29,7 +28,6 @@ from jobs.predict.settings import Settings
 from jobs.predict.table import PROBLEM
 from jobs.runs.environment import num_cores
 from jobs.settings import require
-from jobs.train.learner import class_counts
 from jobs.train.stored import tell_unfinished
 
 SAME_SIDE = 0.01
@@ -112,7 +110,7 @@ def facts_of(settings: Settings, scorer: Scorer) -> dict[str, Any]:
 
 
 def run_facts(member: Member) -> dict[str, Any]:
-    """Return the facts about a run: its weights, and the class fractions of its training images."""
+    """Return the facts about a run: its weights, and the class fractions that it was trained with."""
     trained = member.trained
     found: dict[str, Any] = {
         "run": str(trained.run),
@@ -123,8 +121,7 @@ def run_facts(member: Member) -> dict[str, Any]:
         "trained_on": trained.train.split.dataset_id,
     }
     if not trained.settings.regression:
-        counts = np.array(list(class_counts(trained.train).values()), dtype=float)
-        found["class_fractions"] = (counts / counts.sum()).tolist()
+        found["class_fractions"] = class_fractions(trained.settings, trained.train).tolist()
     return found
 
 

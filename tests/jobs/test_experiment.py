@@ -12,7 +12,7 @@ from deeplense.data.building import build
 from deeplense.data.order import ROUND
 from deeplense.data.shards import GROUP, GROUP_UNIT, Samples, Schema
 from jobs.data.folders import find_datasets
-from jobs.data.order import make_order
+from jobs.data.order import class_fractions, make_order
 from jobs.frame.start import unused_fraction
 from jobs.train.learner import Supervised
 from jobs.train.samples import learning_parts
@@ -60,6 +60,17 @@ def drawn(settings: Settings, num_steps: int = ROUND // 16) -> np.ndarray:
     """The samples of some steps."""
     order = make_order(settings, learning_parts(settings)[0])
     return np.concatenate([order.batch(step)[0] for step in range(num_steps)])
+
+
+@pytest.mark.parametrize("more", [{}, {"mix": "1,3"}, {"balance": "survey"}, {"balance": "class"}])
+def test_the_class_fractions_of_a_training_are_those_of_the_samples_that_it_draws(
+    more: dict[str, Any], datasets: str
+) -> None:
+    settings = made(datasets, **more)
+    train, _ = learning_parts(settings)
+    samples = train.split.labels[drawn(settings, num_steps=36 * ROUND // 16)]
+    expected = np.bincount(samples, minlength=3) / len(samples)
+    assert class_fractions(settings, train) == pytest.approx(expected, abs=0.002)
 
 
 def test_several_data_sets_are_learnt_from_and_choose_together(datasets: str) -> None:
