@@ -68,7 +68,7 @@ def test_the_class_fractions_of_a_training_are_those_of_the_samples_that_it_draw
 ) -> None:
     settings = made(datasets, **more)
     train, _ = learning_parts(settings)
-    samples = train.split.labels[drawn(settings, num_steps=36 * ROUND // 16)]
+    samples = train.split.labels[drawn(settings, num_steps=9 * ROUND // 16)]
     expected = np.bincount(samples, minlength=3) / len(samples)
     assert class_fractions(settings, train) == pytest.approx(expected, abs=0.002)
 
@@ -98,6 +98,8 @@ def test_classes_come_equally_often_however_many_there_are_of_each(tmp_path: Pat
     train, _ = learning_parts(settings)
     assert np.bincount(train.labels).tolist() == [36, 5, 2]
     assert np.bincount(train.split.labels[drawn(settings)]).tolist() == [1366, 1365, 1365]
+    assert class_fractions(settings, train) == pytest.approx([1 / 3] * 3)
+    assert class_fractions(made(str(tmp_path), val_fraction=0.4), train) == pytest.approx(np.array([36, 5, 2]) / 43)
     unbalanced = np.bincount(train.split.labels[drawn(made(str(tmp_path), val_fraction=0.4))]) / ROUND
     np.testing.assert_allclose(unbalanced, np.array([36, 5, 2]) / 43, atol=0.01)
 
