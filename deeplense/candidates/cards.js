@@ -61,7 +61,11 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-const shown = (score) => (score === null ? "" : score >= 0.9995 && score < 1 ? score.toPrecision(6) : score.toFixed(3));
+function shown(score) {
+  if (score === null) return "";
+  if (score >= 0.9995 && score < 1) return score.toPrecision(6);
+  return score > 0 && score < 0.01 ? score.toPrecision(2) : score.toFixed(3);
+}
 
 // Pixels: files are loaded one after another, those of images in view first.
 const loading = { started: new Set(), done: new Set(), active: 0 };

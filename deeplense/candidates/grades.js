@@ -18,6 +18,7 @@ class Grades {
     this.history = [];
     this.isKept = true;
     this.noted = null;
+    this.isNamed = false;
     const kept = this.stored();
     if (kept) {
       this.grader = kept.grader;
@@ -53,7 +54,10 @@ class Grades {
   save(keys = []) {
     if (keys.length) this.journal?.put(keys.map((key) => [key, this.entries[key]]));
     const kept = this.stored();
-    if (kept) this.merge(kept.entries);
+    if (kept) {
+      this.merge(kept.entries);
+      if (!this.isNamed) this.grader = kept.grader || this.grader; // typed in another window
+    }
     try {
       const { grader, entries, history } = this;
       this.storage.setItem(this.key, JSON.stringify({ grader, entries, history }));
@@ -77,15 +81,21 @@ class Grades {
   set(source, id, change) {
     const key = keyOf(source, id);
     const before = this.entries[key];
-    const entry = { grade: "", note: "", ...before, ...change, id, source, time: this.timeAfter(before) };
-    if (before && before.grade === entry.grade && before.note === entry.note) return false;
+    const entry = { grade: "", note: "", ...before, ...change, id, source, grader: "", time: this.timeAfter(before) };
+    const isSame = before && before.grade === entry.grade && before.note === entry.note;
+    if (isSame && !before.grader) return false;
     this.entries[key] = entry;
     if (!this.isTyping(key, change)) {
-      this.history.push([[key, before ? { grade: before.grade, note: before.note } : { grade: "", note: "" }]]);
+      this.history.push([[key, Grades.content(before)]]);
       this.history = this.history.slice(-MOST_UNDONE);
     }
     this.save([key]);
     return true;
+  }
+
+  // What undoing brings back: grade, note, and the other person whose file they came from.
+  static content(entry) {
+    return { grade: entry?.grade || "", note: entry?.note || "", grader: entry?.grader || "" };
   }
 
   // Whether a change goes on with the note of the last change: letters of a note are undone together.
@@ -112,6 +122,7 @@ class Grades {
 
   name(grader) {
     this.grader = grader;
+    this.isNamed = true;
     this.save();
   }
 
@@ -125,8 +136,7 @@ class Grades {
   change(pairs) {
     if (!pairs.length) return;
     this.history.push(pairs.map(([key]) => {
-      const before = this.entries[key] || { grade: "", note: "" };
-      return [key, { grade: before.grade, note: before.note }];
+      return [key, Grades.content(this.entries[key])];
     }));
     for (const [key, entry] of pairs) {
       const own = this.entries[key];
@@ -136,8 +146,9 @@ class Grades {
     this.save(pairs.map(([key]) => key));
   }
 
-  // Takes the grades of a CSV file. Returns how many were taken, or throws an Error in words for a person.
-  read(text) {
+  // Takes the grades of a CSV file; sourceOfId says the source of a name, for files without sources. Returns how many
+  // were taken, or throws an Error in words for a person.
+  read(text, sourceOfId = () => "") {
     const [heads, ...rows] = csvRows(text);
     const lacking = ["id", "grade"].filter((name) => !(heads || []).includes(name));
     if (lacking.length) throw new Error(`the file has no column ${lacking.join(" and ")}: it is not a file of grades`);
@@ -147,12 +158,14 @@ class Grades {
       if (row.grade && !GRADES.includes(row.grade)) {
         throw new Error(`line ${number + 2} has the grade ${row.grade.slice(0, 20)}; grades are ${GRADES.join(", ")}`);
       }
-      const key = keyOf(row.source || "", row.id);
+      const source = row.source || sourceOfId(row.id);
+      const key = keyOf(source, row.id);
       const own = this.entries[key];
       const time = Date.parse(row.time) ? new Date(row.time).toISOString() : "";
       const isSame = own && own.grade === row.grade && own.note === (row.note || "");
       if (isSame || (own && (own.grade || own.note) && own.time >= time)) continue;
-      pairs.push([key, { id: row.id, source: row.source || "", grade: row.grade, note: row.note || "", time }]);
+      const { id, grade, note = "", grader = "" } = row;
+      pairs.push([key, { id, source, grade, note, grader, time }]);
     }
     this.change(pairs);
     return pairs.length;
@@ -165,7 +178,8 @@ class Grades {
     entries.sort(([one], [other]) => rank(one) - rank(other) || (one < other ? -1 : 1));
     const lines = entries.map(([key, entry]) => {
       const { rank: place = "", score = "" } = rows.get(key) || {};
-      const texts = [entry.id, entry.grade, entry.note, this.grader, entry.time, entry.source].map(guarded);
+      const grader = entry.grader || this.grader;
+      const texts = [entry.id, entry.grade, entry.note, grader, entry.time, entry.source].map(guarded);
       return [...texts, place, score].map(quoted).join(",");
     });
     return [COLUMNS.join(","), ...lines, ""].join("\r\n");

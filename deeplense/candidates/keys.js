@@ -174,8 +174,11 @@ function download() {
 }
 
 function load(text, name) {
+  // Of names that come once on this page.
+  const sources = new Map();
+  for (const [number, id] of names.entries()) sources.set(id, sources.has(id) ? "" : sourceOf(number));
   try {
-    const count = grades.read(text);
+    const count = grades.read(text, (id) => sources.get(id) || "");
     refreshAll();
     warn("");
     warnIfLost();

@@ -15,7 +15,7 @@ GRADES = ("A", "B", "C", "not")
 """The grades, the best first."""
 RULES = ("majority", "median")
 MERGED = ("id", "grade", "num_graders", "agreement", "votes", "note", "source", "rank", "score")
-TEXTS = ("id", "note", "source")
+TEXTS = ("id", "note", "source", "rank", "score")
 BEGINS_FORMULA = re.compile(r"[=+\-@\t\r]")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 

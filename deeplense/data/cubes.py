@@ -31,12 +31,14 @@ class Cube:
     def __init__(self, path: Path, hdu: str = "") -> None:
         self.path, self.hdu = path, hdu
         self.header: Header = {}
+        self.is_whole = False
         if suffix_of(path.name).lower() in NPY:
             self.shape = self.of_npy().shape
         else:
             with opened(path) as content:
                 part = self.part_in(content)
                 self.shape, self.header = part.shape, part.header
+                self.is_whole = part.is_compressed or path.name.lower().endswith(".gz")
         if len(self.shape) not in (3, 4) or 0 in self.shape:
             raise ValueError(f"{path}: an array of shape {self.shape}; (N, H, W) or (N, C, H, W) is expected.")
 
@@ -67,11 +69,10 @@ class Cube:
 
     def from_fits(self, row: int) -> np.ndarray:
         """Return an image of a FITS file, as it is stored, (H, W) or (C, H, W)."""
+        if self.is_whole:
+            return whole_cube(self.path, self.hdu)[row]
         with opened(self.path) as content:
-            part = self.part_in(content)
-            if part.is_compressed or self.path.name.lower().endswith(".gz"):
-                return whole_cube(self.path, self.hdu)[row]
-            return read_data(content, part, range(row, row + 1))[0]
+            return read_data(content, self.part_in(content), range(row, row + 1))[0]
 
 
 def opened(path: Path) -> Content:
@@ -124,9 +125,8 @@ def cubes(source: Path, *, bands: Sequence[str] = (), pattern: str = "", hdu: st
             )
     told = f"{len(paths)} cubes of {first.shape[0]} images each, one per band: {', '.join(path.name for path in paths)}"
     notes = [told if source.is_dir() else f"a cube of {first.shape[0]} images"]
-    records = [
-        Record(source, f"{stem_of(source.name)}-{row:06d}", UNLABELLED, "", row) for row in range(first.shape[0])
-    ]
+    name, more = stem_of(source.name), tuple(paths) if source.is_dir() else ()
+    records = [Record(source, f"{name}-{row:06d}", UNLABELLED, "", row, more=more) for row in range(first.shape[0])]
     facts = Facts(names if source.is_dir() else (), text_of(first.header, "BUNIT"), scale_of(first.header))
 
     def load(record: Record) -> Loaded:

@@ -9,6 +9,8 @@ from deeplense.data.archives import band_names
 from deeplense.data.image_files import said, same_scale
 from deeplense.data.records import Facts, Layout, Loaded, Record
 
+MOST_UNREADABLE = 100
+"""Images at the start that are tried until one can be read."""
 MOST_LOOKED_AT = 32
 """Number of images whose files say which columns there are."""
 MANY_BANDS = 12
@@ -33,8 +35,7 @@ def with_facts(
     Raises:
         ValueError: an image is unreadable, or two differ; the message names the files.
     """
-    first = layout.records[0]
-    image, _, told = layout.load(first)
+    first, (image, _, told) = first_readable(layout)
     names = band_names(layout.source, len(image), bands or told.bands)
 
     def load(record: Record) -> Loaded:
@@ -63,6 +64,21 @@ def with_facts(
         headers={name: UNITS.get(name, MAGNITUDE) for name in headers if name not in layout.kept},
         notes=[*layout.notes, note],
     )
+
+
+def first_readable(layout: Layout) -> tuple[Record, Loaded]:
+    """Return the first image that can be read. Raises the error of the very first if none of the first 100 can.
+
+    Args:
+        layout: content of the data set.
+    """
+    wrong: list[ValueError] = []
+    for record in layout.records[:MOST_UNREADABLE]:
+        try:
+            return record, layout.load(record)
+        except ValueError as error:  # It is told when the image is packed, in its turn.
+            wrong.append(error)
+    raise wrong[0]
 
 
 def looked_at(layout: Layout) -> list[Facts]:

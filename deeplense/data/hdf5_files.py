@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from deeplense.choices import require_choice
-from deeplense.data.archives import AXES, Axes, band_axis, text_columns
+from deeplense.data.archives import AXES, Axes, band_axis, band_names, text_columns
 from deeplense.data.checking import Wrong, dataset
 from deeplense.data.foreign import one_line
 from deeplense.data.layouts import image_names
@@ -22,6 +22,8 @@ from deeplense.data.records import UNLABELLED, Layout, Loaded, Record, few, numb
 IMAGE_KEYS = ("images", "image", "img", "imgs", "x", "data", "cutouts", "stamps", "flux")
 """Usual names of arrays with images, the most likely first."""
 MOST_ARRAYS = 10_000
+HOLLOW = 10_000
+"""An array with so many times the bytes that are stored was never written."""
 MOST_BYTES = 2**30
 """Largest size of one image."""
 
@@ -104,6 +106,10 @@ def image_array(path: Path, arrays: Mapping[str, h5py.Dataset], key: str) -> str
         )
     if math.prod(images.shape[1:]) * images.dtype.itemsize > MOST_BYTES:
         raise ValueError(f"{path}: an image of {name} has more than {MOST_BYTES} bytes; cut it into stamps.")
+    if math.prod(images.shape) * images.dtype.itemsize > HOLLOW * max(images.id.get_storage_size(), 1):
+        raise ValueError(
+            f"{path}: {name} has the shape {images.shape}, but hardly any of it is stored; write it again."
+        )
     return name
 
 
@@ -148,7 +154,7 @@ def hdf5(
         records,
         load,
         (),
-        tuple(bands),
+        band_names(source, 1 if axis is None else shape[1 + axis], bands) if bands else (),
         columns=columns,
         unfit={**unfit, **others},
         notes=[f"images {shape} of {key} were read as {read}", *notes],

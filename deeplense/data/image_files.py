@@ -323,7 +323,9 @@ def on_one_grid(planes: Sequence[Plane], reading: Reading) -> list[Plane]:
             pixels = rebinned(plane.pixels, grid_with(plane), grid, unit=reading.unit or plane.facts.unit)
         except ValueError as error:
             raise ValueError(f"{plane.origin}: {error}.") from error
-        facts = replace(plane.facts, pixel_scale_arcsec=target.facts.pixel_scale_arcsec)
+        centre = {"ra": grid.centre[0], "dec": grid.centre[1]}
+        scale, columns = target.facts.pixel_scale_arcsec, {**plane.facts.columns, **centre}
+        facts = replace(plane.facts, pixel_scale_arcsec=scale, columns=columns)
         found.append(plane._replace(pixels=pixels, facts=facts))
     return found
 

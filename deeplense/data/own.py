@@ -1,6 +1,7 @@
 """Layout of a data set of this package, to pack its images again: with other labels, cropped, or joined with others."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -59,7 +60,7 @@ def dataset(source: Path, *, relabel: bool = False) -> Layout:
         )
     records = [record for each in found for record in records_of(each, classes, columns)]
     if {record.split for record in records} == {TRAIN}:
-        records = [Record(r.path, r.name, r.label, "", r.row, kept=r.kept) for r in records]
+        records = [replace(record, split="") for record in records]
     labels = np.array([classes[r.label] if r.label >= 0 else "" for r in records], dtype=object)
     texts = {LABEL: labels} if classes else {}
     texts |= {SET: np.repeat([each.name for each in found], [len(each.content) for each in found])} if several else {}

@@ -293,7 +293,7 @@ def from_bands(told: Path, fields: Mapping[str, Any], bands: tuple[str, ...]) ->
         raise ValueError(f"its image is {pixels.dtype} of shape {pixels.shape} instead of (C, H, W)")
     if names and len(names) != len(pixels):
         raise ValueError(f"it has {len(pixels)} bands, but names {len(names)}")
-    if names and bands and set(bands) & set(names):
+    if names and bands:
         lacking = [band for band in bands if band not in names]
         if lacking:
             raise ValueError(f"it has no band {few(lacking)}; its bands are {', '.join(names)}")

@@ -93,9 +93,10 @@ def rebinned(image: np.ndarray, old: Grid, new: Grid, *, unit: str) -> np.ndarra
     share = (old.scale / new.scale) ** 2 if per_area(unit) else 1.0
     covered = rows.sum(axis=1)[:, None] * columns.sum(axis=1)[None] * (old.scale / new.scale) ** 2
     pixels = image.astype(np.float64)
-    unknown = ~np.isfinite(pixels)
+    # Some files mark missing pixels with the largest number of float32.
+    unknown = ~(np.abs(pixels) < float(np.finfo(np.float32).max))
     found = rows @ np.where(unknown, 0, pixels) @ columns.T * share
-    touched = rows @ unknown @ columns.T > 0
+    touched = rows @ unknown @ columns.T > 1 - COVERED
     return np.where((covered >= COVERED) & ~touched, found, np.nan)
 
 

@@ -28,19 +28,22 @@ def probabilities_of(logits: Array, temperature: float = 1.0) -> Array:
     return special.softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=1)
 
 
-def mean_log_loss(logits: Array, labels: NDArray[np.integer], temperature: float = 1.0) -> float:
+def mean_log_loss(
+    logits: Array, labels: NDArray[np.integer], temperature: float = 1.0, *, offset: Array | float = 0.0
+) -> float:
     """Return the mean negative logarithm of the probability of the true class.
 
     Args:
         logits: (N, K).
         labels: number of the true class, (N,).
         temperature: above 0.
+        offset: logarithm of the class fractions of these images over those that the logits are for, (K,).
     """
-    logs = special.log_softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=1)
+    logs = special.log_softmax(np.asarray(logits, dtype=np.float64) / temperature + offset, axis=1)
     return -float(logs[np.arange(len(labels)), labels].mean())
 
 
-def fit_temperature(logits: Array, labels: NDArray[np.integer]) -> float:
+def fit_temperature(logits: Array, labels: NDArray[np.integer], *, offset: Array | float = 0.0) -> float:
     """Return the temperature with the highest posterior density (Guo et al. 2017, section 4.2, with a prior).
 
     The prior of ln T is normal with mean 0 and standard deviation 1. It matters for few images only: without it, the
@@ -49,6 +52,8 @@ def fit_temperature(logits: Array, labels: NDArray[np.integer]) -> float:
     Args:
         logits: of images that the network was not trained on, (N, K).
         labels: number of the true class, (N,).
+        offset: logarithm of the class fractions of these images over those that the network was trained with, (K,).
+            Without it, the temperature would also make up for the difference.
 
     Raises:
         ValueError: there are no images, or logits are not finite.
@@ -65,7 +70,7 @@ def fit_temperature(logits: Array, labels: NDArray[np.integer]) -> float:
         raise ValueError("some logits are not finite; train again with a lower learning rate.")
 
     def loss(log_temperature: float) -> float:
-        likelihood = len(labels) * mean_log_loss(logits, labels, math.exp(log_temperature))
+        likelihood = len(labels) * mean_log_loss(logits, labels, math.exp(log_temperature), offset=offset)
         return likelihood + log_temperature**2 / (2 * SPREAD**2)
 
     found = optimize.minimize_scalar(loss, bounds=(-FARTHEST, FARTHEST), method="bounded", options={"xatol": 1e-6})

@@ -61,7 +61,7 @@ def best_rows(predictions: Predictions, class_name: str, count: int) -> Rows:
     the predictions have. Of images with the same name and source only the first is kept, because their grades could not
     be told apart; the others are printed."""
     scores = predictions.scores(class_name)
-    numbers = highest(scores, count)
+    numbers = highest(predictions.ranking(class_name), count)
     require(len(numbers) > 0, f"{predictions.folder} has no image with a score.")
     rows = predictions.rows(numbers, [*COLUMNS, f"spread_{class_name}", "embedding"])
     lacking = [name for name in ("id", "index") if name not in rows]

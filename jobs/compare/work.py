@@ -1,5 +1,6 @@
 """Compare runs by their settings, their reports and their curves, as text and as one page."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -134,6 +135,9 @@ def differences_section(runs: Sequence[Compared], pairs: Sequence[Paired | str])
             rows.append([other.name, "", pair, ""])
             continue
         for name, estimate in pair.differences.items():
+            if not math.isfinite(estimate.value):
+                rows.append([f"{other.name}\n{pair.num_images} common images", name, "undefined", ""])
+                continue
             verdict = "differs from 0" if estimate.low > 0 or estimate.high < 0 else "compatible with 0"
             verdict = "equal" if estimate.low == estimate.high == 0 else verdict
             interval = f"{estimate.value:+.4f}\n[{estimate.low:+.4f}, {estimate.high:+.4f}]"

@@ -14,6 +14,7 @@ import xxhash
 
 from deeplense.data.dataset import Split, column_of
 from deeplense.data.records import Layout, Record
+from deeplense.data.writing import LARGEST
 from jobs.data.folders import splits_of
 from jobs.data.source import load, open_source
 from jobs.data.source_settings import SourceSettings, given
@@ -133,7 +134,7 @@ class ShardImages:
         images = self.split.images(np.arange(rows.start, rows.stop))
         ids = [name.decode(errors="replace") for name in self.column("id", rows)]
         known = {"id": np.array(ids, dtype=object), "source": self.sources(rows)}
-        known |= {name.rpartition("/")[2]: self.column(name, rows).astype(np.float64) for name in self.position}
+        known |= {name.rpartition("/")[2]: as_numbers(self.column(name, rows)) for name in self.position}
         return Loaded(images, {}, known)
 
     def some(self, numbers: Sequence[int]) -> np.ndarray:
@@ -142,7 +143,8 @@ class ShardImages:
 
     def sources(self, rows: range) -> np.ndarray:
         """Return the split of each image, as text (n,)."""
-        names = np.array([str(self.dataset.resolve() / split) for split in self.splits], dtype=object)
+        # Without the folders above: the data set may be found elsewhere by another job or person.
+        names = np.array([f"{self.dataset.resolve().name}/{split}" for split in self.splits], dtype=object)
         return names[self.split.sources[rows.start : rows.stop]]
 
     def column(self, name: str, rows: range) -> np.ndarray:
@@ -200,11 +202,14 @@ class FileImages:
     @property
     def identity(self) -> str:
         """A hash of the names of the images and the sizes and times of their files."""
-        stats = {path: path.stat() for path in {record.path for record in self.layout.records}}
+        records = self.layout.records
+        stats = {path: path.stat() for path in {each for record in records for each in (record.path, *record.more)}}
         digest = xxhash.xxh3_128()
-        for record in self.layout.records:
-            found = stats[record.path]
-            digest.update(f"{record.name} {record.row} {found.st_size} {found.st_mtime_ns}\n".encode())
+        for record in records:
+            digest.update(f"{record.name} {record.row} {record.hdu}".encode())
+            for path in (record.path, *record.more):
+                digest.update(f" {path.name} {stats[path].st_size} {stats[path].st_mtime_ns}".encode())
+            digest.update(b"\n")
         return digest.hexdigest()
 
     def read(self, rows: range) -> Loaded:
@@ -214,14 +219,21 @@ class FileImages:
         facts: list[Mapping[str, float | str]] = []
         for k, record in enumerate(records):
             try:
-                image, _, found = load(self.settings, self.layout, record)
+                image, _, found = load(self.settings, self.layout, record, sizes=False)
                 images[k] = self.values(record, image)
             except (ValueError, OSError) as error:
                 problems[k], found = " ".join(str(error).split()), {}
             facts.append(found)
         ids = np.array([record.name for record in records], dtype=object)
-        sources = np.array([str(record.path) for record in records], dtype=object)
+        sources = np.array([self.source_of(record) for record in records], dtype=object)
         return Loaded(images, problems, {"id": ids, "source": sources, **self.positions(rows, facts)})
+
+    def source_of(self, record: Record) -> str:
+        """Return the path of the file of an image, below the folder that is read if it is there."""
+        origin = self.settings.origin
+        if record.path == origin:
+            return origin.name
+        return str(record.path.relative_to(origin) if record.path.is_relative_to(origin) else record.path)
 
     def some(self, numbers: Sequence[int]) -> np.ndarray:
         """Return images in any order, (n, C, H, W) float32; zero if they cannot be read."""
@@ -233,8 +245,9 @@ class FileImages:
         require(image.shape == self.shape, f"{record.path}: has the shape {image.shape}, but others have {self.shape}.")
         with np.errstate(over="ignore"):
             found = image.astype(np.float32) * np.float32(self.settings.scale) + np.float32(self.settings.zero)
-        bad = int((~np.isfinite(found)).sum())
-        require(not bad, f"{record.path}: {bad} pixels are NaN or infinite; give --fill_nan VALUE to replace them.")
+        bad = int((~(np.abs(found) <= LARGEST)).sum())
+        told = f"{record.path}: {bad} pixels are NaN, infinite or above {LARGEST:g}"
+        require(not bad, f"{told}; give --fill_nan VALUE to replace missing ones.")
         return found
 
     def positions(self, rows: range, facts: Sequence[Mapping[str, float | str]]) -> dict[str, np.ndarray]:
@@ -273,7 +286,7 @@ def open_files(settings: SourceSettings) -> FileImages:
     columns = {name.lower() for name in layout.columns}
     for record in layout.records[:MOST_UNREADABLE]:
         try:
-            first, _, facts = load(settings, layout, record)
+            first, _, facts = load(settings, layout, record, sizes=False)
             return FileImages(settings, layout, first, set(POSITION) <= columns | set(facts))
         except (ValueError, OSError) as error:
             problems.append(str(error))

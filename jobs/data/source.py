@@ -141,11 +141,12 @@ def reading_of(settings: SourceSettings) -> Reading:
 
 
 def load(
-    settings: SourceSettings, layout: Layout, record: Record
+    settings: SourceSettings, layout: Layout, record: Record, *, sizes: bool = True
 ) -> tuple[np.ndarray, Mapping[str, float], Mapping[str, float | str]]:
     """Return one image (C, H, W), cropped and filled, its targets and its columns by name.
 
-    The pixels are those of the file, before `scale` and `zero`.
+    The pixels are those of the file, before `scale` and `zero`. `sizes`: whether the message about an image that is too
+    small for `crop` names the sizes of others, for which many images are read.
     """
     image, targets, facts = layout.load(record)
     require(image.dtype.kind in "biuf", f"{record.path}: contains {image.dtype}, but real numbers are expected.")
@@ -158,7 +159,8 @@ def load(
         height, width = image.shape[1:]
         if min(height, width) < settings.crop:
             told = f"{record.path} ({record.name}): has {height} x {width} pixels, too few for --crop {settings.crop}"
-            raise ValueError(f"{told}; {sizes_in(layout)}. Give a smaller --crop, or leave out small images.")
+            others = f"; {sizes_in(layout)}" if sizes else ""
+            raise ValueError(f"{told}{others}. Give a smaller --crop, or leave out small images.")
         image = central(image, settings.crop)
     if settings.fill_nan is not None and image.dtype.kind == "f":
         image = np.where(np.isfinite(image), image, settings.fill_nan)

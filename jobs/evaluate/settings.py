@@ -46,10 +46,10 @@ class Settings:
     """fraction of a class in a survey, such as 5e-4: the report then has purity and completeness for it, for each class
     against the rest"""
     top: int = field(default=0, metadata=OF_RUNS)
-    """also give the number of images of each class among so many with the highest probability of it"""
+    """N: also report how many of the N images with the highest probability of a class are of that class"""
     survey_size: int = field(default=0, metadata=counts_with(top=GIVEN))
-    """number of objects in the survey: with `prevalence`, also give the number that is expected among the `top` of
-    them"""
+    """number of objects in the survey; with prevalence, also report how many of its best ranked objects, as many as top
+    says, are expected to be of the class"""
     explain: int = field(default=0, metadata=OF_RUNS)
     """number of held-out images with explanation maps (attention, Grad-CAM) in the report, the first of each class; for
     a pattern of runs, from the first run"""

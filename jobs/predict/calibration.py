@@ -14,14 +14,18 @@ from deeplense.evaluation.selection import few_images
 from deeplense.evaluation.temperature import fit_temperature, mean_log_loss, probabilities_of
 from deeplense.records import read_record, write_record
 from jobs.console import say
+from jobs.data.order import class_fractions
 from jobs.data.part import Part
-from jobs.predict.members import Member
+from jobs.predict.members import Member, precise
 from jobs.predict.settings import Settings
 from jobs.settings import require
 from jobs.train.learner import class_counts
 
 TEMPERATURE = "temperature.json"
 """File in a run folder with its temperatures, by weights, views and precision."""
+FIT = 2
+"""Version of the fit; a stored temperature of another version is not used."""
+TINY = 1e-300
 MEMBER_KIND = {"temperature": float, "validation_images": int, "log_loss_before": float, "log_loss_after": float}
 
 
@@ -52,7 +56,7 @@ def calibrate(settings: Settings, members: Sequence[Member], device: torch.devic
     for member, known, images in zip(members, stored, scored, strict=True):
         if known is None:
             assert images
-            known = fitted(images)
+            known = fitted(images, class_fractions(member.trained.settings, member.trained.train))
             keep(settings, member, known)
             tell(member, known)
         found.append(known)
@@ -70,18 +74,22 @@ def score_validation(settings: Settings, member: Member, device: torch.device) -
     require(len(part) > 0, f"{member.trained.run} has no validation image to calibrate with; give --calibrate 0.")
     say(f"predicting the {len(part)} validation images of {member.trained.run}")
     batches = evaluation_batches(part.split, part.indices, batch_size=settings.batch_size, target=None)
-    logits = [member.outputs(batch.to(device).images, views=settings.views).cpu().numpy() for batch in batches]
+    with precise(settings, device):
+        logits = [member.outputs(batch.to(device).images, views=settings.views).cpu().numpy() for batch in batches]
     return Scored(np.concatenate(logits), part.labels, part.split.dataset_id, part.indices)
 
 
-def fitted(images: Scored) -> dict[str, Any]:
-    """Return the temperature that fits some images, and the log loss before and after."""
-    temperature = fit_temperature(images.logits, images.labels)
+def fitted(images: Scored, trained_with: np.ndarray) -> dict[str, Any]:
+    """Return the temperature that fits some images, and the log loss before and after, at the class fractions of these
+    images. `trained_with` has the class fractions of the training, (K,)."""
+    own = np.bincount(images.labels, minlength=len(trained_with)) / len(images.labels)
+    offset = np.log(own + TINY) - np.log(trained_with + TINY)
+    temperature = fit_temperature(images.logits, images.labels, offset=offset)
     return {
         "temperature": temperature,
         "validation_images": len(images.labels),
-        "log_loss_before": mean_log_loss(images.logits, images.labels),
-        "log_loss_after": mean_log_loss(images.logits, images.labels, temperature),
+        "log_loss_before": mean_log_loss(images.logits, images.labels, offset=offset),
+        "log_loss_after": mean_log_loss(images.logits, images.labels, temperature, offset=offset),
     }
 
 
@@ -108,6 +116,11 @@ def pooled_thresholds(scored: Sequence[Scored], temperatures: Sequence[float], c
             sums[key] = sums.get(key, 0) + row
             counts[key] = counts.get(key, 0) + 1
             labels[key] = label
+    if min(counts.values()) < len(scored):
+        say(
+            "note: the runs have different validation images, so the sets of their ensemble may contain the true class "
+            "less often than --coverage"
+        )
     means = np.stack([sums[key] / counts[key] for key in sums])
     return thresholds(means, np.array([labels[key] for key in sums]), coverage)
 
@@ -121,9 +134,9 @@ def tell_unlimited(member: Member, least: np.ndarray) -> None:
 
 
 def key_of(settings: Settings, member: Member) -> str:
-    """Return the key of the temperature of a run: its weights, the views and the precision."""
+    """Return the key of the temperature of a run: its weights, the views, the precision, and how it is fitted."""
     weights = member.trained.opened.files["model.safetensors"]
-    return f"{weights} views={settings.views} precision={settings.precision}"
+    return f"{weights} views={settings.views} precision={settings.precision} fit={FIT}"
 
 
 def known_temperature(settings: Settings, member: Member) -> dict[str, Any] | None:

@@ -1,7 +1,6 @@
 """The images to predict: what the settings name."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from jobs.console import say
 from jobs.data.folders import find_dataset, splits_of
@@ -18,7 +17,7 @@ IMAGES = (".npy", ".fits", ".fit", ".fts", ".gz", ".png", ".jpg", ".jpeg", ".tif
 def with_layout(settings: Settings) -> Settings:
     """Return settings with the layout of what `dataset` names, if that is no data set but a folder of images, a file of
     images, or a catalogue."""
-    path = Path(settings.dataset)
+    path = settings.origin
     if settings.layout != "dataset" or not path.exists() or splits_of(path) or splits_of(settings.data_root / path):
         return settings
     if path.is_file():
@@ -29,7 +28,7 @@ def with_layout(settings: Settings) -> Settings:
         return settings
     say(f"{path} is not a data set of deeplense; it is read with --layout {layout}")
     if layout == "catalogue":
-        return replace(settings, layout=layout, catalog=path, dataset="")
+        return replace(settings, layout=layout, catalog=path, dataset="", source=None)
     return replace(settings, layout=layout)
 
 

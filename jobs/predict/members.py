@@ -2,9 +2,10 @@
 
 import glob
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,8 @@ class Member:
     @torch.no_grad()
     def outputs(self, images: Tensor, *, views: int) -> Tensor:
         """Return the outputs (b, K) of images (b, C, S, S) in the unit of the data set, averaged over views: the
-        orientations 0 to views - 1 of `flip_and_turn`. Raises NotFinite if some are not finite."""
+        orientations 0 to views - 1 of `flip_and_turn`. Those of some images may be not finite. Raises NotFinite if
+        those of all are."""
         inputs = self.objective.scaling.scaled(images)
         total = torch.zeros(0)
         for way in range(views):
@@ -39,13 +41,18 @@ class Member:
             outputs = self.network(inputs if views == 1 else flip_and_turn(inputs, ways)).float()
             total = outputs if way == 0 else total + outputs
         found = total / views
-        if not bool(found.isfinite().all()):
+        if len(found) > 1 and not bool(found.isfinite().all(dim=1).any()):
             raise NotFinite(
-                f"the outputs of {self.trained.run} are not finite for some images; its training has diverged, or the "
-                "pixels are far outside the range of the training images."
+                f"the outputs of {self.trained.run} are not finite for {len(found)} images; its training has diverged, "
+                "or the pixels are far outside the range of the training images."
             )
         center, scale = self.objective.target_scale
         return found * scale + center if self.trained.settings.regression else found
+
+
+def precise(settings: Settings, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context in which networks compute with the precision of the settings."""
+    return torch.autocast(device.type, torch.bfloat16) if settings.precision == "bf16" else nullcontext()
 
 
 @contextmanager

@@ -127,6 +127,8 @@ def write_files(
     numbers = range(part[0] - 1, len(ranges), part[1])
     remove_unfinished(folder, numbers)
     todo = [number for number in numbers if not keeps(folder / file_name(number), plan, ranges[number])]
+    if todo:  # A file was removed: the manifest does not hold any more.
+        remove(folder / MANIFEST)
     done = sum(len(ranges[number]) for number in set(numbers).difference(todo))
     yield done
     write = partial(write_file, folder, dict(plan), make)

@@ -1,7 +1,6 @@
 """The rows of the table for a range of images. b images of a batch, n images of a range, K classes, D features."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -16,7 +15,7 @@ from deeplense.evaluation.temperature import at_fractions, fractions_at, probabi
 from deeplense.training.loop import make_accelerator
 from jobs.data.images import Images, Loaded
 from jobs.predict.images import open_images
-from jobs.predict.members import Member, features_kept, make_members, open_runs
+from jobs.predict.members import Member, features_kept, make_members, open_runs, precise
 from jobs.predict.settings import Settings
 from jobs.predict.table import PROBLEM, class_columns, embedding_column, known_columns, make_table, set_columns, without
 from jobs.runs.lineage import seen_of
@@ -111,9 +110,8 @@ def score(scorer: Scorer, rows: range) -> Block:
     """Return the outputs of all networks for a batch of images."""
     settings, loaded = scorer.settings, scorer.images.read(rows)
     images = torch.from_numpy(loaded.images).to(scorer.device)
-    bf16 = torch.autocast(scorer.device.type, torch.bfloat16) if settings.precision == "bf16" else nullcontext()
     features = np.empty((len(rows), 0), dtype=np.float32)
-    with bf16:
+    with precise(settings, scorer.device):
         first, *others = scorer.members
         if settings.embeddings:
             with features_kept(first.network) as take:
@@ -123,7 +121,18 @@ def score(scorer: Scorer, rows: range) -> Block:
             outputs = [first.outputs(images, views=settings.views)]
         outputs += [each.outputs(images, views=settings.views) for each in others]
     hashes = np.array([xxhash.xxh3_64_intdigest(image.tobytes()) for image in loaded.images], dtype=np.uint64)
-    return Block(loaded, [each.cpu().numpy() for each in outputs], features, np.isin(hashes, scorer.seen))
+    arrays, problems = finite_only([each.cpu().numpy() for each in outputs])
+    return Block(
+        replace(loaded, problems={**problems, **loaded.problems}), arrays, features, np.isin(hashes, scorer.seen)
+    )
+
+
+def finite_only(outputs: Sequence[np.ndarray]) -> tuple[list[np.ndarray], dict[int, str]]:
+    """Return outputs (b, K) of each run with 0 for an image with outputs that are not finite, and its problem by its
+    place."""
+    bad = ~np.all([np.isfinite(each).all(axis=1) for each in outputs], axis=0)
+    told = "the outputs of the network are not finite; its pixels may be far outside the range of the training images"
+    return [np.where(bad[:, None], 0, each) for each in outputs], {int(k): told for k in np.flatnonzero(bad)}
 
 
 def columns_of_classes(scorer: Scorer, logits: Sequence[np.ndarray], facts: Mapping[str, Any]) -> dict[str, pa.Array]:

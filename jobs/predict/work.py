@@ -27,11 +27,14 @@ from jobs.predict.scoring import Scorer, make_rows, one_process, scorer_of
 from jobs.predict.settings import Settings
 from jobs.predict.table import PROBLEM
 from jobs.runs.environment import num_cores
+from jobs.runs.lineage import seen_of
 from jobs.settings import require
 from jobs.train.stored import tell_unfinished
 
 SAME_SIDE = 0.01
 """Relative difference of the sides of pixels that counts as none."""
+IN_MEMORY = ("npz", "parquet")
+"""Layouts whose images are held in memory."""
 FEW_IMAGES = 4096
 """With fewer images, more processes take longer to start than to predict."""
 
@@ -77,8 +80,10 @@ def summary_of(folder: Path) -> str:
 
 
 def default_workers(scorer: Scorer) -> int:
-    """Return the number of processes: one for a GPU or for few images, otherwise one per core."""
-    return num_cores() if scorer.device.type == "cpu" and len(scorer.images) >= FEW_IMAGES else 1
+    """Return the number of processes: one for a GPU, for few images, or for a file that each process would hold in
+    memory; otherwise one per core."""
+    alone = scorer.device.type != "cpu" or scorer.settings.layout in IN_MEMORY
+    return 1 if alone or len(scorer.images) < FEW_IMAGES else num_cores()
 
 
 def facts_of(settings: Settings, scorer: Scorer) -> dict[str, Any]:
@@ -141,7 +146,7 @@ def tell_start(settings: Settings, scorer: Scorer, plan: dict[str, Any]) -> None
     views = f", {settings.views} views of each" if settings.views > 1 else ""
     part = f"part {settings.part}: " if settings.part else ""
     say(f"{part}predicting {len(images)} images of {images.name} with {told}{views}, into {settings.output}")
-    for line in differing_pixels(scorer):
+    for line in (*differing_pixels(scorer), *unknown_past(scorer)):
         say(line)
     if plan["prevalence"] is not None:
         say(f"probabilities are for a fraction of {plan['prevalence']:g} of the class {plan['class_name']}")
@@ -158,3 +163,9 @@ def differing_pixels(scorer: Scorer) -> Iterator[str]:
         )
     if unit and schema.unit and unit != schema.unit:
         yield f"note: the pixels of {name} are in {unit}, but those of the training images in {schema.unit}"
+
+
+def unknown_past(scorer: Scorer) -> Iterator[str]:
+    """Yield a note for weights whose training images are unknown, so that `seen` does not cover them."""
+    told = dict.fromkeys(text for each in scorer.members for text in seen_of(each.trained.opened).unknown)
+    yield from (f"note: {text}; the column seen does not cover its training images" for text in told)
