@@ -254,8 +254,8 @@ def by_name(layout: Layout, catalogue: Catalogue, name_column: str, *, leave_out
     cells = catalogue.column(column)
     if not layout.named and cells.tolist() == [str(k) for k in range(1, len(cells) + 1)]:
         raise ValueError(
-            f"{catalogue.path}: the column {column!r} counts from 1, but images without names are numbered from 0. Give "
-            f"--join order if {catalogue.word} k belongs to image k, or number them from 0."
+            f"{catalogue.path}: the column {column!r} counts from 1, but images without names are numbered from 0. "
+            f"Give --join order if {catalogue.word} k belongs to image k, or number them from 0."
         )
     places = unique_names(catalogue, column, [bare(name) for name in cells.tolist()])
     keys = best_keys(layout, places)

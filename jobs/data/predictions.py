@@ -57,8 +57,8 @@ class Predictions:
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def ranking(self, class_name: str) -> np.ndarray:
-        """Return numbers that rank the images by the probability of a class, (N,) float64; NaN where it is unknown. These
-        are its log odds, which still differ where probabilities are rounded to 1, if the predictions have logits."""
+        """Return numbers that rank the images by the probability of a class, (N,) float64; NaN where it is unknown.
+        These are its log odds, which still differ where probabilities are rounded to 1, if there are logits."""
         from deeplense.evaluation.metrics import log_odds
 
         names = [f"logit_{name}" for name in self.classes]
@@ -67,7 +67,7 @@ class Predictions:
         place, parts = self.classes.index(class_name), [np.zeros(0)]
         for _, batch in batches(self.files, names):
             logits = np.stack([as_array(batch.column(batch.schema.names.index(name))) for name in names], axis=1)
-            known = np.isfinite(logits).all(axis=1)
+            known = np.asarray(np.isfinite(logits).all(axis=1))
             odds = log_odds(np.where(known[:, None], logits, 0))[:, place]
             parts.append(np.where(known, odds, np.nan))
         return np.concatenate(parts)

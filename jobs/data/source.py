@@ -1,6 +1,6 @@
 """Images of other programs and surveys: which a source has, and each of them, without packing them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from deeplense.data.image_files import Reading
 from deeplense.data.keeping import with_kept
 from deeplense.data.own import dataset
 from deeplense.data.parquet_files import parquet
-from deeplense.data.records import UNLABELLED, Layout, Record
+from deeplense.data.records import UNLABELLED, Layout, Loaded, Record
 from jobs.data.source_settings import SourceSettings
 from jobs.settings import require
 
@@ -57,7 +57,24 @@ def open_source(settings: SourceSettings, *, relabel: bool = False, grades: Path
     if not found.bands:
         bands = list(names)
         found = with_facts(found, bands=bands, unit=settings.unit, pixel_scale_arcsec=settings.pixel_scale)
-    return replace(found, bands=tuple(names.get(band, band) for band in found.bands))
+    found = replace(found, bands=tuple(names.get(band, band) for band in found.bands))
+    return with_only_bands(found, listed(settings.only_bands)) if settings.only_bands else found
+
+
+def with_only_bands(layout: Layout, bands: Sequence[str]) -> Layout:
+    """Return a layout with some of its bands. Raises ValueError if one does not exist or comes twice."""
+    lacking = [band for band in bands if band not in layout.bands]
+    every = ", ".join(layout.bands)
+    require(not lacking, f"--only_bands: {layout.source} has no band {', '.join(lacking)}; its bands are {every}.")
+    require(len(set(bands)) == len(bands), f"--only_bands {','.join(bands)}: give each band once.")
+    places = [layout.bands.index(band) for band in bands]
+
+    def load(record: Record) -> Loaded:
+        """Return an image of these bands."""
+        loaded = layout.load(record)
+        return loaded._replace(image=loaded.image[places])
+
+    return replace(layout, load=load, bands=tuple(bands))
 
 
 def with_catalogue(settings: SourceSettings, layout: Layout) -> Layout:

@@ -52,6 +52,8 @@ class SourceSettings:
     """comma-separated names of the bands, in order. In FITS files with several images the names of the extensions,
     such as VIS_BGSUB,NIR_Y_BGSUB or SCI:2; with pattern, and in cubes, the names in those of the files. NAME=VIS_BGSUB
     stores a band under another name"""
+    only_bands: str = ""
+    """comma-separated names of the bands that are used, in order, as they are stored; by default all"""
     pattern: str = field(default="", metadata=counts_with(layout=("files", "folders", "cubes")))
     """names of the files if there is one per band, such as {id}_{band}.fits or {id}/{band}.fits; cubes: {band}.fits"""
     hdu: str = field(default="", metadata=counts_with(layout=(*IN_FILES, "cubes")))

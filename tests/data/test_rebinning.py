@@ -110,3 +110,22 @@ def test_bands_without_coordinates_cannot_be_placed(tmp_path: Path) -> None:
         load_image(Record(tmp_path / "a.fits", "a", -1, ""), Reading(bands=["VIS", "NIR"], resample="NIR"))
     with pytest.raises(ValueError, match="shape"):
         load_image(Record(tmp_path / "a.fits", "a", -1, ""), Reading(bands=["VIS", "NIR"]))
+
+
+def test_one_unknown_pixel_makes_one_coarse_pixel_unknown_whatever_is_rounded() -> None:
+    for marked in (np.nan, -3.4028235e38, np.inf):
+        image = np.ones((30, 30))
+        image[14, 14] = marked
+        found = rebinned(image, grid(30, 0.1), grid(10, 0.3), unit="MJy/sr")
+        assert np.isnan(found).sum() == 1
+        assert np.nanmax(np.abs(found)) == pytest.approx(1)
+
+
+def test_the_position_is_that_of_the_band_whose_pixels_are_taken(tmp_path: Path) -> None:
+    two_bands(tmp_path / "a.fits")
+    with fits.open(tmp_path / "a.fits", mode="update") as parts:
+        parts["NIR"].header["CRVAL2"] = -30 + 0.3 / 3600
+    record = Record(tmp_path / "a.fits", "a", -1, "")
+    for band, dec in (("NIR", -30 + 0.3 / 3600), ("VIS", -30.0)):
+        columns = load_image(record, Reading(bands=["VIS", "NIR"], resample=band)).facts.columns
+        assert columns["dec"] == pytest.approx(dec, abs=1e-8)

@@ -81,3 +81,19 @@ def test_bad_input_is_refused() -> None:
         fractions_at(1, 0, np.array([0.5, 0.5]))
     with pytest.raises(ValueError, match="must all be above 0"):
         fractions_at(0.1, 0, np.array([0.0, 1.0]))
+
+
+def test_other_class_fractions_of_the_validation_images_do_not_change_the_temperature() -> None:
+    rng = np.random.default_rng(3)
+    labels = (rng.random(100_000) < 0.05).astype(int)
+    seen = np.where(labels == 1, rng.normal(1.5, 2, size=100_000), rng.normal(size=100_000))
+    # Exact for equal fractions: the ratio of the densities. The images have 5 % of the second class.
+    margin = -np.log(2) - (seen - 1.5) ** 2 / 8 + seen**2 / 2
+    logits, own = np.stack([np.zeros_like(margin), margin], axis=1), np.array([0.95, 0.05])
+    offset = np.log(own / 0.5)
+    assert fit_temperature(logits, labels, offset=offset) == pytest.approx(1, abs=0.03)
+    assert fit_temperature(logits, labels) < 0.7
+    exact, wrong = (
+        mean_log_loss(logits, labels, each, offset=offset) for each in (1.0, fit_temperature(logits, labels))
+    )
+    assert exact < wrong

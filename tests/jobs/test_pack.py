@@ -411,6 +411,18 @@ def test_all_images_of_a_source_can_have_one_class_so_that_sources_are_trained_o
         Settings(layout="files", source=tmp_path, output=tmp_path, label="ring", unlabelled=1)
 
 
+def test_some_bands_of_an_archive_are_used_in_the_order_that_is_given(tmp_path: Path, survey: Path) -> None:
+    choice = archive_settings(survey, where="kind!=none", classes="ring,arc", bands="g,r,i", only_bands="i,g")
+    (split,) = packed("npz", survey, tmp_path / "out", **choice).values()
+    assert split.schema.bands == ("i", "g")
+    images = np.load(survey)["images"]
+    for name, image in all_images(split).items():
+        row = int(name.removeprefix("survey-"))
+        np.testing.assert_array_equal(image, np.moveaxis(images[row], -1, 0)[[2, 0]])
+    with pytest.raises(ValueError, match=r"--only_bands: .* has no band z; its bands are g, r, i"):
+        packed("npz", survey, tmp_path / "no", **(choice | {"only_bands": "z"}))
+
+
 def test_bands_are_stored_under_the_names_that_are_given(tmp_path: Path, survey: Path) -> None:
     choice = archive_settings(survey, where="kind!=none", classes="ring,arc", bands="red=g,green=r,i")
     (split,) = packed("npz", survey, tmp_path / "out", **choice).values()

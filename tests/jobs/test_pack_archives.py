@@ -318,3 +318,51 @@ def test_grades_that_cannot_be_labels_are_one_line(
     with pytest.raises(SystemExit):
         pack(*words, "--label_key=kind")
     assert "the labels are those of --grades" in told(capsys)
+
+
+def test_groups_of_a_data_set_are_not_cut_when_it_is_packed_again(tmp_path: Path) -> None:
+    names = np.array([f"n{k}" for k in range(12)])
+    objects = np.array([f"object{k // 3}" for k in range(12)])
+    np.savez(tmp_path / "a.npz", images=IMAGES, name=names, label=np.array(["a"] * 6 + ["b"] * 6), object=objects)
+    packed(tmp_path / "own", "--layout=npz", f"--source={tmp_path / 'a.npz'}", "--group=object")
+    words = ["--layout=dataset", f"--source={tmp_path / 'own'}", "--test_fraction=0.5", "--seed=3"]
+    splits = packed(tmp_path / "again", *words)
+    assert sorted(splits) == ["test", "train"]
+    of = {name: {objects[int(each[1:])] for each in split.ids} for name, split in splits.items()}
+    assert of["train"].isdisjoint(of["test"])
+
+
+def test_bands_that_do_not_fit_an_archive_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"] = IMAGES
+    assert pack("--layout=hdf5", f"--source={tmp_path / 'a.h5'}", f"--output={tmp_path / 'out'}", "--bands=g,r,i") == 2
+    assert "the images have 2 bands, but --bands names ['g', 'r', 'i']" in told(capsys)
+    parquet.write_table(universe(bands=("des-g", "des-r")), tmp_path / "a.parquet")
+    words = ["--layout=parquet", f"--source={tmp_path / 'a.parquet'}"]
+    assert pack(*words, f"--output={tmp_path / 'out'}", "--bands=r,g") == 2
+    assert "it has no band r, g; its bands are des-g, des-r" in told(capsys)
+    renamed = packed(tmp_path / "named", *words, "--bands=r=des-r,g=des-g")["train"]
+    assert renamed.schema.bands == ("r", "g")
+    np.testing.assert_array_equal(by_name(renamed)["id4"], IMAGES[4, ::-1])
+
+
+def test_an_array_that_was_never_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("images", shape=(10**9, 8, 8), dtype="f4", chunks=(1, 8, 8))
+    assert pack("--layout=hdf5", f"--source={tmp_path / 'a.h5'}", f"--output={tmp_path / 'out'}") == 2
+    assert "hardly any of it is stored" in told(capsys)
+
+
+def test_a_catalogue_that_counts_from_one_does_not_shift_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "a.npz", images=IMAGES)
+    lines = ["index,label", *(f"{k + 1},{'ab'[k % 2]}" for k in range(12))]
+    (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
+    words = ["--layout=npz", f"--source={tmp_path / 'a.npz'}", f"--catalog={tmp_path / 'a.csv'}"]
+    shifted = [*words, "--name_column=index", "--unmatched=leave_out", f"--output={tmp_path / 'out'}"]
+    assert pack(*shifted) == 2
+    assert "counts from 1, but images without names are numbered from 0" in told(capsys)
+    split = packed(tmp_path / "out", *words, "--join=order")["train"]
+    for image, label in zip(by_name(split).values(), split.labels, strict=True):
+        assert label == np.flatnonzero((image == IMAGES).all(axis=(1, 2, 3)))[0] % 2

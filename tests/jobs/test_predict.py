@@ -27,6 +27,7 @@ from deeplense.data.shards import Samples
 from deeplense.evaluation.temperature import fit_temperature
 from deeplense.files import checksum, read_json
 from jobs.predict import output
+from jobs.predict.scoring import finite_only
 from jobs.run_job import main
 
 KILLED = -signal.SIGKILL
@@ -86,7 +87,9 @@ def test_each_image_of_all_splits_has_one_row_with_the_numbers_of_the_python_int
     images = np.concatenate([each.images() for each in splits.values()])
     assert table["id"].to_pylist() == [name for each in splits.values() for name in each.names]
     assert table["index"].to_pylist() == list(range(len(images)))
-    assert table["source"].to_pylist() == [str(dataset / name) for name, each in splits.items() for _ in each.names]
+    assert table["source"].to_pylist() == [
+        f"{dataset.name}/{name}" for name, each in splits.items() for _ in each.names
+    ]
     temperature = read_json(whole / output.MANIFEST)["runs"][0]["temperature"]
     logits = run.predict(images) / temperature
     assert of_classes(table, "logit") == pytest.approx(logits, abs=1e-5)
@@ -355,3 +358,45 @@ def test_images_in_files_are_predicted_without_packing_and_one_that_cannot_be_re
         "predictions.json",
         *(f"predictions-{k:05d}.parquet" for k in range(3)),
     }
+
+
+def test_an_image_with_outputs_that_are_not_finite_has_a_problem_and_no_other_image_has() -> None:
+    outputs = [np.array([[1.0, 2.0], [np.nan, 0.0], [3.0, 4.0]]), np.array([[0.0, 0.0], [0.0, 0.0], [np.inf, 0.0]])]
+    found, problems = finite_only(outputs)
+    assert sorted(problems) == [1, 2]
+    assert [each.tolist() for each in found] == [[[1, 2], [0, 0], [0, 0]], [[0, 0], [0, 0], [0, 0]]]
+
+
+def test_runs_with_different_validation_images_are_said_to_have_no_sure_coverage(
+    runs: list[Path], dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = predict(f"{runs[0]},{runs[1]}", dataset, tmp_path / "out", "--coverage=0.5", "--split=test")
+    assert main(words) == 0
+    assert "the runs have different validation images" in capfd.readouterr().out
+    assert main([*predict(runs[0], dataset, tmp_path / "one", "--coverage=0.5", "--split=test")]) == 0
+    assert "the runs have different validation images" not in capfd.readouterr().out
+
+
+def test_files_that_changed_since_are_not_mixed_with_earlier_ones(
+    runs: list[Path], dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "stamps"
+    folder.mkdir()
+    for k, image in enumerate(deeplense.open_dataset(dataset, "test").images()):
+        np.save(folder / f"{k:02d}.npy", image)
+    (folder / "00.npy").write_bytes(b"no image")  # The first image may be the bad one.
+    words = predict(runs[0], folder, tmp_path / "out", "--layout=files")
+    assert main([*words, "--part=1/2"]) == 0
+    np.save(folder / "44.npy", np.zeros((1, 16, 16), dtype=np.float64))
+    assert main([*words, "--part=2/2"]) != 0
+    assert "has predictions with dataset_id=" in capfd.readouterr().err
+
+
+def test_a_file_that_is_made_again_belongs_to_a_new_manifest(
+    whole: Path, runs: list[Path], dataset: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    (tmp_path / "out" / "predictions-00004.parquet").unlink()
+    (tmp_path / "out" / output.MANIFEST).write_text("{}")
+    assert main(predict(runs[0], dataset, tmp_path / "out")) == 0
+    assert files(tmp_path / "out") == files(whole)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import write_blobs
 from predicted import write_predictions
+from pyarrow import parquet
 
 from deeplense.data.dataset import Split
 from jobs.data import predictions as module
@@ -152,3 +153,21 @@ def test_images_are_those_of_the_data_set_by_their_number(tmp_path: Path) -> Non
 def test_predictions_that_name_no_data_set_ask_for_one(folder: Path) -> None:
     with pytest.raises(ValueError, match="does not say where its images are; give --dataset"):
         image_reader(read_predictions(folder))
+
+
+def test_images_are_ranked_where_probabilities_are_rounded_to_one(tmp_path: Path) -> None:
+    margins = np.array([20.0, 40.0, np.nan, 30.0, -5.0])
+    logits = np.stack([margins, np.zeros(5)], axis=1)
+    given = np.where(margins > 10, 1.0, 0.01)
+    found = write_predictions(tmp_path / "p", np.stack([given, 1 - given], axis=1), ids=list("abcde"))
+    path = found / "predictions-00000.parquet"
+    table = parquet.read_table(path)
+    for k, name in enumerate(("lens", "other")):
+        place = table.schema.get_field_index(f"logit_{name}")
+        table = table.set_column(place, f"logit_{name}", [logits[:, k].astype(np.float32)])
+    parquet.write_table(table, path)
+    without_checksums(found)
+    ranking = read_predictions(found).ranking("lens")
+    assert ranking.tolist()[:2] == [20, 40]
+    assert np.isnan(ranking[2])
+    assert np.argsort(-ranking).tolist()[:4] == [1, 3, 0, 4]
