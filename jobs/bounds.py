@@ -10,12 +10,12 @@ from jobs.settings import require
 MOST = {
     **dict.fromkeys(("num_workers", "read_ahead", "at_once", "num_local", "explain", "rounds"), 1024),
     **dict.fromkeys(("num_folds", "in_chans", "keep_checkpoints"), 10_000),
-    "top": 20_000,
     "similar": 50,
     **dict.fromkeys(("image_size", "local_size", "crop"), 16_384),
     **dict.fromkeys(("batch_size", "gradient_accumulation", "num_resamples", "num_sampled", "num_times"), 1_000_000),
     **dict.fromkeys(
-        ("num_evaluations", "num_steps", "out_dim", "hidden_dim", "shuffle_block", "shuffle_window"), 1_000_000
+        ("images_per_file", "num_evaluations", "num_steps", "out_dim", "hidden_dim", "shuffle_block", "shuffle_window"),
+        1_000_000,
     ),
     **dict.fromkeys(("num_images", "num_per_class", "num_labels", "num_updates", "log_interval"), 1_000_000_000),
     **dict.fromkeys(("top", "survey_size"), 1_000_000_000_000),

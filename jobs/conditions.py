@@ -32,11 +32,9 @@ class Condition:
     choices: Mapping[str, tuple[object, ...]]
 
     def holds(self, values: Mapping[str, Any]) -> bool:
-        """Whether the setting has an effect, given the values of all settings. A job may lack some of the settings."""
+        """Whether the setting has an effect, given the values of all settings."""
         return any(
-            values[name] in right or (GIVEN in right and bool(values[name]))
-            for name, right in self.choices.items()
-            if name in values
+            values[name] in right or (GIVEN in right and bool(values[name])) for name, right in self.choices.items()
         )
 
     def where(self, flags: Mapping[str, str]) -> str:
@@ -71,10 +69,13 @@ def counts_with(**choices: object) -> dict[str, Any]:
 def conditions_of(kind: type[Any], borrowed: Mapping[str, Collection[str]]) -> Iterator[tuple[str, Condition]]:
     """Yield the settings that have a condition, with it. `borrowed` maps a setting that holds settings of another job
     to their names."""
+    known = {field.name for field in fields(kind)}.union(*borrowed.values())
     for field in fields(kind):
         condition = field.metadata.get(COUNTS)
         if condition is None:
             continue
+        # Settings that several jobs share may depend on one that only some of the jobs have.
+        condition = Condition({name: right for name, right in condition.choices.items() if name in known})
         names = borrowed.get(field.name, [field.name])
         yield from ((name, condition) for name in names if name not in field.metadata.get(ALWAYS, ()))
 

@@ -49,7 +49,7 @@ LONGEST = (
     "jobs/test_staged.py",
     "jobs/test_watchdog.py",
     "jobs/test_export.py",
-    "jobs/test_predict.py",
+    "jobs/test_prediction_tables.py",
     "jobs/test_candidates_page.py",
 )
 """Files that take longest: they come first, so that no process of tests works alone in the end."""

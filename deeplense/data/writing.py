@@ -92,7 +92,7 @@ def stored_images(schema: Schema, samples: Samples) -> np.ndarray:
     told = "has pixels that are not finite (NaN, infinite, or 3.4e38 as a mark of missing ones)"
     remedy = "Correct or exclude the image, or give --fill_nan VALUE to replace them by a value."
     refuse(samples, ~np.isfinite(given), f"{told}. {remedy}")
-    can_be_far = given.dtype.kind == "f" and np.finfo(given.dtype).max > LARGEST
+    can_be_far = given.dtype.kind == "f" and float(np.finfo(given.dtype).max) > LARGEST
     far = np.abs(given) > LARGEST if can_be_far else np.zeros(given.shape, dtype=bool)
     refuse(samples, far, f"has pixels above {LARGEST:g}, too large to compute with; correct them, or use another unit.")
     if stored.dtype.kind == "f":

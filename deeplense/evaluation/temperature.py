@@ -62,7 +62,7 @@ def fit_temperature(logits: Array, labels: NDArray[np.integer], *, offset: Array
         >>> logits = np.array([[4.0, 0.0], [4.0, 0.0], [0.0, 4.0]] * 100)
         >>> labels = np.array([0, 1, 1] * 100)  # A third is wrong, with a confidence of 0.98.
         >>> round(fit_temperature(logits, labels), 1)
-        5.4
+        5.5
     """
     if len(labels) == 0:
         raise ValueError("a temperature needs images with labels; there are none.")

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from jobs.settings import require
 
+MOST_SHOWN = 20_000
+"""Largest number of images of a page."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -29,7 +32,7 @@ class Settings:
     """number of similar images that are shown with an image, if the predictions have embeddings; 0 for none"""
 
     def __post_init__(self) -> None:
-        require(self.top >= 1, f"top={self.top} must be 1 or more.")
+        require(1 <= self.top <= MOST_SHOWN, f"top={self.top} must be from 1 to {MOST_SHOWN}; a page holds no more.")
         require(self.crop == 0 or self.crop >= 8, f"crop={self.crop} must be 8 or more, or 0 for the whole image.")
         require(self.similar >= 0, f"similar={self.similar} must be 0 or more.")
         require(len(self.bands) in (0, 1, 3), f"rgb={self.rgb} must name three bands, reddest first, or one.")

@@ -151,7 +151,7 @@ class SourceSettings:
 def refuse_idle(settings: SourceSettings) -> None:
     """Raise ValueError, naming the first, if a setting was changed that has no effect."""
     for name, condition in conditions_of(type(settings), {}):
-        counts = condition.holds({"grades": None, **vars(settings)}) or name not in given(settings)
+        counts = condition.holds(vars(settings)) or name not in given(settings)
         require(counts, f"{name} has an effect only {condition.where({})}; leave it out, or {condition.remedy({})}.")
 
 

@@ -204,10 +204,18 @@ def test_the_class_of_lenses_is_found_by_its_name(
 @pytest.mark.parametrize(
     ("classes", "words", "problem"),
     [
-        (("galaxy", "quasar"), [], "it is unclear which class is wanted; give --class_name, one of galaxy, quasar"),
-        (("lens", "other"), ["--class_name=lense"], "class_name='lense' is not a class of the predictions"),
+        (
+            ("galaxy", "quasar"),
+            [],
+            "it is unclear which class the score is about; give --class_name, one of galaxy, quasar",
+        ),
+        (
+            ("lens", "other"),
+            ["--class_name=lense"],
+            "there is no class 'lense'; --class_name must be one of lens, other",
+        ),
         (("lens", "other"), ["--rgb=y,r,g"], "there is no band 'y'; choose from g, r, i"),
-        (("lens", "other"), ["--dataset=nowhere"], "are not at nowhere/test; give --dataset"),
+        (("lens", "other"), ["--dataset=nowhere"], "are not at nowhere; give --dataset"),
     ],
 )
 def test_what_is_unclear_is_asked_for_and_leaves_nothing(

@@ -11,11 +11,12 @@ from jobs import conditions, verbs
 
 ROOT = Path(__file__).parents[2]
 SHARED = {("jobs.frame.settings", "LearningSettings"), ("jobs.trials.settings", "TableSettings")}
-SHARED |= {("jobs.trials.settings", "QueueSettings")}
+SHARED |= {("jobs.trials.settings", "QueueSettings"), ("jobs.data.source_settings", "SourceSettings")}
 OF_JOB = {job: f"jobs.{job.replace(' ', '_')}.settings" for job in verbs.JOBS}
 KINDS = {(module, "Settings") for module in OF_JOB.values()} | SHARED
 """The classes of settings, by module and name."""
 BASES = {
+    "jobs.data.source_settings": ("jobs.pack.settings", "jobs.predict.settings"),
     "jobs.frame.settings": tuple(f"jobs.{job}.settings" for job in ("train", "pretrain", "diffuse")),
     "jobs.trials.settings": tuple(f"jobs.benchmark_{of}.settings" for of in ("models", "labels", "selection")),
 }
