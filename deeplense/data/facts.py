@@ -76,7 +76,7 @@ def first_readable(layout: Layout) -> tuple[Record, Loaded]:
     for record in layout.records[:MOST_UNREADABLE]:
         try:
             return record, layout.load(record)
-        except ValueError as error:  # It is told when the image is packed, in its turn.
+        except ValueError as error:  # pack reports it when it reaches the image.
             wrong.append(error)
     raise wrong[0]
 
@@ -93,7 +93,7 @@ def looked_at(layout: Layout) -> list[Facts]:
     for place in places.tolist():
         try:
             found.append(layout.load(layout.records[place]).facts)
-        except ValueError:  # A bad file is told when it is packed, in its turn.
+        except ValueError:  # pack reports a bad file when it reaches it.
             continue
     return found
 

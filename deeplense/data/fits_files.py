@@ -20,7 +20,7 @@ TYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 SHIFTED = {(8, -(2.0**7)): "i1", (16, 2.0**15): "u2", (32, 2.0**31): "u4", (64, 2.0**63): "u8"}
 """Type of integers that are stored shifted, by BITPIX and BZERO."""
 AT_ONCE = 2**22
-"""Files of up to so many bytes are read by one call."""
+"""Largest size in bytes of a file that is read by one call, 4 MiB."""
 LARGE = 2**28
 """Number of bytes of an image above which the free memory is looked at."""
 MOST_HDUS, MOST_AXES = 10_000, 9
