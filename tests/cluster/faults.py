@@ -160,6 +160,16 @@ def program_killed(name: str) -> Callable[[Training], None]:
     return act
 
 
+def srun_killed(run: Training) -> None:
+    """kill -9 of `srun`. The batch script notices that, but the ranks do not: those that go on could finish before it
+    has judged."""
+    concluded = run.num_concluded()
+    program_killed("srun")(run)
+    deadline = time.monotonic() + 120
+    while run.num_concluded() == concluded and run.state() and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
 def program_stopped(name: str) -> Callable[[Training], None]:
     """The same, stopped for a moment."""
 
@@ -254,7 +264,7 @@ FAULTS: dict[str, Fault] = {
     "last rank killed": Fault(rank_killed(1), ("crash",)),
     "all ranks killed": Fault(ranks_killed, ("crash",)),
     "rank stopped": Fault(rank_stopped),
-    "srun killed": Fault(program_killed("srun"), ("crash",)),
+    "srun killed": Fault(srun_killed, ("crash",)),
     "slurmstepd killed": Fault(program_killed("slurmstepd"), ("crash", *LOST, "killed"), maybe=True),
     "script killed": Fault(program_killed("script"), ("killed", *LOST, "crash", "stopped by SIGTERM")),
     "script stopped": Fault(program_stopped("script")),

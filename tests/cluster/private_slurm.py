@@ -34,7 +34,7 @@ def missing_programs(*, accounting: bool) -> list[str]:
     return [name for name in wanted if not shutil.which(name, path=PATH)]
 
 
-def wait_for(condition: Callable[[], object], what: str, *, seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], object], what: str, *, seconds: float = 240.0) -> None:
     """Wait until something holds. Raises TimeoutError."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -262,7 +262,7 @@ class PrivateSlurm:
     def clear(self) -> None:
         """End all jobs, and bring back all hosts, so that what a failed test left does not trouble the next."""
         self.ask("scancel", "--user=root")
-        wait_for(lambda: not self.ask("squeue", "-h"), "jobs do not end", seconds=60)
+        wait_for(lambda: not self.ask("squeue", "-h"), "jobs do not end")
         for host in range(1, NUM_HOSTS + 1):
             self.mend(host)
         if not self.is_up():
@@ -279,7 +279,7 @@ class PrivateSlurm:
         """Start slurmd of a host anew, with nothing left of what it ran, as after a reboot."""
         self.kill_host(host)
         self.start_host(host)
-        wait_for(lambda: self.is_back(host), f"{self.node(host)} does not come back", seconds=120)
+        wait_for(lambda: self.is_back(host), f"{self.node(host)} does not come back")
 
     def is_back(self, host: int) -> bool:
         """Whether a host that was down takes jobs, asking for it."""

@@ -26,7 +26,7 @@ FIRST_NUMBER = 101
 MOST_SECONDS = 8.0
 SLOW_SECONDS, FAST_SECONDS = 3.0, 0.05
 """Of a step, until all faults have come, and then."""
-PATIENCE_SECONDS = 300.0
+PATIENCE_SECONDS = 800.0
 ORPHANING = "slurmstepd killed"
 MEETING_SECONDS = 130.0
 """More than ranks that count wait for one another when they begin."""

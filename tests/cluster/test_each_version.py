@@ -147,7 +147,7 @@ def test_preempted_at_its_last_step_it_is_completed_and_what_depends_on_it_start
     take_all_nodes(slurm)
     counted.wait_until_over()
     assert_counted_to_the_end(counted)
-    wait_for(told.exists, counted.describe, seconds=30)
+    wait_for(told.exists, counted.describe, seconds=120)
     assert "finished" in counted.deeplense("status", str(counted.run))
 
 
@@ -160,7 +160,7 @@ def test_once_preempted_it_is_completed_and_what_depends_on_it_starts(counted: T
     take_all_nodes(slurm)
     counted.wait_for_end(1)
     finish(counted)
-    wait_for(told.exists, counted.describe, seconds=30)
+    wait_for(told.exists, counted.describe, seconds=120)
 
 
 def test_near_the_time_limit(counted: Training) -> None:

@@ -43,7 +43,11 @@ COUNTS = {"epochs": len(STEPS), "device": "cpu"}
 """Settings of a job that counts its epochs as steps."""
 
 
-def wait_for(condition: Callable[[], Any], what: Callable[[], str], *, seconds: float = 120.0) -> Any:
+PATIENCE_SECONDS = 400.0
+"""How long a machine that is busy may take for something that takes seconds on a quiet one."""
+
+
+def wait_for(condition: Callable[[], Any], what: Callable[[], str], *, seconds: float = PATIENCE_SECONDS) -> Any:
     """Wait until something holds, and return it. Raises TimeoutError with what there is instead."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -135,6 +139,10 @@ class Training:
         """The same without details."""
         return [re.split(r"[:(]", end)[0] for end in self.ends()]
 
+    def num_concluded(self) -> int:
+        """The attempts whose end the launcher has judged."""
+        return sum("concluded" in attempt for attempt in self.attempts())
+
     def describe(self) -> str:
         """All that helps to see what went wrong."""
         paths = sorted(launched(self.run).logs.glob("*_log.out"))
@@ -157,7 +165,7 @@ class Training:
         wait_for(there, self.describe)
         time.sleep(0.3)
 
-    def wait_for_attempt(self, number: int, *, seconds: float = 120.0) -> None:
+    def wait_for_attempt(self, number: int, *, seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until an attempt works."""
         wait_for(
             lambda: len(self.attempts()) >= number and self.attempts()[number - 1]["first_step"] is not None,
@@ -169,7 +177,7 @@ class Training:
         """Wait until an attempt has ended and the launcher has said why."""
         wait_for(lambda: len(self.attempts()) >= attempt and "concluded" in self.attempts()[attempt - 1], self.describe)
 
-    def wait_until_over(self, *, seconds: float = 180.0) -> None:
+    def wait_until_over(self, *, seconds: float = 2 * PATIENCE_SECONDS) -> None:
         """Wait until Slurm knows nothing of it any more."""
         wait_for(lambda: not self.state(), self.describe, seconds=seconds)
 
@@ -363,13 +371,13 @@ def assert_every_step_was_made(training: Training) -> None:
 def assert_accounted(training: Training, state: str) -> None:
     """The last start of the job has this state in the accounting, which learns of it a moment later."""
     wait_for(
-        lambda: training.accounted() == state, lambda: f"{training.accounted()}\n{training.describe()}", seconds=20
+        lambda: training.accounted() == state, lambda: f"{training.accounted()}\n{training.describe()}", seconds=60
     )
 
 
 def assert_no_process_is_left(training: Training) -> None:
     """Slurm tells that a job is over a moment before the last of its processes is."""
-    wait_for(lambda: not training.processes(), lambda: f"left: {training.processes()}", seconds=5)
+    wait_for(lambda: not training.processes(), lambda: f"left: {training.processes()}", seconds=30)
 
 
 def same(first: object, second: object) -> bool:
