@@ -92,9 +92,10 @@ def stored_images(schema: Schema, samples: Samples) -> np.ndarray:
     told = "has pixels that are not finite (NaN, infinite, or 3.4e38 as a mark of missing ones)"
     remedy = "Correct or exclude the image, or give --fill_nan VALUE to replace them by a value."
     refuse(samples, ~np.isfinite(given), f"{told}. {remedy}")
-    can_be_far = given.dtype.kind == "f" and float(np.finfo(given.dtype).max) > LARGEST
-    far = np.abs(given) > LARGEST if can_be_far else np.zeros(given.shape, dtype=bool)
-    refuse(samples, far, f"has pixels above {LARGEST:g}, too large to compute with; correct them, or use another unit.")
+    # The extremes first: a comparison of all pixels needs as much memory as the images.
+    if given.size and max(float(given.max()), -float(given.min())) > LARGEST:
+        told = f"has pixels above {LARGEST:g}, too large to compute with; correct them, or use another unit."
+        refuse(samples, np.abs(given) > LARGEST, told)
     if stored.dtype.kind == "f":
         beyond, limits = ~np.isfinite(stored), f"up to {np.finfo(stored.dtype).max:.6g}"
     else:

@@ -151,19 +151,40 @@ class Maker:
         import numpy as np
 
         chosen = [self.records[k] for k in rows]
-        loaded = [load(self.settings, self.layout, record) for record in chosen]
-        for record, (image, _, _) in zip(chosen, loaded, strict=True):
-            if image.shape != self.schema.shape:
-                told = f"has the shape {image.shape}, but other images have {self.schema.shape}"
-                raise ValueError(
-                    f"{record.path} ({record.name}): {told}; {sizes_in(self.layout)}. Leave it out, or give --crop to "
-                    "crop all to one size."
-                )
+        images, targets, columns = None, [], []
+        for k, record in enumerate(chosen):
+            image, target, column = load(self.settings, self.layout, record)
+            self.check_shape(record, image.shape)
+            images = put(images, len(chosen), k, image)
+            targets.append(target)
+            columns.append(column)
         return Samples(
-            images=np.stack([image for image, _, _ in loaded]),
+            images=np.zeros((0, *self.schema.shape), self.schema.dtype) if images is None else images,
             labels=np.array([record.label for record in chosen]),
-            targets={name: np.array([targets[name] for _, targets, _ in loaded]) for name in self.schema.targets},
+            targets={name: np.array([target[name] for target in targets]) for name in self.schema.targets},
             ids=[record.name for record in chosen],
             source_index=np.array([self.places[record] for record in chosen]),
-            columns={name: [columns[name] for _, _, columns in loaded] for name in self.schema.columns},
+            columns={name: [column[name] for column in columns] for name in self.schema.columns},
         )
+
+    def check_shape(self, record: "Record", shape: tuple[int, ...]) -> None:
+        """Raise ValueError if an image does not have the shape of the others."""
+        if shape != self.schema.shape:
+            told = f"has the shape {shape}, but other images have {self.schema.shape}"
+            raise ValueError(
+                f"{record.path} ({record.name}): {told}; {sizes_in(self.layout)}. Leave it out, or give --crop to "
+                "crop all to one size."
+            )
+
+
+def put(images: Any, number: int, k: int, image: Any) -> Any:
+    """Store image k of a number of images; returns all, which are made with the first one. Their type becomes one that
+    holds all images so far, as with numpy.stack."""
+    import numpy as np
+
+    if images is None:
+        images = np.empty((number, *image.shape), image.dtype.newbyteorder("="))
+    elif (wider := np.result_type(images, image)) != images.dtype:
+        images = images.astype(wider)
+    images[k] = image
+    return images
