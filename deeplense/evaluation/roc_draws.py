@@ -119,9 +119,9 @@ def draw_curves(
     tail = continued(false, true, random, last=min(int(np.searchsorted(points.places, NUM_FOR_SLOPE)), end))
     count = min(NUM_BENT, int(np.argmax(np.r_[points.tied, True])), end)
     false, true = bent(false, count), bent(true, count)
-    ends = np.zeros((num_draws, 1)), np.ones((num_draws, 1))
+    start, stop = np.zeros((num_draws, 1)), np.ones((num_draws, 1))
     tied = np.r_[np.zeros(NUM_ABOVE + 1 + count * len(BETWEEN), dtype=bool), points.tied]
-    return Curves(*(np.hstack([ends[0], *parts, ends[1]]) for parts in zip(tail, (false, true), strict=True)), tied)
+    return Curves(np.hstack([start, tail[0], false, stop]), np.hstack([start, tail[1], true, stop]), tied)
 
 
 @dataclass(frozen=True)

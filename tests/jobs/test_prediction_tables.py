@@ -167,7 +167,7 @@ def test_sets_have_the_classes_above_the_thresholds_and_a_class_with_few_validat
     assert (least > 0).all()
     assert np.array_equal(of_classes(table, "in_set"), of_classes(table, "probability") >= least.astype(np.float32))
     assert of_classes(table_of(tmp_path / "all"), "in_set").all()
-    assert "too few validation images of left, right, middle for this --coverage" in capfd.readouterr().out
+    assert "too few calibration images of left, right, middle for this --coverage" in capfd.readouterr().out
 
 
 def test_images_without_labels_are_predicted(runs: list[Path], dataset: Path, tmp_path: Path) -> None:
