@@ -52,7 +52,18 @@ TESTS = {
     "deeplense/evaluation/comparison.py": ["evaluation/test_comparison.py"],
     "deeplense/evaluation/finding.py": ["evaluation/test_finding.py", "evaluation/test_bands.py"],
     "deeplense/evaluation/purity.py": ["evaluation/test_purity.py", "evaluation/test_finding.py"],
-    "deeplense/evaluation/roc_draws.py": ["evaluation/test_finding.py", "evaluation/test_finding_coverage.py"],
+    "deeplense/evaluation/roc_draws.py": [
+        "evaluation/test_roc_draws.py",
+        "evaluation/test_finding.py",
+        "evaluation/test_finding_coverage.py",
+    ],
+    "deeplense/evaluation/bands.py": ["evaluation/test_bands.py"],
+    "deeplense/evaluation/conformal.py": ["evaluation/test_conformal.py"],
+    "deeplense/evaluation/temperature.py": ["evaluation/test_temperature.py"],
+    **{
+        f"jobs/predict/{name}.py": ["jobs/test_prediction_tables.py"]
+        for name in ("calibration", "images", "members", "output", "scoring", "settings", "table", "work")
+    },
     "deeplense/training/checkpoint.py": ["training/test_checkpoint.py", "training/test_saving.py"],
     "launch/ends.py": ["launch/test_ends.py"],
     "launch/requeue.py": ["launch/test_requeue.py"],

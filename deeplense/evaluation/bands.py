@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deeplense.evaluation.finding import HALF, LEAST_EXPECTED, RATES, Ranked, rates_at, true_positive_rate
+from deeplense.evaluation.finding import HALF, LEAST_EXPECTED, RATES, Ranked, rate_or_less
 from deeplense.evaluation.metrics import Array, Estimate
 from deeplense.evaluation.purity import purity_with_interval
-from deeplense.evaluation.roc_draws import with_ends
 
 NUM_POINTS = 60
 
@@ -32,9 +31,7 @@ def roc_band(ranked: Ranked) -> Band | None:
     least = LEAST_EXPECTED / ranked.num_others
     named = [rate for rate in RATES if rate > least]
     at = np.unique(np.r_[np.geomspace(least, 1, NUM_POINTS), named])
-    return band_of(
-        at, [with_ends(true_positive_rate(*ranked.pair, rate), rates_at(ranked.draws, rate)) for rate in at.tolist()]
-    )
+    return band_of(at, [rate_or_less(ranked, rate) for rate in at.tolist()])
 
 
 def purity_band(ranked: Ranked, prevalence: float) -> Band | None:

@@ -30,12 +30,25 @@ from deeplense.evaluation.purity import (
     refuse_prevalence,
     top_with_interval,
 )
-from deeplense.evaluation.roc_draws import NUM_DRAWS, Curves, along, draw_curves, refuse_nan, sample_curve, with_ends
+from deeplense.evaluation.roc_draws import (
+    NUM_DRAWS,
+    TAIL,
+    Curves,
+    along,
+    draw_curves,
+    refuse_nan,
+    sample_curve,
+    stepped,
+    with_ends,
+)
 
 RATES = (1e-2, 1e-3, 1e-4)
 """False positive rates of a report."""
 LEAST_EXPECTED = 2.0
 """Least number of false positives that are expected at a rate; with fewer, an interval would say little."""
+LEAST_FOR_LOW = 3.0
+"""Least number for a lower end: with fewer, none are above the threshold in more than exp(-3) = 5 % of all sets of
+images, and the rate there is not bounded from below."""
 ALLOWED = (0, 10)
 """Numbers of false positives of TPR0 and TPR10."""
 HALF = 0.5
@@ -145,13 +158,23 @@ def rate_with_interval(ranked: Ranked, rate: float) -> Estimate | str:
     num, needed = ranked.num_others, int(np.ceil(LEAST_EXPECTED / rate))
     if ranked.lacking or num < needed:
         return ranked.lacking or f"needs {needed:,} images of other classes, has {num:,}"
-    value = true_positive_rate(ranked.scores, ranked.positive, rate)
-    return with_ends(value, rates_at(ranked.draws, rate))
+    return rate_or_less(ranked, rate)
+
+
+def rate_or_less(ranked: Ranked, rate: float) -> Estimate:
+    """Return the true positive rate at a false positive rate with its 95 % interval. If so few false positives are
+    expected that more than one draw in 20 has no image of another class above the threshold, the interval has no lower
+    end but 0."""
+    value, draws = true_positive_rate(*ranked.pair, rate), rates_at(ranked.draws, rate)
+    if rate * ranked.num_others < LEAST_FOR_LOW:
+        return Estimate(value, 0.0, max(value, float(np.quantile(draws, 0.95))))
+    return with_ends(value, draws)
 
 
 def rates_at(draws: Curves, rate: float) -> Array:
     """Return the true positive rate at a false positive rate of each curve, (R,)."""
-    return along(draws.false, draws.true, rate)
+    steps = stepped(draws)
+    return along(steps.false, steps.true, rate)
 
 
 def allowed_with_interval(ranked: Ranked, allowed: int) -> Estimate | str:
@@ -161,16 +184,19 @@ def allowed_with_interval(ranked: Ranked, allowed: int) -> Estimate | str:
     if ranked.lacking or num <= allowed:
         return ranked.lacking or f"needs {allowed + 1:,} images of other classes, has {num:,}"
     value = with_false_positives(ranked.scores, ranked.positive, allowed)
-    return with_ends(value, expected_with(ranked.draws, allowed, num))
+    return with_ends(value, expected_with(ranked.draws, allowed, num), tail=TAIL)
 
 
 def expected_with(draws: Curves, allowed: int, num: int) -> Array:
     """Return the true positive rate of each curve that is expected above the highest threshold with more than `allowed`
     of `num` new images of other classes, (R,): its mean over the false positive rate of this threshold, which has a
     beta distribution."""
-    places = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
+    places, steps = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES, stepped(draws)
     false = stats.beta.ppf(places, allowed + 1, num - allowed)
-    return np.mean([rates_at(draws, float(rate)) for rate in false], axis=0)
+    # Points beyond the largest rate do not matter.
+    count = int(np.argmax(np.r_[steps.false.min(axis=0) > false[-1], True])) + 1
+    known, wanted = steps.false[:, :count], steps.true[:, :count]
+    return np.mean([along(known, wanted, float(rate)) for rate in false], axis=0)
 
 
 def precision_with_interval(ranked: Ranked) -> Estimate | str:
@@ -178,7 +204,8 @@ def precision_with_interval(ranked: Ranked) -> Estimate | str:
     if ranked.lacking:
         return ranked.lacking
     value = average_precision(sample_curve(ranked.scores, ranked.positive), ranked.prevalence)
-    return with_ends(value, area_under_purity(ranked.draws, ranked.prevalence))
+    draws = draw_curves(*ranked.pair, num_draws=ranked.num_draws, seed=ranked.seed, halves=False)
+    return with_ends(value, area_under_purity(draws, ranked.prevalence), tail=TAIL)
 
 
 def images_in_top(ranked: Ranked, top: int) -> Estimate | str:

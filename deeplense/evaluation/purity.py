@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeplense.evaluation.metrics import Array, Estimate
-from deeplense.evaluation.roc_draws import Curves, along, lowest, sample_curve, with_ends
+from deeplense.evaluation.roc_draws import Curves, along, lowest, sample_curve, stepped, with_ends
 
 LEAST_ABOVE = 2
 """Least number of images of other classes above a threshold for an estimate."""
@@ -85,6 +85,8 @@ def area_under_purity(curves: Curves, prevalence: float) -> Array:
     # Along a straight part the purity moves from `start` towards `slope`: the mean of this way has a logarithm.
     left = np.where(ratio > SMALL, np.log1p(ratio) / np.where(ratio > SMALL, ratio, 1), 1 - ratio / 2)
     means = np.where(total > 0, slope + (start - slope) * left, slope)
+    if curves.tied.any():
+        means[:, curves.tied] = purity(curves.true, curves.false, prevalence)[:, 1:][:, curves.tied]
     return np.sum(np.diff(curves.true) * means, axis=1)
 
 
@@ -96,8 +98,11 @@ def purity_at(curves: Curves, completeness: float, prevalence: float) -> Array:
         completeness: above 0, at most 1.
         prevalence: fraction of the class in the survey.
     """
-    false = along(curves.true, curves.false, completeness, first=True)
-    return purity(np.full(len(false), completeness), false, prevalence)
+    steps = stepped(curves)
+    false = along(steps.true, steps.false, completeness, first=True)
+    # A step that passes the completeness has more of it.
+    true = np.maximum(along(steps.false, steps.true, false[:, None]), completeness)
+    return purity(true, false, prevalence)
 
 
 def completeness_at(curves: Curves, least: float, prevalence: float) -> Array:
@@ -108,6 +113,7 @@ def completeness_at(curves: Curves, least: float, prevalence: float) -> Array:
         least: purity, above 0 and below 1.
         prevalence: fraction of the class in the survey.
     """
+    curves = stepped(curves)
     excess = curves.false - false_per_true(least, prevalence) * curves.true
     last = excess.shape[1] - 1 - np.argmax(excess[:, ::-1] <= 0, axis=1)[:, None]
     after = np.minimum(last + 1, excess.shape[1] - 1)

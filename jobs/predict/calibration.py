@@ -1,4 +1,4 @@
-"""Calibration of an ensemble on the validation images of its runs. K classes."""
+"""Calibration of an ensemble on images that its runs were not trained on. K classes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,17 +9,19 @@ import numpy as np
 import torch
 
 from deeplense.data.dataset import evaluation_batches
-from deeplense.evaluation.conformal import thresholds
+from deeplense.evaluation.conformal import cross_calibration, thresholds
 from deeplense.evaluation.selection import few_images
 from deeplense.evaluation.temperature import fit_temperature, mean_log_loss, probabilities_of
 from deeplense.records import read_record, write_record
 from jobs.console import say
+from jobs.data.folders import find_datasets
 from jobs.data.order import class_fractions
-from jobs.data.part import Part
+from jobs.data.part import HELD_OUT, Part
 from jobs.predict.members import Member, precise
 from jobs.predict.settings import Settings
 from jobs.settings import require
 from jobs.train.learner import class_counts
+from jobs.train.samples import held_out_part
 
 TEMPERATURE = "temperature.json"
 """File in a run folder with its temperatures, by weights, views and precision."""
@@ -31,7 +33,7 @@ MEMBER_KIND = {"temperature": float, "validation_images": int, "log_loss_before"
 
 @dataclass(frozen=True)
 class Scored:
-    """Logits (n, K) and labels (n,) of the validation images of a run, and which images they are."""
+    """Logits (n, K) and labels (n,) of images that a run was not trained on, and which images they are."""
 
     logits: np.ndarray
     labels: np.ndarray
@@ -40,39 +42,46 @@ class Scored:
 
 
 def calibrate(settings: Settings, members: Sequence[Member], device: torch.device) -> dict[str, Any]:
-    """Return the temperature of each run, and the thresholds (K,) of the classes in conformal sets (None without
-    coverage). The validation images are predicted where that is needed, and the temperatures are kept with the runs.
+    """Return the temperature of each run and, with a coverage, what decides which classes are in a set (`held_out`).
+    Images are predicted where that is needed, and the temperatures are kept with the runs.
 
     Raises ValueError if a run has no validation image."""
-    stored = [known_temperature(settings, each) for each in members]
-    if not settings.calibrate:
-        stored = [{"temperature": 1.0} for _ in members]
-    needed = settings.coverage is not None
-    scored = [
-        score_validation(settings, each, device) if needed or known is None else None
-        for each, known in zip(members, stored, strict=True)
-    ]
     found = []
-    for member, known, images in zip(members, stored, scored, strict=True):
+    for member in members:
+        known = known_temperature(settings, member) if settings.calibrate else {"temperature": 1.0}
         if known is None:
-            assert images
+            images = scored(settings, member, validation_part(member), device)
             known = fitted(images, class_fractions(member.trained.settings, member.trained.train))
             keep(settings, member, known)
             tell(member, known)
         found.append(known)
-    least = None
-    if needed:
-        temperatures = [each["temperature"] for each in found]
-        least = pooled_thresholds([each for each in scored if each], temperatures, settings.coverage or 0)
-        tell_unlimited(members[0], least)
-    return {"runs": found, "thresholds": None if least is None else least.tolist()}
+    sets = {"thresholds": None, "cross": None}
+    if settings.coverage is not None:
+        parts = calibration_parts(members)
+        images = [scored(settings, member, part, device) for member, part in zip(members, parts, strict=True)]
+        sets = decisions(images, [each["temperature"] for each in found], settings.coverage, members)
+    return {"runs": found, **sets}
 
 
-def score_validation(settings: Settings, member: Member, device: torch.device) -> Scored:
-    """Return the logits of the validation images of a run."""
+def validation_part(member: Member) -> Part:
+    """Return the validation images of a run. Raises ValueError if there is none."""
     part: Part = member.trained.val
     require(len(part) > 0, f"{member.trained.run} has no validation image to calibrate with; give --calibrate 0.")
-    say(f"predicting the {len(part)} validation images of {member.trained.run}")
+    return part
+
+
+def calibration_parts(members: Sequence[Member]) -> list[Part]:
+    """Return the images that calibrate the sets of each run: its held-out fold if there are several runs and all have
+    one, otherwise its validation images."""
+    kept = [each.trained.settings for each in members]
+    if len(kept) == 1 or not all(each.num_folds for each in kept):
+        return [validation_part(each) for each in members]
+    return [held_out_part(each, find_datasets(each.dataset, each.data_root), HELD_OUT) for each in kept]
+
+
+def scored(settings: Settings, member: Member, part: Part, device: torch.device) -> Scored:
+    """Return the logits of a run for images that it was not trained on."""
+    say(f"predicting {len(part)} images that {member.trained.run} was not trained on, to calibrate it")
     batches = evaluation_batches(part.split, part.indices, batch_size=settings.batch_size, target=None)
     with precise(settings, device):
         logits = [member.outputs(batch.to(device).images, views=settings.views).cpu().numpy() for batch in batches]
@@ -103,34 +112,52 @@ def tell(member: Member, known: Mapping[str, Any]) -> None:
     )
 
 
-def pooled_thresholds(scored: Sequence[Scored], temperatures: Sequence[float], coverage: float) -> np.ndarray:
-    """Return the thresholds (K,) of conformal sets. Each validation image has the mean probability of the runs that it
-    validated, which were not trained on it."""
-    sums: dict[tuple[str, int], np.ndarray] = {}
-    counts: dict[tuple[str, int], int] = {}
-    labels: dict[tuple[str, int], int] = {}
-    for images, temperature in zip(scored, temperatures, strict=True):
-        rows = probabilities_of(images.logits, temperature)
-        for index, label, row in zip(images.indices.tolist(), images.labels.tolist(), rows, strict=True):
-            key = images.dataset_id, index
-            sums[key] = sums.get(key, 0) + row
-            counts[key] = counts.get(key, 0) + 1
-            labels[key] = label
-    if min(counts.values()) < len(scored):
-        say(
-            "note: the runs have different validation images, so the sets of their ensemble may contain the true class "
-            "less often than --coverage"
-        )
-    means = np.stack([sums[key] / counts[key] for key in sums])
-    return thresholds(means, np.array([labels[key] for key in sums]), coverage)
-
-
-def tell_unlimited(member: Member, least: np.ndarray) -> None:
-    """Report the classes that are in every set, because they have too few validation images."""
-    classes = member.trained.train.split.schema.classes
-    free = [name for name, value in zip(classes, least, strict=True) if value == 0]
+def decisions(
+    images: Sequence[Scored], temperatures: Sequence[float], coverage: float, members: Sequence[Member]
+) -> dict[str, Any]:
+    """Return what decides which classes are in a set: `thresholds` (K,) if all runs have the same calibration images,
+    otherwise the fields of a `CrossCalibration` as `cross`. Says which classes are in every set."""
+    groups = groups_of(images, temperatures)
+    found = cross_calibration(groups, coverage)
+    classes = members[0].trained.train.split.schema.classes
+    free = [name for name, need in zip(classes, found.needed, strict=True) if need == 0]
     if free:
-        say(f"note: too few validation images of {', '.join(free)} for this --coverage; it is in the set of each image")
+        say(
+            f"note: too few calibration images of {', '.join(free)} for this --coverage; it is in the set of each image"
+        )
+    if len(groups) == 1:
+        ((_, given, labels),) = groups
+        return {"thresholds": thresholds(given, labels, coverage).tolist(), "cross": None}
+    say(
+        "note: each calibration image was held out by some of the runs only, so the sets are cross-conformal: they "
+        f"contain the true class with a probability near {coverage:g}, and of at least {max(2 * coverage - 1, 0):.3g}"
+    )
+    lowest = [[values.tolist() for values in group] for group in found.lowest]
+    return {"thresholds": None, "cross": {"networks": found.networks, "lowest": lowest, "needed": found.needed}}
+
+
+def groups_of(
+    images: Sequence[Scored], temperatures: Sequence[float]
+) -> list[tuple[tuple[int, ...], np.ndarray, np.ndarray]]:
+    """Return calibration images by the runs that were not trained on them: the numbers of the runs, the mean of their
+    probabilities (n, K), and the labels (n,)."""
+    runs: dict[tuple[str, int], list[int]] = {}
+    rows: dict[tuple[str, int], list[np.ndarray]] = {}
+    labels: dict[tuple[str, int], int] = {}
+    for m, (each, temperature) in enumerate(zip(images, temperatures, strict=True)):
+        given = probabilities_of(each.logits, temperature)
+        for index, label, row in zip(each.indices.tolist(), each.labels.tolist(), given, strict=True):
+            key = each.dataset_id, index
+            runs.setdefault(key, []).append(m)
+            rows.setdefault(key, []).append(row)
+            labels[key] = label
+    groups: dict[tuple[int, ...], list[tuple[str, int]]] = {}
+    for key, those in runs.items():
+        groups.setdefault(tuple(those), []).append(key)
+    return [
+        (those, np.stack([np.mean(rows[key], axis=0) for key in keys]), np.array([labels[key] for key in keys]))
+        for those, keys in sorted(groups.items())
+    ]
 
 
 def key_of(settings: Settings, member: Member) -> str:

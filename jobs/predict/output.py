@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from deeplense.data.processes import done_by
 from deeplense.files import TEMPORARY, checksum, read_json, remove, replacing, sync, write_json
 from jobs.data.predictions import DOCUMENT, FORMAT
-from jobs.predict.table import FACTS, PROBLEM
+from jobs.predict.table import FACTS, PROBLEM, kept_facts
 from jobs.settings import require
 
 PLAN, MANIFEST = "plan.json", DOCUMENT
@@ -30,7 +30,7 @@ MOST_ROWS, FEWEST_FILES = 16_384, 8
 LEVEL = 3
 PLACES = ("dataset", "run")
 """Facts that may differ between the jobs of one table: paths by which the same content is found."""
-MEASURED = ("temperature", "validation_images", "log_loss_before", "log_loss_after", "thresholds")
+MEASURED = ("temperature", "validation_images", "log_loss_before", "log_loss_after", "thresholds", "cross")
 """Facts that whoever starts first measures."""
 
 
@@ -160,7 +160,7 @@ def keeps(path: Path, plan: Mapping[str, Any], rows: range) -> bool:
         footer = pq.read_metadata(path)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}); remove it, and run the same command again.") from error
-    right = (footer.metadata or {}).get(FACTS) == json.dumps(plan).encode() and footer.num_rows == len(rows)
+    right = (footer.metadata or {}).get(FACTS) == kept_facts(plan) and footer.num_rows == len(rows)
     require(right, f"{path} does not belong to {path.parent / PLAN}; remove it, and run the same command again.")
     return True
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 import xxhash
 
-from deeplense.evaluation.conformal import sets
+from deeplense.evaluation.conformal import CrossCalibration, cross_sets, sets
 from deeplense.evaluation.temperature import at_fractions, fractions_at, probabilities_of
 from deeplense.training.loop import make_accelerator
 from jobs.data.images import Images, Loaded
@@ -140,7 +140,7 @@ def columns_of_classes(scorer: Scorer, logits: Sequence[np.ndarray], facts: Mapp
     means over its runs (Lakshminarayanan et al. 2017), and its logits their logarithms."""
     runs, settings = facts["runs"], scorer.settings
     calibrated = [probabilities_of(each, run["temperature"]) for each, run in zip(logits, runs, strict=True)]
-    least, shifted = facts["thresholds"], calibrated
+    shifted = calibrated
     if settings.prevalence is not None:
         shifted = [shift(each, run, facts) for each, run in zip(calibrated, runs, strict=True)]
     mean = np.mean(shifted, axis=0)
@@ -151,9 +151,20 @@ def columns_of_classes(scorer: Scorer, logits: Sequence[np.ndarray], facts: Mapp
         probabilities=mean,
         spread=np.std(shifted, axis=0, ddof=1) if len(runs) > 1 else None,
     )
-    if least is not None:
-        found |= set_columns(scorer.classes, sets(np.mean(calibrated, axis=0), np.array(least)))
-    return found
+    return found | set_columns(scorer.classes, chosen_sets(calibrated, facts))
+
+
+def chosen_sets(probabilities: Sequence[np.ndarray], facts: Mapping[str, Any]) -> np.ndarray | None:
+    """Return which classes are in the set of each image, (n, K), from the probabilities of each run; None without
+    coverage."""
+    if facts["thresholds"] is not None:
+        return sets(np.mean(probabilities, axis=0), np.array(facts["thresholds"]))
+    # Tables that an older version has begun have no such entry.
+    cross = facts.get("cross")
+    if cross is None:
+        return None
+    lowest = [[np.array(values) for values in group] for group in cross["lowest"]]
+    return cross_sets(probabilities, CrossCalibration(cross["networks"], lowest, cross["needed"]))
 
 
 def shift(probabilities: np.ndarray, run: Mapping[str, Any], facts: Mapping[str, Any]) -> np.ndarray:

@@ -34,14 +34,14 @@ def class_columns(
     }
 
 
-def set_columns(classes: Sequence[str], sets: np.ndarray) -> dict[str, pa.Array]:
+def set_columns(classes: Sequence[str], sets: np.ndarray | None) -> dict[str, pa.Array]:
     """Return the columns that say which classes are in the set of each image, bool.
 
     Args:
         classes: names of the classes.
-        sets: (n, K) bool.
+        sets: (n, K) bool; None if there are none.
     """
-    return {f"in_set_{name}": pa.array(sets[:, k]) for k, name in enumerate(classes)}
+    return {} if sets is None else {f"in_set_{name}": pa.array(sets[:, k]) for k, name in enumerate(classes)}
 
 
 def known_columns(known: Mapping[str, np.ndarray], rows: range, seen: np.ndarray) -> dict[str, pa.Array]:
@@ -73,4 +73,10 @@ def without(columns: Mapping[str, pa.Array], problems: Sequence[str | None]) -> 
 
 def make_table(columns: Mapping[str, pa.Array], facts: Mapping[str, Any]) -> pa.Table:
     """Return a table with the facts in its metadata."""
-    return pa.table(dict(columns), metadata={FACTS: json.dumps(facts).encode()})
+    return pa.table(dict(columns), metadata={FACTS: kept_facts(facts)})
+
+
+def kept_facts(facts: Mapping[str, Any]) -> bytes:
+    """Return the facts in each file: those of the plan without the calibration of cross-conformal sets, which may be
+    large."""
+    return json.dumps({name: value for name, value in facts.items() if name != "cross"}).encode()

@@ -131,12 +131,13 @@ def run_facts(member: Member) -> dict[str, Any]:
 
 
 def measured(settings: Settings, scorer: Scorer, facts: dict[str, Any]) -> dict[str, Any]:
-    """Return the facts with what is measured on validation images: temperatures, and thresholds of sets."""
+    """Return the facts with what is measured on validation images: temperatures, and what
+    decides which classes are in a set."""
     if not scorer.classes:
-        return {**facts, "thresholds": None}
+        return {**facts, "thresholds": None, "cross": None}
     found = calibrate(settings, scorer.members, scorer.device)
     runs = [{**run, **known} for run, known in zip(facts["runs"], found["runs"], strict=True)]
-    return {**facts, "runs": runs, "thresholds": found["thresholds"]}
+    return {**facts, **found, "runs": runs}
 
 
 def tell_start(settings: Settings, scorer: Scorer, plan: dict[str, Any]) -> None:

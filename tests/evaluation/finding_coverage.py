@@ -23,8 +23,7 @@ from deeplense.evaluation.finding import (
     allowed_with_interval,
     images_in_top,
     precision_with_interval,
-    rates_at,
-    true_positive_rate,
+    rate_or_less,
 )
 from deeplense.evaluation.metrics import Estimate
 from deeplense.evaluation.purity import (
@@ -35,10 +34,9 @@ from deeplense.evaluation.purity import (
     purity_with_interval,
     top_with_interval,
 )
-from deeplense.evaluation.roc_draws import with_ends
 
 PREVALENCES = (0.1, 0.01)
-EXPECTED = (0.5, 2, 3, 5, 10)
+EXPECTED = (2, 3, 5, 10)
 """Numbers of false positives that are expected at the false positive rates."""
 
 
@@ -121,16 +119,11 @@ def selected(num: int, prevalence: float) -> tuple[int, int]:
     return int(100 * num * prevalence), 100 * num
 
 
-def estimates(scores: np.ndarray, positive: np.ndarray, seed: int, *, num_draws: int = 1000) -> dict[str, Found]:
+def estimates(scores: np.ndarray, positive: np.ndarray, seed: int, *, num_draws: int = 500) -> dict[str, Found]:
     """Return all numbers with their intervals."""
     ranked = Ranked(scores, positive, seed=seed, num_draws=num_draws)
     num, draws = ranked.num_others, ranked.draws
-    found: dict[str, Found] = {
-        f"rate {expected:g}": with_ends(
-            true_positive_rate(scores, positive, expected / num), rates_at(draws, expected / num)
-        )
-        for expected in EXPECTED
-    }
+    found: dict[str, Found] = {f"rate {expected:g}": rate_or_less(ranked, expected / num) for expected in EXPECTED}
     found |= {f"tpr{allowed}": allowed_with_interval(ranked, allowed) for allowed in (0, 10)}
     found["precision"] = precision_with_interval(ranked)
     found["in top"] = images_in_top(ranked, int(positive.sum()) // 2)

@@ -167,7 +167,7 @@ def test_sets_have_the_classes_above_the_thresholds_and_a_class_with_few_validat
     assert (least > 0).all()
     assert np.array_equal(of_classes(table, "in_set"), of_classes(table, "probability") >= least.astype(np.float32))
     assert of_classes(table_of(tmp_path / "all"), "in_set").all()
-    assert "too few validation images of left, right, middle for this --coverage" in capfd.readouterr().out
+    assert "too few calibration images of left, right, middle for this --coverage" in capfd.readouterr().out
 
 
 def test_images_without_labels_are_predicted(runs: list[Path], dataset: Path, tmp_path: Path) -> None:
@@ -367,14 +367,61 @@ def test_an_image_with_outputs_that_are_not_finite_has_a_problem_and_no_other_im
     assert [each.tolist() for each in found] == [[[1, 2], [0, 0], [0, 0]], [[0, 0], [0, 0], [0, 0]]]
 
 
-def test_runs_with_different_validation_images_are_said_to_have_no_sure_coverage(
+def in_cross_sets(probabilities: list[np.ndarray], calibration: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Which classes are in sets with a coverage of one half, counted image by image: those of which enough images, each
+    judged by the run that held it out, have no higher probability."""
+    found = np.zeros(probabilities[0].shape, dtype=bool)
+    for row, k in np.ndindex(*found.shape):
+        own = [
+            (given[labels == k, k], said[row, k])
+            for said, (given, labels) in zip(probabilities, calibration, strict=True)
+        ]
+        count, total = sum((scores <= at).sum() for scores, at in own), sum(len(scores) for scores, _ in own)
+        found[row, k] = (1 + count) / (total + 1) > 0.5
+    return found
+
+
+def test_runs_of_folds_are_calibrated_with_the_images_that_each_held_out(
+    dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from deeplense.data.subsets import fold_of
+
+    for fold in range(3):
+        more = SMALL | {"num_folds": 3, "fold": fold, "seed": fold}
+        assert main(train(dataset, tmp_path / f"fold{fold}", more)) == 0
+    words = predict(f"{tmp_path}/fold*", dataset, tmp_path / "out", "--coverage=0.5", "--split=test", "--calibrate=0")
+    assert main(words) == 0
+    said = capfd.readouterr().out
+    assert (
+        "the sets are cross-conformal: they contain the true class with a probability near 0.5, and of at least 0"
+        in said
+    )
+    images, own = deeplense.open_dataset(dataset, "test").images(), Split(dataset / "train")
+    folds = fold_of(own.labels, 3, seed=0)
+    networks = [deeplense.load_run(tmp_path / f"fold{k}") for k in range(3)]
+    held = [own.images(np.flatnonzero(folds == k)) for k in range(3)]
+    expected = in_cross_sets(
+        [softmax(each.predict(images), axis=1) for each in networks],
+        [(softmax(each.predict(held[k]), axis=1), own.labels[folds == k]) for k, each in enumerate(networks)],
+    )
+    table = table_of(tmp_path / "out")
+    assert np.array_equal(of_classes(table, "in_set"), expected)
+    assert expected.any(axis=0).all()
+    assert not expected.all()
+    # The calibration images are in the plan, not in each file.
+    manifest = read_json(tmp_path / "out" / output.MANIFEST)
+    assert manifest["cross"]["networks"] == [[0], [1], [2]]
+    assert "cross" not in table.schema.metadata[b"deeplense"].decode()
+
+
+def test_runs_with_different_validation_images_have_cross_conformal_sets_and_a_run_alone_has_not(
     runs: list[Path], dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = predict(f"{runs[0]},{runs[1]}", dataset, tmp_path / "out", "--coverage=0.5", "--split=test")
     assert main(words) == 0
-    assert "the runs have different validation images" in capfd.readouterr().out
+    assert "the sets are cross-conformal" in capfd.readouterr().out
     assert main([*predict(runs[0], dataset, tmp_path / "one", "--coverage=0.5", "--split=test")]) == 0
-    assert "the runs have different validation images" not in capfd.readouterr().out
+    assert "cross-conformal" not in capfd.readouterr().out
 
 
 def test_files_that_changed_since_are_not_mixed_with_earlier_ones(
