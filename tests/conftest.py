@@ -1,6 +1,7 @@
 """What many tests share: a small data set, and jobs that run in processes of their own and can be killed."""
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -61,6 +62,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first; all else stays in its order."""
     places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    """Let no collection of garbage look at all that was loaded until now; a process that is forked would copy it."""
+    gc.collect()
+    gc.freeze()
 
 
 def blobs(rows: range, *, split: str, num_bands: int = 1, size: int = SIZE) -> Samples:

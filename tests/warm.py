@@ -2,6 +2,12 @@
 here starts a thread or leaves a file open. Figures and linear probes are coarse here: to arrange five figures takes
 longer than an evaluation, and to choose among seven strengths longer than a pretraining."""
 
+import gc
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import hypothesis
 import numpy as np
 
 import jobs.evaluate.generated
@@ -15,17 +21,25 @@ from jobs.command_line import make_parser
 from jobs.runs.environment import environment
 from jobs.verbs import JOBS
 
+sys.path.append(str(Path(__file__).parent))
 LOADED = (
+    hypothesis,
     jobs.evaluate.generated,
     jobs.evaluate.runs,
     jobs.finetune.work,
     jobs.frame.updates,
     jobs.pretrain.learner,
     launch.__main__,
+    import_module("conftest"),
 )
+
+LOADED_NAMES = frozenset(sys.modules)
 
 plots.DPI, plots.LAYOUT = 20, "none"
 probes.STRENGTHS, probes.MOST_FOLDS = np.array([0.01, 1.0]), 2
 for job in JOBS:
     make_parser(job)
 environment()
+# A collection in a child would look at all that is loaded here, and so copy it.
+gc.collect()
+gc.freeze()
