@@ -265,6 +265,30 @@ def whole_probes(coarse_probes: dict[str, Any], monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(f"deeplense.evaluation.probes.{name}", value)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def undrawn_figures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For tests of jobs, figures of reports and pages that are made but not drawn."""
+    if request.path.parent.name != "jobs":
+        yield
+        return
+    from deeplense.evaluation import page, report
+    from tests import undrawn
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (page, report):
+            patch.setattr(module, "figure", undrawn.figure)
+        yield
+
+
+@pytest.fixture
+def drawn_figures(undrawn_figures: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of reports and pages as they are for users."""
+    from deeplense.evaluation import plots
+
+    for name in ("page", "report"):
+        monkeypatch.setattr(f"deeplense.evaluation.{name}.figure", plots.figure)
+
+
 @pytest.fixture
 def on_disk() -> Iterator[Path]:
     """An empty folder where temporary files are by default, though those of tests may be in memory."""

@@ -9,21 +9,25 @@ from pathlib import Path
 
 import hypothesis
 import numpy as np
+from PIL import Image
 
+import jobs.diffuse.learner
 import jobs.evaluate.generated
 import jobs.evaluate.runs
 import jobs.finetune.work
 import jobs.frame.updates
 import jobs.pretrain.learner
 import launch.__main__
-from deeplense.evaluation import plots, probes
+from deeplense.evaluation import page, plots, probes, report
 from jobs.command_line import make_parser
 from jobs.runs.environment import environment
 from jobs.verbs import JOBS
+from tests import undrawn
 
 sys.path.append(str(Path(__file__).parent))
 LOADED = (
     hypothesis,
+    jobs.diffuse.learner,
     jobs.evaluate.generated,
     jobs.evaluate.runs,
     jobs.finetune.work,
@@ -31,10 +35,14 @@ LOADED = (
     jobs.pretrain.learner,
     launch.__main__,
     import_module("conftest"),
+    import_module("deeplense.models.cnn"),
+    import_module("matplotlib.backends.backend_agg"),
 )
+Image.preinit()
 
 LOADED_NAMES = frozenset(sys.modules)
 
+report.figure = page.figure = undrawn.figure
 plots.DPI, plots.LAYOUT = 20, "none"
 probes.STRENGTHS, probes.MOST_FOLDS = np.array([0.01, 1.0]), 2
 for job in JOBS:
