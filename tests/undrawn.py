@@ -35,6 +35,6 @@ def contents(canvas: Figure) -> Iterator[bytes]:
             yield np.asarray(line.get_xydata(), dtype=float).tobytes()
         for collection in axes.collections:
             yield np.asarray(collection.get_offsets(), dtype=float).tobytes()
-            yield from (path.vertices.tobytes() for path in collection.get_paths())
+            yield from (np.asarray(path.vertices, dtype=float).tobytes() for path in collection.get_paths())
         words = [text.get_text() for text in axes.texts]
         yield repr([*words, axes.get_title(), axes.get_xlabel(), axes.get_ylabel()]).encode()
