@@ -1,6 +1,7 @@
 """What many tests share: a small data set, and jobs that run in processes of their own and can be killed."""
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -10,6 +11,9 @@ from multiprocessing import forkserver, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+# Threads that wait for one another in a loop take ten times the time of small matrices.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
@@ -61,6 +65,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first; all else stays in its order."""
     places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    """Let no collection of garbage look at all that was loaded until now; a process that is forked would copy it."""
+    gc.collect()
+    gc.freeze()
 
 
 def blobs(rows: range, *, split: str, num_bands: int = 1, size: int = SIZE) -> Samples:
@@ -256,6 +266,30 @@ def whole_probes(coarse_probes: dict[str, Any], monkeypatch: pytest.MonkeyPatch)
     """Linear probes as they are for users."""
     for name, value in coarse_probes.items():
         monkeypatch.setattr(f"deeplense.evaluation.probes.{name}", value)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def undrawn_figures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For tests of jobs, figures of reports and pages that are made but not drawn."""
+    if request.path.parent.name != "jobs":
+        yield
+        return
+    from deeplense.evaluation import page, report
+    from tests import undrawn
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (page, report):
+            patch.setattr(module, "figure", undrawn.figure)
+        yield
+
+
+@pytest.fixture
+def drawn_figures(undrawn_figures: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of reports and pages as they are for users."""
+    from deeplense.evaluation import plots
+
+    for name in ("page", "report"):
+        monkeypatch.setattr(f"deeplense.evaluation.{name}.figure", plots.figure)
 
 
 @pytest.fixture

@@ -140,6 +140,7 @@ def test_all_rows_of_a_seed_learn_from_the_same_labels_and_the_baseline_is_the_s
         assert (trained.backbone is None) == (cell.backbone.name == "scratch")
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_the_table_is_the_same_in_all_its_forms(
     made: Path, stamps: Path, backbone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

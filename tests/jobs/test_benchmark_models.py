@@ -114,6 +114,7 @@ def test_what_a_model_costs_is_in_its_row(made: Path) -> None:
     }
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_the_table_is_the_same_in_all_its_forms(made: Path, capsys: pytest.CaptureFixture[str], dataset: Path) -> None:
     lines = list(csv.DictReader((made / "table.csv").read_text().splitlines()))
     page = (made / "index.html").read_text()

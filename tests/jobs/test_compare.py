@@ -118,6 +118,7 @@ def test_losses_and_scores_have_axes_of_their_own_and_classes_their_names(runs: 
     assert [curve.colour for curve in both["AUC"]] == [0, 1]
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_compare_tells_the_settings_that_differ_and_the_paired_difference_on_the_same_images(
     runs: tuple[Path, Path], inside: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,6 +182,7 @@ def test_a_run_that_was_not_evaluated_is_compared_by_settings_and_curves(
     assert f"no report: {copy / 'report'}" in said
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_numbers_are_compared_in_their_unit(dataset: Path, inside: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for name, rate in (("one", 1e-4), ("two", 1e-3)):
         settings = SMALL | {"lr": rate, "target": "column", "epochs": 1}

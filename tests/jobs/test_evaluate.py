@@ -190,6 +190,7 @@ def test_a_number_is_learnt_and_told_against_chance(dataset: Path, tmp_path: Pat
     assert metrics["mae"] < 0.6 * metrics["mae_chance"]
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_what_is_found_in_a_survey_is_in_the_report_and_on_the_page(trained: Path, tmp_path: Path) -> None:
     words = ["--prevalence=0.2", "--top=9", "--survey_size=900", f"--output={tmp_path / 'report'}"]
     assert main(["evaluate", f"--run={trained}", "--device=cpu", *words]) == 0

@@ -79,6 +79,7 @@ def report(real: Path, generated: Path, **changes: Any) -> dict[str, Any]:
     return json.loads((generated / "report" / "report.json").read_text())
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_new_images_of_the_same_kind_pass_all_and_everything_has_its_floor(
     real: Path, classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

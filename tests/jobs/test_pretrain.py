@@ -185,12 +185,12 @@ def test_two_processes_learn_what_one_learns(method: str, fsdp: int, stamps: Pat
 
 
 def test_spread_over_two_processes_it_goes_on_in_one_that_holds_all(stamps: Path, tmp_path: Path) -> None:
-    one, run = pretrained(stamps, tmp_path / "one", epochs=2, **SMOOTH)["model"], tmp_path / "run"
-    pretrained_apart(stamps, run, rank_variables(2), epochs=2, fsdp=1, checkpoint_minutes=1e-9, **SMOOTH)
+    one, run = pretrained(stamps, tmp_path / "one", **SMOOTH)["model"], tmp_path / "run"
+    pretrained_apart(stamps, run, rank_variables(2), fsdp=1, checkpoint_minutes=1e-9, **SMOOTH)
     newest = max((run / "checkpoints").glob("step_*"))
     (run / FINISHED).unlink()
     shutil.rmtree(newest)
-    assert apart(one, pretrained(stamps, run, epochs=2, fsdp=0, **SMOOTH)["model"]) < 1e-5
+    assert apart(one, pretrained(stamps, run, fsdp=0, **SMOOTH)["model"]) < 1e-5
     first, second = read_attempts(run)
     assert (first["num_processes"], second["num_processes"]) == (2, 1)
     assert 0 < second["first_step"] < first["last_step"]

@@ -8,6 +8,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from deeplense.models.registry import Network, build
 from deeplense.models.zoo import ARCHITECTURES, require_known
@@ -47,15 +48,23 @@ def wake(network: Network) -> Network:
     return network
 
 
+def fixed(network: Network) -> Network:
+    """Let batch norm take the statistics that it has, so that one image is enough."""
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+    return network
+
+
 @pytest.mark.parametrize("image_size", [64, 150])
 @pytest.mark.parametrize("name", NAMES)
 def test_each_name_learns_from_every_border_with_every_parameter(name: str, image_size: int) -> None:
-    network = wake(seeded(name, image_size))
-    images = noise(image_size).requires_grad_()
-    outputs = network(images)
-    outputs, penalty = outputs if isinstance(outputs, tuple) else (outputs, torch.zeros(2))
-    assert outputs.shape == (2, 3)
-    (functional.cross_entropy(outputs, torch.tensor([0, 2])) + penalty.mean()).backward()
+    network, count = wake(seeded(name, image_size)), 2 if image_size == 64 else 1
+    images = noise(image_size, count).requires_grad_()
+    outputs = (network if count > 1 else fixed(network))(images)
+    outputs, penalty = outputs if isinstance(outputs, tuple) else (outputs, torch.zeros(count))
+    assert outputs.shape == (count, 3)
+    (functional.cross_entropy(outputs, torch.tensor([0, 2])[:count]) + penalty.mean()).backward()
     assert images.grad is not None
     depends = images.grad.abs().sum(dim=(0, 1)) > 0
     assert all(bool(border.any()) for border in (depends[0], depends[-1], depends[:, 0], depends[:, -1]))
