@@ -11,11 +11,13 @@ from jobs.bounds import MOST_PARTS
 from jobs.runs.folder import FINISHED
 from jobs.settings import require
 from jobs.verbs import DIVISIBLE, SPREAD, with_joined_name
-from launch import status
+from launch import cancelling, following, offline, status
 from launch.clusters import Cluster, describe, find_cluster, load_clusters
 from launch.ends import DEFAULT_RESTARTS
 from launch.parsing import CommandParser, at_least
 from launch.record import launched
+from launch.sight.search import find_runs
+from launch.sight.table import table
 from launch.status import shown
 
 if TYPE_CHECKING:
@@ -210,12 +212,12 @@ def show_status(words: Sequence[str]) -> int:
         help="run, or folder with runs (default: all runs below the current folder)",
     )
     roots = parser.parse_args(words).runs or [Path()]
-    folders = status.find_launched([root.absolute() for root in roots])
+    folders = find_runs([root.absolute() for root in roots])
     require(
         bool(folders),
         f"no run found in or below {', '.join(map(str, roots))}; start one with `deeplense train` or `submit`.",
     )
-    print("\n".join(status.table(folders)))
+    print("\n".join(table(folders)))
     return 0
 
 
@@ -239,9 +241,9 @@ def logs(words: Sequence[str]) -> int:
         f"{given.run} was not submitted, so it has no log: its output is in the terminal where it was started; see "
         f"{given.run}/metrics.jsonl for its metrics.",
     )
-    path = status.log_of(run, given.rank)
+    path = following.log_of(run, given.rank)
     if given.follow:
-        for text in status.follow(run, given.rank):
+        for text in following.follow(run, given.rank):
             sys.stdout.write(text)
             sys.stdout.flush()
         return tell_standing(run)
@@ -268,8 +270,8 @@ def cancel(words: Sequence[str]) -> int:
         "runs", type=Path, nargs="+", metavar="RUN", help="run, or folder with runs, such as that of a job array"
     )
     given = dict.fromkeys(run.absolute() for run in parser.parse_args(words).runs)
-    runs = {run.folder: run for folder in given for run in status.to_cancel(folder)}
-    ended = [run.folder for run in status.cancel_all(list(runs.values()))]
+    runs = {run.folder: run for folder in given for run in cancelling.to_cancel(folder)}
+    ended = [run.folder for run in cancelling.cancel_all(list(runs.values()))]
     for folder in ended:
         print(f"{shown(folder)}: cancelled; `deeplense resume {shown(folder)}` resumes it")
     left = [folder for folder in runs if folder not in ended]
@@ -303,7 +305,7 @@ def sync(words: Sequence[str]) -> int:
     parser = CommandParser(prog="deeplense sync", description=sync.__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
     for run in parser.parse_args(words).runs:
-        count = status.sync(run)
+        count = offline.sync(run)
         print(f"{run}: {count} attempts uploaded" if count else f"{run}: there are no offline logs")
     return 0
 

@@ -88,9 +88,10 @@ class Queued:
     after: tuple[str, ...] = ()
 
 
-def queue(slurm_conf: str | None) -> list[Queued]:
-    """Return all jobs of this user in the queue, with one entry per array task."""
-    output = ask(slurm_conf, "squeue", "--noheader", "--array", f"--user={os.geteuid()}", "--format=%i|%T|%r|%j")
+def queue(slurm_conf: str | None, *, users: Iterable[int] = ()) -> list[Queued]:
+    """Return all jobs of this user in the queue, and of further users, with one entry per array task."""
+    numbers = ",".join(map(str, dict.fromkeys([os.geteuid(), *sorted(users)])))
+    output = ask(slurm_conf, "squeue", "--noheader", "--array", f"--user={numbers}", "--format=%i|%T|%r|%j")
     rows = [[*line.split("|", 3), ""] for line in output.splitlines() if line.count("|") >= 2]
     return [Queued(row[0], row[1], row[2], jobs_before(row[3])) for row in rows]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplense.files import remove_leftovers, replacing
-from deeplense.records import Lines, keep_copy, line_of, read_lines, read_record, write_record
+from deeplense.records import Lines, keep_copy, line_of, lines_in, read_lines, read_record, write_record
 
 ATTEMPTS = "attempts.jsonl"
 STACKS = "stacks"
@@ -55,6 +55,8 @@ FAILURE = {"rank": int, "time": int | float, "error": str}
 """Fields of the error record of a rank, and their types."""
 FROM_OTHERS = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "distbackend", "distnetwork")
 """Parts of error messages that a rank gets because another rank has failed."""
+TAIL = 2048
+"""Bytes at the end of the file of attempts that `newest_attempts` reads."""
 EMPTY: dict[str, Any] = dict.fromkeys(KINDS) | {"restart": 0}
 UNKNOWN = EMPTY | {"ended": "unknown: its record was damaged"}
 
@@ -62,6 +64,25 @@ UNKNOWN = EMPTY | {"ended": "unknown: its record was damaged"}
 def read_attempts(run: Path) -> list[dict[str, Any]]:
     """Return all attempts of a run so far. If a line is damaged, only the number of that attempt is known."""
     return in_order(read_lines(run / ATTEMPTS, KINDS))
+
+
+def newest_attempts(run: Path) -> list[dict[str, Any]]:
+    """Return the newest attempts of a run, at least two if there are so many, without reading the start of a long file.
+    If a line is damaged, all attempts are returned."""
+    try:
+        with (run / ATTEMPTS).open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(size - TAIL, 0))
+            content = file.read(TAIL)
+    except FileNotFoundError:
+        return []
+    whole = size <= TAIL
+    lines = lines_in(content if whole else content.partition(b"\n")[2], KINDS)
+    numbers = [attempt["attempt"] for attempt in lines.good.values()]
+    is_good = not lines.bad and len(numbers) > 1 and numbers == [*range(numbers[0], numbers[0] + len(numbers))]
+    if is_good and (not whole or numbers[0] == 1):
+        return [EMPTY | attempt for attempt in lines.good.values()]
+    return in_order(lines) if whole else read_attempts(run)
 
 
 def in_order(lines: Lines) -> list[dict[str, Any]]:
@@ -104,8 +125,13 @@ def has_begun(run: Path) -> bool:
 
 def newest_step(run: Path) -> int:
     """Return the step of the newest checkpoint, from its name; 0 if there is none."""
-    names = (path.parent.name for path in (run / "checkpoints").glob("step_*/manifest.json"))
-    return max((int(number) for name in names if (number := name.removeprefix("step_")).isdecimal()), default=0)
+    folder = f"{run}/checkpoints"
+    try:
+        names = [name.removeprefix("step_") for name in os.listdir(folder) if name.startswith("step_")]
+    except OSError:
+        return 0
+    newest = sorted((name for name in names if name.isdecimal()), key=int, reverse=True)
+    return next((int(name) for name in newest if os.path.exists(f"{folder}/step_{name}/manifest.json")), 0)
 
 
 def note_failure(error: str) -> None:
