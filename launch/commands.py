@@ -14,7 +14,7 @@ from jobs.verbs import DIVISIBLE, SPREAD, with_joined_name
 from launch import cancelling, following, offline, status
 from launch.clusters import Cluster, describe, find_cluster, load_clusters
 from launch.ends import DEFAULT_RESTARTS
-from launch.parsing import CommandParser, at_least
+from launch.parsing import DESCRIBE, CommandParser, at_least
 from launch.record import launched
 from launch.sight.search import find_runs
 from launch.sight.table import table
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from launch.submission import Submission
 
 SHARED = " or ".join(DIVISIBLE)
+SECONDS_OF_WATCH, LEAST_SECONDS_OF_WATCH, MOST_SECONDS_OF_WATCH = 5.0, 0.5, 3600.0
 OPTIONS: dict[str, tuple[type, str]] = {
     "nodes": (int, "number of nodes"),
     "gpus_per_node": (int, "number of GPUs per node; one process runs per GPU"),
@@ -202,7 +203,7 @@ def submitted(job_id: str | None) -> str:
 
 
 def show_status(words: Sequence[str]) -> int:
-    """Show the state of runs and why their last attempts ended: deeplense status [RUN ...]"""
+    """Show the state of runs and why their last attempts ended: deeplense status [RUN ...] [--watch [SECONDS]]"""
     parser = CommandParser(prog="deeplense status", description=show_status.__doc__)
     parser.add_argument(
         "runs",
@@ -211,14 +212,46 @@ def show_status(words: Sequence[str]) -> int:
         metavar="RUN",
         help="run, or folder with runs (default: all runs below the current folder)",
     )
-    roots = parser.parse_args(words).runs or [Path()]
-    folders = find_runs([root.absolute() for root in roots])
-    require(
-        bool(folders),
-        f"no run found in or below {', '.join(map(str, roots))}; start one with `deeplense train` or `submit`.",
+    parser.add_argument(
+        "--watch",
+        type=seconds_between_looks,
+        metavar="SECONDS",
+        help=f"keep showing them, also their places in the queue and their loss, until Ctrl-C; look again after so many "
+        f"seconds (default: {SECONDS_OF_WATCH:g})",
     )
+    given = parser.parse_args(words if words is DESCRIBE else with_value(words, "--watch", f"{SECONDS_OF_WATCH:g}"))
+    roots = [root.absolute() for root in given.runs or [Path()]]
+    folders = find_runs(roots)
+    require(
+        bool(folders) or given.watch is not None,
+        f"no run found in or below {', '.join(map(str, given.runs or [Path()]))}; start one with `deeplense train` or "
+        "`submit`.",
+    )
+    if given.watch is not None:
+        from launch.sight.live import watch
+
+        return watch(lambda: find_runs(roots), given.watch)
     print("\n".join(table(folders)))
     return 0
+
+
+def with_value(words: Sequence[str], option: str, value: str) -> list[str]:
+    """Return the words with a value after an option that has none: the next word, such as a run, is not a number."""
+    found = []
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        found.append(word)
+        if word == option and not after.replace(".", "", 1).lstrip("-").isdecimal():
+            found.append(value)
+    return found
+
+
+def seconds_between_looks(text: str) -> float:
+    """Parse the time between two looks of `status --watch`."""
+    seconds = float(text)
+    if not LEAST_SECONDS_OF_WATCH <= seconds <= MOST_SECONDS_OF_WATCH:
+        told = f"{text} is not from {LEAST_SECONDS_OF_WATCH:g} to {MOST_SECONDS_OF_WATCH:g}"
+        raise argparse.ArgumentTypeError(told)
+    return seconds
 
 
 def logs(words: Sequence[str]) -> int:

@@ -19,10 +19,12 @@ from launch.environment import for_jobs, for_questions
 TIMEOUT_S = 60
 
 
-def run(slurm_conf: str | None, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a Slurm command and wait for its end. Raises ValueError if it is not installed or does not answer."""
+def run(slurm_conf: str | None, *words: str, epoch: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run a Slurm command and wait for its end. With `epoch`, it prints times in seconds since the epoch. Raises
+    ValueError if it is not installed or does not answer."""
     refuse_dead_munge(slurm_conf)
     environment = (for_jobs if words[0] == "sbatch" else for_questions)(os.environ, slurm_conf)
+    environment |= {"SLURM_TIME_FORMAT": "%s"} if epoch else {}
     try:
         return subprocess.run(words, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S)
     except FileNotFoundError as error:
@@ -62,9 +64,9 @@ def refuse_dead_munge(slurm_conf: str | None, *, timeout_s: float | None = None)
         raise ValueError(f"{told}; ask the administrators to start it, or use another login node.")
 
 
-def ask(slurm_conf: str | None, *words: str) -> str:
-    """Return the output of a Slurm command. Raises ValueError, with its error message, if it fails."""
-    done = run(slurm_conf, *words)
+def ask(slurm_conf: str | None, *words: str, epoch: bool = False) -> str:
+    """Return the output of a Slurm command; see `run`. Raises ValueError, with its error message, if it fails."""
+    done = run(slurm_conf, *words, epoch=epoch)
     if done.returncode:
         told = done.stderr.strip() or done.stdout.strip()
         if "Munge encode failed" in told:
@@ -120,6 +122,13 @@ def send(slurm_conf: str | None, script: Path, logs: Path) -> str:
         if job_ids:
             return max(job_ids, key=int)
         raise ValueError(f"{error} No job with logs in {logs} is in the queue; submit again.") from error
+
+
+def pending(slurm_conf: str | None) -> list[str]:
+    """Return all pending jobs of the cluster that this user may see, one entry per array task: id, partitions,
+    priority, expected start in seconds since the epoch, and reason, separated by `|`."""
+    form = "--format=%i|%P|%Q|%S|%r"
+    return ask(slurm_conf, "squeue", "--noheader", "--array", "--states=PENDING", form, epoch=True).splitlines()
 
 
 def by_logs(slurm_conf: str | None) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.findings import plural
+from launch.findings import one_line, plural
 from launch.sight.overview import Answers, ask, read_all, unknown
 from launch.sight.reading import Reading
 from launch.status import shown, standing, stands
@@ -53,7 +53,7 @@ def row(reading: Reading, answers: Answers) -> tuple[str, ...]:
         f"{reading.step}/{progress['total']}" if progress else "-",
         f"{rate:.1f}/s" if progress and running else "-",
         duration((progress["total"] - progress["step"]) / rate) if progress and rate else "-",
-        reading.last_end or "-",
+        printable(reading.last_end) or "-",
     )
 
 
@@ -79,7 +79,7 @@ def details(reading: Reading, state: str, reason: str) -> list[str]:
     if reading.waits_for:
         told.append(f"waits for {reading.waits_for}")
     elif (state == "PENDING" or reading.run.by_hand) and reason not in ("None", ""):
-        told.append(reason)
+        told.append(printable(reason))
     quiet_s = reading.seconds_without_step
     if state == "RUNNING" and quiet_s > QUIET_S:
         told.append(f"no step for {plural(round(quiet_s / 60), 'minute')}")
@@ -89,6 +89,11 @@ def details(reading: Reading, state: str, reason: str) -> list[str]:
 def in_brackets(texts: Sequence[str]) -> str:
     """Return texts in brackets after a space; empty if there are none."""
     return f" ({', '.join(texts)})" if texts else ""
+
+
+def printable(text: str) -> str:
+    """Return a text in one line without control characters, which a terminal would obey."""
+    return "".join(sign if sign.isprintable() else "?" for sign in one_line(text))
 
 
 def duration(seconds: float) -> str:
