@@ -216,8 +216,8 @@ def show_status(words: Sequence[str]) -> int:
         "--watch",
         type=seconds_between_looks,
         metavar="SECONDS",
-        help=f"keep showing them, also their places in the queue and their loss, until Ctrl-C; look again after so many "
-        f"seconds (default: {SECONDS_OF_WATCH:g})",
+        help="keep showing them, also their places in the queue and their loss, until Ctrl-C; look again after this "
+        f"number of seconds (default: {SECONDS_OF_WATCH:g})",
     )
     given = parser.parse_args(words if words is DESCRIBE else with_value(words, "--watch", f"{SECONDS_OF_WATCH:g}"))
     roots = [root.absolute() for root in given.runs or [Path()]]
@@ -252,6 +252,35 @@ def seconds_between_looks(text: str) -> float:
         told = f"{text} is not from {LEAST_SECONDS_OF_WATCH:g} to {MOST_SECONDS_OF_WATCH:g}"
         raise argparse.ArgumentTypeError(told)
     return seconds
+
+
+def report(words: Sequence[str]) -> int:
+    """Write a page on runs: attempts, curves, hours used and lost: deeplense report RUN ... --output PAGE.html"""
+    parser = CommandParser(prog="deeplense report", description=report.__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run, or folder with runs")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("report.html"),
+        metavar="PAGE.html",
+        help="file to write (default: report.html)",
+    )
+    parser.add_argument("--title", help="title of the page (default: the names of the folders)")
+    given = parser.parse_args(words)
+    right = given.output.suffix in (".html", ".htm") and not given.output.is_dir()
+    require(right, f"--output {given.output} must be a file that ends in .html.")
+    folders = find_runs([run.absolute() for run in given.runs])
+    require(bool(folders), f"no run found in or below {', '.join(map(str, given.runs))}.")
+    from launch.sight.curves import curves_of
+    from launch.sight.gathering import gather
+    from launch.sight.page import write_page
+    from launch.sight.proposal import paragraph
+
+    found = gather(folders)
+    title = given.title or f"Runs of {', '.join(run.absolute().name for run in given.runs)}"
+    write_page(given.output, found, curves_of(found), title=title)
+    print(f"{paragraph(found)}\npage: {given.output}")
+    return 0
 
 
 def logs(words: Sequence[str]) -> int:
@@ -369,6 +398,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "submit": submit,
     "sweep": sweep,
     "status": show_status,
+    "report": report,
     "logs": logs,
     "cancel": cancel,
     "resume": resume,

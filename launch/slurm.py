@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from launch.ends import parse_fields
 from launch.environment import for_jobs, for_questions
 
 TIMEOUT_S = 60
+MOST_JOBS = 2000
+"""Jobs in one question to the accounting: an argument of a program has a largest length."""
 
 
 def run(slurm_conf: str | None, *words: str, epoch: bool = False) -> subprocess.CompletedProcess[str]:
@@ -155,6 +157,17 @@ def accounted(slurm_conf: str | None, job_ids: Iterable[str]) -> dict[str, str]:
     except ValueError:
         return {}
     return dict(line.split("|", 1) for line in output.splitlines() if "|" in line)
+
+
+def history(slurm_conf: str | None, job_ids: Sequence[str], fields: Sequence[str]) -> list[str]:
+    """Return rows of the accounting on all starts of these jobs and on their steps, with values separated by `|`; times
+    are in seconds since the epoch. Raises ValueError if Slurm accounting does not answer."""
+    rows = []
+    words = ("sacct", "--duplicates", "--noheader", "--parsable2", f"--format={','.join(fields)}")
+    for first in range(0, len(job_ids), MOST_JOBS):
+        jobs = ",".join(job_ids[first : first + MOST_JOBS])
+        rows += ask(slurm_conf, *words, f"--jobs={jobs}", epoch=True).splitlines()
+    return rows
 
 
 def configuration(slurm_conf: str | None) -> dict[str, str]:

@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,14 @@ KINDS = {
     "ended": str | None,
     "saved": int | None,
     "follows": str | None,
+    "ended_at": str | None,
+    "reached": int | None,
+    "reached_at": str | None,
+    "rate": int | float | None,
 }
 """Fields of each line and their types. `saved` is the step of the newest checkpoint at the end of the attempt.
-`follows` is the other job from which this one takes over the run."""
+`follows` is the other job from which this one takes over the run. `ended_at` is when the job itself ended. A launcher
+adds the last step that is known to have been made, `reached`, when that was, and the steps per second until then."""
 FAILURE = {"rank": int, "time": int | float, "error": str}
 """Fields of the error record of a rank, and their types."""
 FROM_OTHERS = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "distbackend", "distnetwork")
@@ -226,16 +232,26 @@ def settle_finished(run: Path) -> None:
         end_attempt(run, len(attempts), reason="finished")
 
 
-def end_attempt(run: Path, number: int, *, reason: str, last_step: int | None = None, concluded: bool = False) -> None:
+def end_attempt(
+    run: Path,
+    number: int,
+    *,
+    reason: str,
+    last_step: int | None = None,
+    concluded: bool = False,
+    values: Mapping[str, Any] | None = None,
+) -> None:
     """Record why an attempt ended, and after which step. `concluded` is set by a launcher, which knows more than the
-    job. Its conclusion is final: later records come from a rank left behind on a lost node."""
+    job. Its conclusion is final: later records come from a rank left behind on a lost node. `values` are further ones
+    to record."""
     attempts, this = attempt_of(run, number)
     if "concluded" in this and not concluded:
         return
     this["ended"] = reason
+    this["concluded" if concluded else "ended_at"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     if concluded:
-        this["concluded"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         this["saved"] = newest_step(run)
+    this |= dict(values or {})
     if last_step is not None:
         this["last_step"] = last_step
     write_attempts(run, attempts)

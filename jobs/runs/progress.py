@@ -9,9 +9,11 @@ from typing import Any
 
 from deeplense.records import line_of, read_record
 from deeplense.training.tracking import METRICS
+from jobs.runs.attempts import number_given
 
 PROGRESS = "progress.json"
-KINDS = {"step": int, "total": int, "rate": int | float}
+KINDS = {"step": int, "total": int, "rate": int | float, "attempt": int | None}
+"""Fields of the file and their types. `attempt` is known if a batch script started the attempt."""
 SECONDS_BETWEEN = 5.0
 TAIL = 16384
 """Bytes at the end of the file of metrics in which the loss is searched."""
@@ -24,6 +26,7 @@ class ProgressFile:
 
     def __init__(self, run: Path, *, total: int, first: int) -> None:
         self.path, self.total, self.first = run / PROGRESS, total, first
+        self.attempt = number_given(run)
         self.started = time.monotonic()
         self.written = -SECONDS_BETWEEN
 
@@ -36,7 +39,8 @@ class ProgressFile:
         rate = (step - self.first) / max(now - self.started, 1e-9)
         with contextlib.suppress(OSError):
             temporary = self.path.with_name(f".{PROGRESS}")
-            temporary.write_text(line_of({"step": step, "total": self.total, "rate": rate}))
+            values = {"step": step, "total": self.total, "rate": rate, "attempt": self.attempt}
+            temporary.write_text(line_of(values))
             temporary.replace(self.path)
 
 

@@ -42,8 +42,8 @@ def places(slurm_conf: str | None, job_ids: Collection[str]) -> dict[str, Place]
 
 
 def placed(waiting: Sequence[Waiting], job_ids: Collection[str]) -> dict[str, Place]:
-    """Return the places of jobs among all pending jobs that share a partition with them and compete for its nodes: those
-    of higher priority come first, and of equal ones the older."""
+    """Return the places of jobs among all pending jobs that compete for the nodes of the same partition: those of
+    higher priority come first, and of equal ones the older."""
     competing = sorted((job for job in waiting if job.competes), key=lambda job: (-job.priority, number_of(job.job_id)))
     found = {}
     for job in waiting:

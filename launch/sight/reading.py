@@ -76,6 +76,8 @@ class Reading:
         """Whether the last attempt has made a step: the progress is its own, not that of an earlier attempt."""
         if not self.attempts or self.progress is None or self.attempts[-1]["first_step"] is None:
             return False
+        if self.progress.get("attempt") is not None:
+            return self.progress["attempt"] == self.num_attempts
         begun = seconds_of(self.attempts[-1]["begun"])
         return begun is None or self.progress_time > begun - CLOCKS_S
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.findings import one_line, plural
+from launch.findings import one_line
 from launch.sight.overview import Answers, ask, read_all, unknown
 from launch.sight.reading import Reading
 from launch.status import shown, standing, stands
@@ -82,7 +82,7 @@ def details(reading: Reading, state: str, reason: str) -> list[str]:
         told.append(printable(reason))
     quiet_s = reading.seconds_without_step
     if state == "RUNNING" and quiet_s > QUIET_S:
-        told.append(f"no step for {plural(round(quiet_s / 60), 'minute')}")
+        told.append(f"no step for {quiet_s / 60:.0f} min")
     return told
 
 
