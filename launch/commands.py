@@ -37,6 +37,8 @@ OPTIONS: dict[str, tuple[type, str]] = {
     "account": (str, "Slurm account"),
     "qos": (str, "Slurm quality of service"),
     "image": (str, "path of the Apptainer image"),
+    "notify": (str, "command to call when a run finishes, fails, or stands still"),
+    "mail": (str, "address to which Slurm sends a mail when a job ends"),
 }
 
 

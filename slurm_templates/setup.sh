@@ -33,11 +33,27 @@ deeplense_after="${DEEPLENSE_AFTER:-}"
 unset DEEPLENSE_AFTER
 deeplense_following=
 deeplense_follower="deeplense-after-$(IFS=. && set -- $deeplense_job $deeplense_after && echo "${*:1:5}")"
+{% if notify -%}
+# Calls the command of the user with each event that has not been told yet. It changes nothing about the run.
+deeplense_notify() {
+    local event log why
+    while IFS=$'\t' read -r event log why; do
+        {
+            DEEPLENSE_EVENT="$event" DEEPLENSE_WHY="$why" deeplense_ask 15 {{ notify }} "$DEEPLENSE_FOLDER" "$event" "$why" \
+                < /dev/null
+            echo "exit code $?"
+        } > "$log" 2>&1
+    done < <(deeplense_ask 60 {{ python }} -m launch.notices)
+}
+{% endif -%}
 # Ends the script with an exit code, without requeue, and cancels the successor job.
 deeplense_leave() {
     [ -z "$deeplense_following" ] || kill "$deeplense_following" 2> /dev/null
     deeplense_ask 60 scancel --me --name="$deeplense_follower"
     [ "$1" = 0 ] || deeplense_ask 60 scontrol update jobid="$deeplense_job" requeue=0
+{%- if notify %}
+    deeplense_notify
+{%- endif %}
     exit "$1"
 }
 deeplense_folder() {
@@ -106,7 +122,7 @@ deeplense_follow() {
         [ -z "$conf" ] || export SLURM_CONF="$conf"
         export DEEPLENSE_AFTER="${deeplense_follower#deeplense-after-}"
         deeplense_ask 60 sbatch --parsable --export=ALL --dependency="afterany:$deeplense_job" \
-            --job-name="$deeplense_follower" ${element:+--array="$element"} "$0"
+            --job-name="$deeplense_follower" {% if mail %}--mail-type=NONE {% endif %}${element:+--array="$element"} "$0"
     ) > /dev/null
 }
 deeplense_persist deeplense_follow &

@@ -49,7 +49,7 @@ def parsed(rows: Iterable[str]) -> dict[str, list[Start]]:
     found: dict[str, list[Start]] = {}
     last: str | None = None
     for row in rows:
-        values = dict(zip(FIELDS, row.split("|"), strict=False))
+        values: dict[str, str] = dict(zip(FIELDS, row.split("|"), strict=False))
         if len(values) != len(FIELDS):
             continue
         job_id, _, step = values["JobID"].partition(".")

@@ -90,8 +90,8 @@ def source_of(spells: Sequence[Spell], problem: str) -> str:
     if not left:
         return "Times, cores and GPUs are those of Slurm's accounting (sacct), including each start of requeued jobs."
     from_records = (
-        "the records of the runs: an attempt lasts from its first line to its last sign of life, and its cores and GPUs "
-        "are those of the profile with which it was submitted"
+        "the records of the runs: an attempt lasts from its first line to its last sign of life, and its cores and "
+        "GPUs are those of the profile with which it was submitted"
     )
     why = f" ({problem})" if problem else ""
     if not known:
@@ -113,8 +113,8 @@ def energy_of(totals: Totals, spells: Sequence[Spell]) -> str:
         return f"The energy is not known: {why}."
     part = "" if totals.share_with_energy > 0.999 else f", for {100 * totals.share_with_energy:.0f} % of the core hours"
     return (
-        f"Slurm measured {totals.energy_kwh:.4g} kWh{part}. It measures whole nodes: if other jobs ran on the same nodes, "
-        "their energy is included. Cooling and storage are not."
+        f"Slurm measured {totals.energy_kwh:.4g} kWh{part}. It measures whole nodes: if other jobs ran on the same "
+        "nodes, their energy is included. Cooling and storage are not."
     )
 
 

@@ -8,10 +8,14 @@ from pathlib import Path
 
 from jobs.runs.attempts import ATTEMPTS
 from jobs.runs.folder import LAUNCH
+from launch import notices
 from launch.findings import plural
 from launch.record import named_owner
-from launch.sight.reading import Reading, read_run
-from launch.status import accounted, states
+from launch.sight.reading import Reading, read_run, seconds_of, time_of
+from launch.status import accounted, is_concluded, standing, stands, states
+
+SECONDS_TO_GO_ON = 120.0
+"""Time after which a run that nobody continues stands still."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,26 @@ def is_of_this_cluster(reading: Reading) -> bool:
     run = reading.run
     own = run.slurm_conf is None or run.slurm_conf == os.environ.get("SLURM_CONF")
     return own and not run.local and named_owner(run)
+
+
+def tell_users(readings: Sequence[Reading], answers: Answers) -> None:
+    """Call the commands of this user's runs for events that nobody has told: those whose job could not, and runs that
+    stand still. A run that has changed a moment ago is left alone: its job or its successor may be about to go on."""
+    for each in readings:
+        run, state = each.run, answers.states.get(each.folder)
+        if run.stranger or run.by_hand or answers.problem or each.time - last_change(each) < SECONDS_TO_GO_ON:
+            continue
+        notices.send_due(each.folder)
+        if stands(run, state, is_over=each.is_over) and not is_concluded(each.folder):
+            why = "; ".join(standing(run, state, answers.accounted.get(each.folder, "")))
+            notices.send(each.folder, notices.standing_still(each.folder, why.removeprefix("note: ")))
+
+
+def last_change(reading: Reading) -> float:
+    """Return when a run was submitted, or its last attempt ended, in seconds since the epoch."""
+    last = reading.attempts[-1] if reading.attempts else {}
+    times = [seconds_of(last.get(name)) or 0.0 for name in ("begun", "ended_at", "concluded")]
+    return max(time_of(reading.folder / LAUNCH), *times)
 
 
 def unknown(readings: Sequence[Reading], answers: Answers) -> list[str]:

@@ -20,7 +20,8 @@ def use(found: Gathered) -> str:
     dates = " and ".join(dict.fromkeys(day(when) for when in (totals.begun, totals.ended)))
     when = f"between {dates}" if " and " in dates else f"on {dates}"
     made = f"in {plural(totals.attempts, 'attempt')}"
-    return f"{plural(runs, 'run')} {'was' if runs == 1 else 'were'} made {when}, {made}. Together they used {both(totals.used)}."
+    what = f"{plural(runs, 'run')} {'was' if runs == 1 else 'were'}"
+    return f"{what} made {when}, {made}. Together they used {both(totals.used)}."
 
 
 def division(found: Gathered) -> str:
@@ -42,7 +43,8 @@ def waiting(found: Gathered) -> str:
     if not any(waits):
         return ""
     middle = statistics.median(waits)
-    return f"The jobs waited {in_hours(sum(waits))} in the queue; the median wait before an attempt was {in_hours(middle)}."
+    told = f"The jobs waited {in_hours(sum(waits))} in the queue"
+    return f"{told}; the median wait before an attempt was {in_hours(middle)}."
 
 
 def cost(found: Gathered) -> str:

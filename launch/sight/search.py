@@ -7,11 +7,11 @@ from pathlib import Path
 
 from jobs.runs.attempts import ATTEMPTS, STACKS
 from jobs.runs.environment import SNAPSHOT
-from jobs.runs.folder import LAUNCH, LOGS
+from jobs.runs.folder import LAUNCH, LOGS, NOTICES
 
 RUNS = "runs"
 """Name of the usual folder of runs. Where it is a symbolic link, such as to a scratch disk, it is searched as well."""
-OF_A_RUN = {"checkpoints", "report", LOGS, STACKS, "wandb"}
+OF_A_RUN = {"checkpoints", "report", LOGS, NOTICES, STACKS, "wandb"}
 """Folders in a run that contain no other runs."""
 
 
