@@ -16,6 +16,7 @@ from launch.clusters import Cluster, describe, find_cluster, load_clusters
 from launch.ends import DEFAULT_RESTARTS
 from launch.parsing import DESCRIBE, CommandParser, at_least
 from launch.record import launched
+from launch.sight.overview import ask, read_all, tell_users
 from launch.sight.search import find_runs
 from launch.sight.table import table
 from launch.status import shown
@@ -221,6 +222,12 @@ def show_status(words: Sequence[str]) -> int:
         help="keep showing them, also their places in the queue and their loss, until Ctrl-C; look again after this "
         f"number of seconds (default: {SECONDS_OF_WATCH:g})",
     )
+    parser.add_argument(
+        "--notices",
+        action="store_true",
+        help="first call the commands (`notify`) of your runs that stand still or whose end was not told; for cron. "
+        "--watch does so, too",
+    )
     given = parser.parse_args(words if words is DESCRIBE else with_value(words, "--watch", f"{SECONDS_OF_WATCH:g}"))
     roots = [root.absolute() for root in given.runs or [Path()]]
     folders = find_runs(roots)
@@ -232,7 +239,10 @@ def show_status(words: Sequence[str]) -> int:
     if given.watch is not None:
         from launch.sight.live import watch
 
-        return watch(lambda: find_runs(roots), given.watch)
+        return watch(lambda: find_runs(roots), given.watch, told=tell_users)
+    if given.notices:
+        readings, _ = read_all(folders)
+        tell_users(readings, ask(readings))
     print("\n".join(table(folders)))
     return 0
 
@@ -240,7 +250,7 @@ def show_status(words: Sequence[str]) -> int:
 def with_value(words: Sequence[str], option: str, value: str) -> list[str]:
     """Return the words with a value after an option that has none: the next word, such as a run, is not a number."""
     found = []
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in zip(words, [*words[1:], ""], strict=False):
         found.append(word)
         if word == option and not after.replace(".", "", 1).lstrip("-").isdecimal():
             found.append(value)

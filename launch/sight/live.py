@@ -14,10 +14,10 @@ from rich.text import Text
 
 from jobs.runs.progress import last_loss
 from launch.findings import plural
-from launch.sight.overview import Answers, ask, read_all, unknown
+from launch.sight.overview import Answers, ask, read_all
 from launch.sight.places import Place, places
 from launch.sight.reading import Reading
-from launch.sight.table import in_columns, notes, row
+from launch.sight.table import in_columns, notes_of, row
 
 SECONDS_BETWEEN_QUESTIONS = 10.0
 """Slurm is asked no more often, as its controller serves all users of the cluster."""
@@ -195,7 +195,7 @@ def drawn(view: View, width: int, height: int) -> Group:
         colour = COLOURS.get(cell[1].split(" ")[0], "red")
         table.add_row(*(Text(cell[k], style=colour if k == 1 else "") for k in widths))
     more = len(view.readings) - len(rows)
-    told = [*([f"and {plural(more, 'more run')}"] if more else []), *notes_of(view)[:SHOWN_NOTES]]
+    told = [*([f"and {plural(more, 'more run')}"] if more else []), *notes_in(view)[:SHOWN_NOTES]]
     lines = [Text(line, no_wrap=True, overflow="ellipsis", style="dim") for line in told]
     return Group(Text(title_of(view), no_wrap=True, overflow="ellipsis"), table, *lines)
 
@@ -214,9 +214,9 @@ def widths_of(rows: Sequence[Sequence[str]], width: int) -> dict[int, int]:
     return {k: max(shrunk.get(k, widest[k]), NARROWEST) for k in sorted(kept)}
 
 
-def notes_of(view: View) -> list[str]:
+def notes_in(view: View) -> list[str]:
     """Return the notes of a view: the scheduler does not answer, runs have stopped, records are damaged."""
-    told = [*unknown(view.readings, view.answers), *notes(view.readings, view.answers)] if view.asked else []
+    told = notes_of(view.readings, view.answers) if view.asked else []
     return [line.removeprefix("note: ") for line in [*told, *view.damaged]]
 
 

@@ -1,9 +1,12 @@
 """The table of `deeplense status`: one row for each run, then a note for each that has stopped."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from jobs.runs.folder import NOTICES
 from launch.findings import one_line
+from launch.notices import undelivered
 from launch.sight.overview import Answers, ask, read_all, unknown
 from launch.sight.reading import Reading
 from launch.status import shown, standing, stands
@@ -19,7 +22,12 @@ def table(folders: Sequence[Path]) -> list[str]:
     readings, damaged = read_all(folders)
     answers = ask(readings)
     rows = [HEAD, *(row(each, answers) for each in readings)]
-    return [*in_columns(rows), *notes(readings, answers), *unknown(readings, answers), *damaged]
+    return [*in_columns(rows), *notes_of(readings, answers), *damaged]
+
+
+def notes_of(readings: Sequence[Reading], answers: Answers) -> list[str]:
+    """Return all notes on these runs: they have stopped, the scheduler does not answer, a notice was lost."""
+    return [*notes(readings, answers), *unknown(readings, answers), *notices_lost(readings)]
 
 
 def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -39,6 +47,17 @@ def notes(readings: Sequence[Reading], answers: Answers) -> list[str]:
         for line in standing(each.run, answers.states.get(each.folder), answers.accounted.get(each.folder, ""))
     ]
     return told + [f"note: and {len(left) - MOST_NOTES} more"] * (len(left) > MOST_NOTES)
+
+
+def notices_lost(readings: Sequence[Reading]) -> list[str]:
+    """Return a note for each run whose newest notice may not have arrived; of many, the first."""
+    found = [
+        f"note: {shown(each.folder)}: {text}"
+        for each in readings
+        if os.path.exists(f"{each.folder}/{NOTICES}")
+        for text in undelivered(each.folder)
+    ]
+    return found[:MOST_NOTES]
 
 
 def row(reading: Reading, answers: Answers) -> tuple[str, ...]:
