@@ -11,6 +11,7 @@ from jobs.runs.curves import Curves, panels_of
 
 SIZE = (4.6, 2.9)
 """Width and height of a picture, in inches."""
+MOST_TICKS = 5
 MOST_NAMED = len(plots.COLOURS)
 """Of more runs, the curves have one colour and no names."""
 
@@ -27,7 +28,14 @@ def pictures(runs: Mapping[str, Curves]) -> dict[str, bytes]:
 def picture(label: str, curves: Sequence[plots.Curve], *, named: bool) -> bytes:
     """Return a PNG file with the curves of a quantity."""
     file = io.BytesIO()
-    draw = partial(plots.curves, panels={label: curves}) if named else partial(draw_alike, label=label, curves=curves)
+    drawn = partial(plots.curves, panels={label: curves}) if named else partial(draw_alike, label=label, curves=curves)
+
+    def draw(axes: Axes) -> None:
+        canvas = axes.figure
+        drawn(axes)
+        for panel in canvas.axes:
+            panel.locator_params(axis="x", nbins=MOST_TICKS)
+
     plots.figure(file, draw, size=SIZE)
     return file.getvalue()
 

@@ -19,6 +19,8 @@ from launch.sight.table import state_of
 from launch.sight.timeline import timeline
 from launch.sight.totals import Hours, hours, total
 
+LOST_HEADS = ("cause", "ends", "steps made again")
+RUN_HEADS = ("lost", "waited", "last end")
 PARTS = (
     ("kept", "work that is in the results", "kept"),
     ("first", "starting", "first"),
@@ -43,11 +45,11 @@ def write_page(path: Path, found: Gathered, curves: Mapping[str, bytes], *, titl
         lead=lead_of(found),
         tiles=tiles(found),
         parts=parts(found),
-        lost_heads=("cause", "ends", "steps made again", "hours for them", "hours to start again", "waited after it"),
+        lost_heads=lost_heads(found),
         lost=lost_rows(found),
         timeline=timeline(found.spells),
         curves={label: base64.b64encode(png).decode() for label, png in curves.items()},
-        run_heads=("run", "state", "attempts", "step", "hours", "lost", "waited", "last end"),
+        run_heads=("run", "state", "attempts", "step", *(f"{unit} hours" for unit in units(found)), *RUN_HEADS),
         runs=run_rows(found),
         paragraph=paragraph(found),
         source=found.source,
@@ -93,9 +95,32 @@ def parts(found: Gathered) -> list[dict[str, Any]]:
 def lost_rows(found: Gathered) -> list[tuple[str, ...]]:
     """Return the rows of the table of lost work."""
     return [
-        (loss.cause, str(loss.ends), f"{loss.steps:,}", both(loss.again), both(loss.restart), in_hours(loss.waited_h))
+        (
+            loss.cause,
+            str(loss.ends),
+            f"{loss.steps:,}",
+            *columns(loss.again, found),
+            *columns(loss.restart, found),
+            in_hours(loss.waited_h),
+        )
         for loss in found.losses
     ]
+
+
+def lost_heads(found: Gathered) -> list[str]:
+    """Return the heads of the table of lost work."""
+    for_them = [f"{unit} hours for them" for unit in units(found)]
+    return [*LOST_HEADS, *for_them, *(f"{unit} hours to start again" for unit in units(found)), "waited afterwards"]
+
+
+def units(found: Gathered) -> list[str]:
+    """Return what hours are counted of: GPUs, if there are any, and cores."""
+    return ["GPU", "core"] if found.totals.used.gpu else ["core"]
+
+
+def columns(used: Hours, found: Gathered) -> list[str]:
+    """Return hours as the cells of their columns."""
+    return [number(used.gpu), number(used.cpu)] if found.totals.used.gpu else [number(used.cpu)]
 
 
 def run_rows(found: Gathered) -> list[tuple[str, ...]]:
@@ -111,7 +136,7 @@ def run_rows(found: Gathered) -> list[tuple[str, ...]]:
                 state_of(each, found.answers),
                 str(each.num_attempts),
                 steps if each.step else "-",
-                both(used),
+                *columns(used, found),
                 share(lost_by(ours), used),
                 in_hours(sum(spell.waited_s for spell in ours) / 3600),
                 each.last_end or "-",

@@ -14,7 +14,7 @@ MOST_ROWS = 100
 MINUTE, HOUR, DAY = 60, 3600, 86400
 STEPS_S = (10, 30, MINUTE, 5 * MINUTE, 15 * MINUTE, 30 * MINUTE, HOUR, 2 * HOUR, 6 * HOUR, 12 * HOUR, DAY, 2 * DAY)
 STEPS_S += (7 * DAY, 14 * DAY, 30 * DAY, 90 * DAY, 365 * DAY)
-MOST_TICKS = 6
+MOST_TICKS = 9
 KINDS = {
     "finished": "finished",
     RUNNING: "running",
