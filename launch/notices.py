@@ -159,7 +159,7 @@ def end_of(log: Path) -> str | None:
 
 def main() -> int:
     """Print the event that is due, for the batch script: the event, the log to write, and why, separated by tabs."""
-    folder = Path(os.environ[FOLDER])
+    folder = Path(os.environ.get(FOLDER, ""))
     with contextlib.suppress(OSError, ValueError):
         notice = due(folder)
         log = claim(folder, notice) if notice else None

@@ -133,17 +133,23 @@ def jobs_in(folder: Path) -> list[str]:
 
 
 def start_of(attempt: Mapping[str, Any], starts: Mapping[str, Sequence[Start]]) -> Start | None:
-    """Return the start of the job in which an attempt was made: the last one before it began, or else, as clocks may be
-    wrong, that of the same number."""
+    """Return the start of the job in which an attempt was made: that in whose time it began, also if clocks differ a
+    little. Of several, the number of restarts tells which."""
     ours, begun = starts.get(attempt["job_id"] or "", ()), seconds_of(attempt["begun"])
-    before = [start for start in ours if begun is not None and start.begun <= begun + MARGIN_S]
-    in_time = [start for start in before if begun is not None and (start.ended or begun) >= begun - MARGIN_S]
-    if in_time:
-        # Of short starts, several may be as near as that; the number tells which.
-        number = attempt["restart"] or 0
-        same = ours[number] if number < len(ours) else None
-        return same if same in in_time else in_time[-1]
+    number = attempt["restart"] or 0
+    if begun is None:
+        return None
+    for margin_s in (0.0, MARGIN_S):
+        in_time = [start for start in ours if is_within(begun, start, margin_s)]
+        if in_time:
+            same = ours[number] if number < len(ours) else None
+            return same if same in in_time else in_time[-1]
     return None
+
+
+def is_within(when: float, start: Start, margin_s: float) -> bool:
+    """Whether a start of a job, extended by a margin on both sides, contains a time."""
+    return start.begun - margin_s <= when <= (when if start.ended is None else start.ended) + margin_s
 
 
 def spell_of(

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import stat
 import sys
 import tempfile
@@ -159,6 +160,7 @@ def shown_by(training: Training, *words: str, seconds: float) -> tuple[str, int,
     """What a command shows on a terminal until Ctrl-C; its exit code, and how long it took to leave."""
     child, terminal = pty.fork()
     if child == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a shell ignores for what it starts in the background
         environment = surroundings() | training.slurm.environment | {"TERM": "xterm-256color", "COLUMNS": "160"}
         os.chdir(ROOT)
         os.execve(sys.executable, [sys.executable, "-m", "launch", *words], environment)
