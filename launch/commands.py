@@ -218,6 +218,8 @@ def show_status(words: Sequence[str]) -> int:
     parser.add_argument(
         "--watch",
         type=seconds_between_looks,
+        nargs="?",
+        const=SECONDS_OF_WATCH,
         metavar="SECONDS",
         help="keep showing them, also their places in the queue and their loss, until Ctrl-C; look again after this "
         f"number of seconds (default: {SECONDS_OF_WATCH:g})",

@@ -48,7 +48,7 @@ def pieces(submission: Submission, *, pickles: bool) -> tuple[str, str]:
         "setup": cluster.setup,
         "successor": cluster.successor and len(submission.folders) <= MOST_FOLLOWED,
         "notify": shlex.join(shlex.split(cluster.notify)) if cluster.notify else "",
-        "mail": bool(cluster.mail),
+        "mail": MAIL_AT if cluster.mail else "",
     }
     identity = render(
         "identity.sh",

@@ -193,11 +193,17 @@ def drawn(view: View, width: int, height: int) -> Group:
         table.add_column(HEAD[k], no_wrap=True, overflow="ellipsis", width=column)
     for cell in rows:
         colour = COLOURS.get(cell[1].split(" ")[0], "red")
-        table.add_row(*(Text(cell[k], style=colour if k == 1 else "") for k in widths))
+        shown = [end_of(cell[k], widths[k]) if k == 0 else cell[k] for k in widths]
+        table.add_row(*(Text(text, style=colour if k == 1 else "") for k, text in zip(widths, shown, strict=True)))
     more = len(view.readings) - len(rows)
     told = [*([f"and {plural(more, 'more run')}"] if more else []), *notes_in(view)[:SHOWN_NOTES]]
     lines = [Text(line, no_wrap=True, overflow="ellipsis", style="dim") for line in told]
     return Group(Text(title_of(view), no_wrap=True, overflow="ellipsis"), table, *lines)
+
+
+def end_of(name: str, width: int) -> str:
+    """Return the name of a run without its beginning if it is too long: names differ at their end."""
+    return name if len(name) <= width else f"…{name[1 - width :]}"
 
 
 def widths_of(rows: Sequence[Sequence[str]], width: int) -> dict[int, int]:

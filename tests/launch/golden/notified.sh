@@ -121,6 +121,7 @@ case $? in
 *) deeplense_leave 1 ;;
 esac
 export DEEPLENSE_ATTEMPT
+[ -z "$deeplense_after" ] || deeplense_ask 60 scontrol update jobid="$deeplense_job" mailtype=END,FAIL,INVALID_DEPEND
 # Queues a successor job: the same script, with the original environment, which starts when this job has ended for good.
 # It makes the next attempt if this job could not request one. If the run is over, it is cancelled or exits.
 deeplense_follow() {
@@ -136,8 +137,11 @@ deeplense_follow() {
         [ -z "$conf" ] || export SLURM_CONF="$conf"
         export DEEPLENSE_AFTER="${deeplense_follower#deeplense-after-}"
         deeplense_ask 60 sbatch --parsable --export=ALL --dependency="afterany:$deeplense_job" \
-            --job-name="$deeplense_follower" --mail-type=NONE ${element:+--array="$element"} "$0"
-    ) > /dev/null
+            --job-name="$deeplense_follower" ${element:+--array="$element"} "$0"
+    ) > /dev/null || return
+    # Without mails, unless it makes an attempt.
+    there="$(deeplense_ask 60 squeue --me --noheader --name="$deeplense_follower" --format=%i)"
+    [ -z "$there" ] || deeplense_ask 60 scontrol update jobid="$there" mailtype=NONE || :
 }
 deeplense_persist deeplense_follow &
 deeplense_following=$!
