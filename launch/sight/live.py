@@ -17,7 +17,7 @@ from launch.findings import plural
 from launch.sight.overview import Answers, ask, read_all
 from launch.sight.places import Place, places
 from launch.sight.reading import Reading
-from launch.sight.table import in_columns, notes_of, row
+from launch.sight.table import QUIET, in_columns, notes_of, row
 
 SECONDS_BETWEEN_QUESTIONS = 10.0
 """Slurm is asked no more often, as its controller serves all users of the cluster."""
@@ -28,9 +28,10 @@ SHOWN_NOTES = 3
 LINES_AROUND = 4 + SHOWN_NOTES
 """Lines of the view besides the rows: a title, the heads, and notes."""
 KEPT = ("RUN", "STATE", "STEP")
+SHRUNK = ("RUN", "STATE", "LAST END")
 DROPPED_FIRST = ("ATTEMPT", "RATE", "LAST END", "LOSS", "QUEUE", "TIME LEFT")
 """Columns that a narrow terminal does not show, the first ones first."""
-WIDEST, NARROWEST, GAP = 36, 6, 2
+WIDEST, NARROWEST, LEAST_WIDTH, STEP_OF_WIDTH, GAP = 36, 16, 6, 2, 2
 COLOURS = {"running": "green", "pending": "yellow", "finished": "dim", "unknown": "dim"}
 
 
@@ -181,7 +182,7 @@ def place_in_words(place: Place) -> str:
         return rank
     left_s = place.start - time.time()
     when = time.strftime("%H:%M" if left_s < 24 * 3600 else "%d %b %H:%M", time.localtime(place.start))
-    return f"{rank}, starts {when}" if left_s > 0 else f"{rank}, starts soon"
+    return f"{rank}, ~{when}" if left_s > 0 else f"{rank}, soon"
 
 
 def drawn(view: View, width: int, height: int) -> Group:
@@ -192,7 +193,7 @@ def drawn(view: View, width: int, height: int) -> Group:
     for k, column in widths.items():
         table.add_column(HEAD[k], no_wrap=True, overflow="ellipsis", width=column)
     for cell in rows:
-        colour = COLOURS.get(cell[1].split(" ")[0], "red")
+        colour = "yellow" if QUIET in cell[1] else COLOURS.get(cell[1].split(" ")[0], "red")
         shown = [end_of(cell[k], widths[k]) if k == 0 else cell[k] for k in widths]
         table.add_row(*(Text(text, style=colour if k == 1 else "") for k, text in zip(widths, shown, strict=True)))
     more = len(view.readings) - len(rows)
@@ -207,17 +208,22 @@ def end_of(name: str, width: int) -> str:
 
 
 def widths_of(rows: Sequence[Sequence[str]], width: int) -> dict[int, int]:
-    """Return the columns to show, with their widths: those with content, without the least important ones if the
-    terminal is too narrow."""
+    """Return the columns to show, with their widths: those with content. If the terminal is too narrow, columns with
+    long texts become narrower, and then the least important ones are left out."""
     widest = [min(max(map(len, column)), WIDEST) for column in zip(HEAD, *rows, strict=True)]
-    kept = {k for k in range(len(HEAD)) if HEAD[k] in KEPT or any(row[k] != "-" for row in rows)}
+    narrowest = [min(widest[k], NARROWEST) if HEAD[k] in SHRUNK else widest[k] for k in range(len(HEAD))]
+    kept = [k for k in range(len(HEAD)) if HEAD[k] in KEPT or any(row[k] != "-" for row in rows)]
     for name in DROPPED_FIRST:
-        if sum(widest[k] + GAP for k in kept) <= width:
+        if sum(narrowest[k] + GAP for k in kept) <= width:
             break
-        kept -= {HEAD.index(name)}
-    over = max(sum(widest[k] + GAP for k in kept) - width, 0)
-    shrunk = {0: widest[0] - (over + 1) // 2, 1: widest[1] - over // 2}
-    return {k: max(shrunk.get(k, widest[k]), NARROWEST) for k in sorted(kept)}
+        kept = [k for k in kept if HEAD[k] != name]
+    found = {k: widest[k] for k in kept}
+    while (over := sum(found.values()) + GAP * len(found) - width) > 0:
+        longest = max((k for k in kept if HEAD[k] in SHRUNK), key=lambda k: found[k])
+        if found[longest] <= LEAST_WIDTH:
+            break
+        found[longest] = max(found[longest] - min(over, STEP_OF_WIDTH), LEAST_WIDTH)
+    return found
 
 
 def notes_in(view: View) -> list[str]:

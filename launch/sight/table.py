@@ -13,7 +13,7 @@ from launch.status import shown, standing, stands
 
 MOST_NOTES = 20
 HEAD = ("RUN", "STATE", "ATTEMPT", "STEP", "RATE", "TIME LEFT", "LAST END")
-QUIET_S = 300.0
+QUIET, QUIET_S = "no step for", 300.0
 """Seconds without a step after which a running run is reported to make none. An evaluation may take minutes."""
 
 
@@ -101,7 +101,7 @@ def details(reading: Reading, state: str, reason: str) -> list[str]:
         told.append(printable(reason))
     quiet_s = reading.seconds_without_step
     if state == "RUNNING" and quiet_s > QUIET_S:
-        told.append(f"no step for {quiet_s / 60:.0f} min")
+        told.append(f"{QUIET} {quiet_s / 60:.0f} min")
     return told
 
 

@@ -10,8 +10,10 @@ import pytest
 
 from deeplense.files import write_json
 from deeplense.records import line_of, write_record
-from jobs.runs.attempts import EMPTY
+from jobs.runs.attempts import EMPTY, begin_attempt, end_attempt, read_attempts
 from jobs.runs.folder import FINISHED, LAUNCH
+from jobs.runs.progress import ProgressFile
+from launch.judging import conclude
 from launch.sight.accounting import Start, parsed
 from launch.sight.spending import NO_ATTEMPT, RUNNING, Spell, divided, jobs_of, spells_of
 from launch.sight.totals import Hours, losses, totals_of
@@ -197,3 +199,29 @@ def test_energy_is_known_of_a_share(tmp_path: Path) -> None:
     sums = totals_of([known, replace(known, cpus=1, energy_j=None)])
     assert (sums.energy_kwh, sums.share_with_energy) == (2.0, 0.75)
     assert totals_of([replace(known, energy_j=None)]).energy_kwh is None
+
+
+def test_how_far_an_attempt_came_is_noted_before_the_next_one_overwrites_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(tmp_path / "run", attempt(1, 0, first_step=0), attempt(2, 9, first_step=3))
+    monkeypatch.setenv("DEEPLENSE_FOLDER", str(run))
+    monkeypatch.setenv("DEEPLENSE_ATTEMPT", "2")
+    ProgressFile(run, total=100, first=3).update(8)
+    conclude(run, 2, "node lost")
+    found = read_attempts(run)[1]
+    assert (found["reached"], found["ended"], found["concluded"]) == (8, "node lost", found["reached_at"])
+    assert found["rate"] > 0
+    conclude(run, 1, "crash: exit code 1")
+    assert read_attempts(run)[0].get("reached") is None, "the negative control: this is the progress of another attempt"
+
+
+def test_a_run_that_was_started_directly_has_the_hours_of_its_processes(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    number = begin_attempt(run, first_step=0, num_processes=2)
+    end_attempt(run, number, reason="finished", last_step=10)
+    write_record(run / FINISHED, {"step": 10})
+    (spell,) = spells_of(run, "run", {})
+    assert (spell.cpus, spell.gpus, spell.kept, spell.accounted) == (2, 0, 10, False)
+    assert 0 <= spell.seconds < 60
