@@ -1,5 +1,6 @@
 """Whether runs are pending or running, and why they have stopped. One query to the scheduler serves all runs."""
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -237,4 +238,5 @@ def how_to_go_on(run: Launched) -> str:
 
 def shown(folder: Path) -> Path:
     """Return a folder relative to the current one, if it is below it."""
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    here, path = os.getcwd(), str(folder)
+    return Path(path.removeprefix(here).lstrip("/")) if f"{path}/".startswith(f"{here.rstrip('/')}/") else folder

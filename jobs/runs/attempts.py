@@ -83,12 +83,13 @@ def newest_attempts(run: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     whole = size <= TAIL
-    lines = lines_in(content if whole else content.partition(b"\n")[2], KINDS)
-    numbers = [attempt["attempt"] for attempt in lines.good.values()]
-    is_good = not lines.bad and len(numbers) > 1 and numbers == [*range(numbers[0], numbers[0] + len(numbers))]
-    if is_good and (not whole or numbers[0] == 1):
-        return [EMPTY | attempt for attempt in lines.good.values()]
-    return in_order(lines) if whole else read_attempts(run)
+    texts = content.removesuffix(b"\n").split(b"\n")[0 if whole else 1 :]
+    last = lines_in(b"\n".join(texts[-2:]), KINDS)
+    numbers = [attempt["attempt"] for attempt in last.good.values()]
+    is_good = not last.bad and len(numbers) == 2 and numbers[1] == numbers[0] + 1
+    if is_good and (not whole or numbers[1] == len(texts)):
+        return [EMPTY | attempt for attempt in last.good.values()]
+    return in_order(lines_in(content, KINDS)) if whole else read_attempts(run)
 
 
 def in_order(lines: Lines) -> list[dict[str, Any]]:
