@@ -66,6 +66,7 @@ class Asker:
         self.answers, self.places = Answers(), dict[str, Place]()
         self.thread: threading.Thread | None = None
         self.begun, self.has_answer = 0.0, False
+        self.finished: dict[Path, Reading] = {}
 
     def ask_if_due(self, readings: Sequence[Reading]) -> None:
         """Ask again if the last question is answered and some time has passed. Wait a moment for the first answer."""
@@ -136,8 +137,12 @@ def watch(
 
 
 def look(find: Callable[[], Sequence[Path]], asker: Asker) -> View:
-    """Read the runs again, and ask the scheduler if it is time."""
-    readings, damaged = read_all(find())
+    """Read the runs again, but for those that have finished, and ask the scheduler if it is time."""
+    folders = find()
+    left, damaged = read_all([folder for folder in folders if folder not in asker.finished])
+    asker.finished |= {each.folder: each for each in left if each.finished_step is not None}
+    now = asker.finished | {each.folder: each for each in left}
+    readings = [now[folder] for folder in folders if folder in now]
     asker.ask_if_due(readings)
     view = View(readings, asker.answers, asker.places, damaged, asker.has_answer)
     return replace(view, readings=sorted(readings, key=lambda each: order_of(each, view.answers)))

@@ -15,9 +15,9 @@ import pytest
 from rich.console import Console
 
 from deeplense.files import write_json
-from deeplense.records import line_of
+from deeplense.records import line_of, write_record
 from jobs.runs.attempts import EMPTY
-from jobs.runs.folder import LAUNCH
+from jobs.runs.folder import FINISHED, LAUNCH
 from launch import commands
 from launch.sight import live
 from launch.sight.live import HEAD, View, drawn, print_changes, watch, widths_of
@@ -210,3 +210,17 @@ def test_seconds_that_cannot_be_meant_are_refused(seconds: str, capsys: pytest.C
     with pytest.raises(SystemExit):
         commands.show_status(["--watch", seconds])
     assert "from 0.5 to 3600" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_read_once_and_others_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "ask", lambda readings: Answers())
+    works, done = run_in(tmp_path / "works"), run_in(tmp_path / "done", ended="finished")
+    write_record(done / FINISHED, {"step": 200})
+    read: list[str] = []
+    kept = live.read_all
+    monkeypatch.setattr(live, "read_all", lambda folders: read.extend(f.name for f in folders) or kept(folders))
+    asker = live.Asker()
+    views = [live.look(lambda: [works, done], asker) for _ in range(3)]
+    assert read == ["works", "done", "works", "works"]
+    assert [len(view.readings) for view in views] == [2, 2, 2]
+    assert [len(live.look(lambda: [works], asker).readings)] == [1], "a run that was removed is gone"
