@@ -89,7 +89,16 @@ def read_lines(path: Path, kinds: Kinds) -> Lines:
     Raises:
         OSError: the file cannot be read.
     """
-    content = path.read_bytes() if path.exists() else b""
+    return lines_in(path.read_bytes() if path.exists() else b"", kinds)
+
+
+def lines_in(content: bytes, kinds: Kinds) -> Lines:
+    """Return the records in the content of a file of lines.
+
+    Args:
+        content: a JSON record per line.
+        kinds: type of each required value by name.
+    """
     good, bad = {}, []
     for number, line in enumerate(content.removesuffix(b"\n").split(b"\n") if content else (), start=1):
         values = parsed(line)

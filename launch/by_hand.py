@@ -31,6 +31,15 @@ def is_here(holder: dict[str, Any]) -> bool:
     return holder["machine"] == machine()
 
 
+def is_elsewhere(folder: Path) -> bool:
+    """Whether a process on another machine holds a run, as far as its lock says."""
+    try:
+        holder = read_holder(folder / LOCK)
+    except OSError:
+        return False
+    return bool(holder) and not is_here(holder)
+
+
 def stop(folder: Path) -> None:
     """Stop a run after it has saved a checkpoint. Raises ValueError if no process trains it, or one elsewhere."""
     holder = holder_of(folder)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,9 +37,17 @@ def check_before_submission(submission: Submission) -> Iterator[str]:
     for command in submission.counting:
         check_job(command, cluster)
     refuse([*image_problems(cluster), *machine_problems(cluster)])
+    yield from notice_notes(cluster)
     if cluster.executor == "slurm":
         yield from check_slurm(submission, look(cluster))
         yield from (f"note: {text}" for text in folder_notes(submission))
+
+
+def notice_notes(cluster: Cluster) -> Iterator[str]:
+    """Yield a note if the command for notices is not on this machine; the nodes may have it."""
+    program = shlex.split(cluster.notify)[0] if cluster.notify else ""
+    if program and not shutil.which(program):
+        yield f"note: notify: {program} is not on this machine; without it on the nodes, no notice arrives"
 
 
 def check_slurm(submission: Submission, site: Site) -> Iterator[str]:

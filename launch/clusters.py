@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ VARIABLE = "DEEPLENSE_CLUSTERS"
 LEAST = {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_task": 1, "signal_delay_s": 1}
 POSITIVE = ("hours", "memory_gb_per_task")
 PATHS = ("scratch", "image", "slurm_conf")
-SLURM_ONLY = ("partition", "account", "qos", "constraint", "reservation", "slurm_conf", "sbatch")
+SLURM_ONLY = ("partition", "account", "qos", "constraint", "reservation", "slurm_conf", "mail", "sbatch")
 KEY_OF = {
     **{name: name for name in ("partition", "account", "qos", "constraint", "reservation", "nodes")},
     **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-task"), "gpus_per_node"),
@@ -252,6 +253,18 @@ def check_sbatch(options: Mapping[str, str]) -> None:
         require(option not in DECIDED, f"sbatch: `deeplense submit` sets {option} itself; leave it out.")
 
 
+def check_notices(cluster: "Cluster") -> None:
+    """Raise ValueError for a command that is not complete, and for mails that are requested in two ways."""
+    if cluster.notify is not None:
+        try:
+            words = shlex.split(cluster.notify)
+        except ValueError as error:
+            raise ValueError(f"notify: {cluster.notify!r} is not a command ({error}); close the quotes.") from error
+        require(bool(words), "notify is empty; write a command or leave the key out.")
+    twice = cluster.mail and [option for option in cluster.sbatch if option.startswith("mail-")]
+    require(not twice, "mail sets mail-user and mail-type of sbatch; leave these options out, or leave mail out.")
+
+
 def check_local(cluster: "Cluster") -> None:
     """Raise ValueError if a profile of this machine sets keys for Slurm, or `local` is not this machine."""
     if cluster.executor == "local":
@@ -309,6 +322,11 @@ class Cluster:
     successor: bool = True
     """whether to queue a successor job, which resumes the run if its job ends without requeueing itself; set false if
     the number of jobs per user is limited"""
+    notify: str | None = None
+    """command to call when a run finishes, fails, or stands still, with the run folder, the event and the reason as
+    further arguments"""
+    mail: str | None = None
+    """address to which Slurm sends a mail when a job ends"""
     sbatch: dict[str, str] = field(default_factory=dict)
     """further options of sbatch by their long name; use an empty value for an option without a value"""
     slurm_conf: str | None = None
@@ -324,6 +342,7 @@ class Cluster:
             check_texts(self)
             check_restarts(self.restarts)
             check_sbatch(self.sbatch)
+            check_notices(self)
             check_local(self)
         except ValueError as error:
             raise ValueError(f"cluster {self.name!r}: {error}") from error

@@ -11,11 +11,14 @@ from jobs.bounds import MOST_PARTS
 from jobs.runs.folder import FINISHED
 from jobs.settings import require
 from jobs.verbs import DIVISIBLE, SPREAD, with_joined_name
-from launch import status
+from launch import cancelling, following, offline, status
 from launch.clusters import Cluster, describe, find_cluster, load_clusters
 from launch.ends import DEFAULT_RESTARTS
-from launch.parsing import CommandParser, at_least
+from launch.parsing import DESCRIBE, CommandParser, at_least
 from launch.record import launched
+from launch.sight.overview import ask, read_all, tell_users
+from launch.sight.search import find_runs
+from launch.sight.table import table
 from launch.status import shown
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from launch.submission import Submission
 
 SHARED = " or ".join(DIVISIBLE)
+SECONDS_OF_WATCH, LEAST_SECONDS_OF_WATCH, MOST_SECONDS_OF_WATCH = 5.0, 0.5, 3600.0
 OPTIONS: dict[str, tuple[type, str]] = {
     "nodes": (int, "number of nodes"),
     "gpus_per_node": (int, "number of GPUs per node; one process runs per GPU"),
@@ -34,6 +38,8 @@ OPTIONS: dict[str, tuple[type, str]] = {
     "account": (str, "Slurm account"),
     "qos": (str, "Slurm quality of service"),
     "image": (str, "path of the Apptainer image"),
+    "notify": (str, "command to call when a run finishes, fails, or stands still"),
+    "mail": (str, "address to which Slurm sends a mail when a job ends"),
 }
 
 
@@ -200,7 +206,7 @@ def submitted(job_id: str | None) -> str:
 
 
 def show_status(words: Sequence[str]) -> int:
-    """Show the state of runs and why their last attempts ended: deeplense status [RUN ...]"""
+    """Show the state of runs and why their last attempts ended: deeplense status [RUN ...] [--watch [SECONDS]]"""
     parser = CommandParser(prog="deeplense status", description=show_status.__doc__)
     parser.add_argument(
         "runs",
@@ -209,13 +215,85 @@ def show_status(words: Sequence[str]) -> int:
         metavar="RUN",
         help="run, or folder with runs (default: all runs below the current folder)",
     )
-    roots = parser.parse_args(words).runs or [Path()]
-    folders = status.find_launched([root.absolute() for root in roots])
-    require(
-        bool(folders),
-        f"no run found in or below {', '.join(map(str, roots))}; start one with `deeplense train` or `submit`.",
+    parser.add_argument(
+        "--watch",
+        type=seconds_between_looks,
+        nargs="?",
+        const=SECONDS_OF_WATCH,
+        metavar="SECONDS",
+        help="keep showing them, also their places in the queue and their loss, until Ctrl-C; look again after this "
+        f"number of seconds (default: {SECONDS_OF_WATCH:g})",
     )
-    print("\n".join(status.table(folders)))
+    parser.add_argument(
+        "--notices",
+        action="store_true",
+        help="first call the commands (`notify`) of your runs that stand still or whose end was not told; for cron. "
+        "--watch does so, too",
+    )
+    given = parser.parse_args(words if words is DESCRIBE else with_value(words, "--watch", f"{SECONDS_OF_WATCH:g}"))
+    roots = [root.absolute() for root in given.runs or [Path()]]
+    folders = find_runs(roots)
+    require(
+        bool(folders) or given.watch is not None,
+        f"no run found in or below {', '.join(map(str, given.runs or [Path()]))}; start one with `deeplense train` or "
+        "`submit`.",
+    )
+    if given.watch is not None:
+        from launch.sight.live import watch
+
+        return watch(lambda: find_runs(roots), given.watch, told=tell_users)
+    if given.notices:
+        readings, _ = read_all(folders)
+        tell_users(readings, ask(readings))
+    print("\n".join(table(folders)))
+    return 0
+
+
+def with_value(words: Sequence[str], option: str, value: str) -> list[str]:
+    """Return the words with a value after an option that has none: the next word, such as a run, is not a number."""
+    found = []
+    for word, after in zip(words, [*words[1:], ""], strict=False):
+        found.append(word)
+        if word == option and not after.replace(".", "", 1).lstrip("-").isdecimal():
+            found.append(value)
+    return found
+
+
+def seconds_between_looks(text: str) -> float:
+    """Parse the time between two looks of `status --watch`."""
+    seconds = float(text)
+    if not LEAST_SECONDS_OF_WATCH <= seconds <= MOST_SECONDS_OF_WATCH:
+        told = f"{text} is not from {LEAST_SECONDS_OF_WATCH:g} to {MOST_SECONDS_OF_WATCH:g}"
+        raise argparse.ArgumentTypeError(told)
+    return seconds
+
+
+def report(words: Sequence[str]) -> int:
+    """Write a page on runs: attempts, curves, hours used and lost: deeplense report RUN ... --output PAGE.html"""
+    parser = CommandParser(prog="deeplense report", description=report.__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run, or folder with runs")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("report.html"),
+        metavar="PAGE.html",
+        help="file to write (default: report.html)",
+    )
+    parser.add_argument("--title", help="title of the page (default: the names of the folders)")
+    given = parser.parse_args(words)
+    right = given.output.suffix in (".html", ".htm") and not given.output.is_dir()
+    require(right, f"--output {given.output} must be a file that ends in .html.")
+    folders = find_runs([run.absolute() for run in given.runs])
+    require(bool(folders), f"no run found in or below {', '.join(map(str, given.runs))}.")
+    from launch.sight.curves import curves_of
+    from launch.sight.gathering import gather
+    from launch.sight.page import write_page
+    from launch.sight.proposal import paragraph
+
+    found = gather(folders)
+    title = given.title or f"Runs of {', '.join(run.absolute().name for run in given.runs)}"
+    write_page(given.output, found, curves_of(found), title=title)
+    print(f"{paragraph(found)}\npage: {given.output}")
     return 0
 
 
@@ -239,9 +317,9 @@ def logs(words: Sequence[str]) -> int:
         f"{given.run} was not submitted, so it has no log: its output is in the terminal where it was started; see "
         f"{given.run}/metrics.jsonl for its metrics.",
     )
-    path = status.log_of(run, given.rank)
+    path = following.log_of(run, given.rank)
     if given.follow:
-        for text in status.follow(run, given.rank):
+        for text in following.follow(run, given.rank):
             sys.stdout.write(text)
             sys.stdout.flush()
         return tell_standing(run)
@@ -268,8 +346,8 @@ def cancel(words: Sequence[str]) -> int:
         "runs", type=Path, nargs="+", metavar="RUN", help="run, or folder with runs, such as that of a job array"
     )
     given = dict.fromkeys(run.absolute() for run in parser.parse_args(words).runs)
-    runs = {run.folder: run for folder in given for run in status.to_cancel(folder)}
-    ended = [run.folder for run in status.cancel_all(list(runs.values()))]
+    runs = {run.folder: run for folder in given for run in cancelling.to_cancel(folder)}
+    ended = [run.folder for run in cancelling.cancel_all(list(runs.values()))]
     for folder in ended:
         print(f"{shown(folder)}: cancelled; `deeplense resume {shown(folder)}` resumes it")
     left = [folder for folder in runs if folder not in ended]
@@ -303,7 +381,7 @@ def sync(words: Sequence[str]) -> int:
     parser = CommandParser(prog="deeplense sync", description=sync.__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
     for run in parser.parse_args(words).runs:
-        count = status.sync(run)
+        count = offline.sync(run)
         print(f"{run}: {count} attempts uploaded" if count else f"{run}: there are no offline logs")
     return 0
 
@@ -334,6 +412,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "submit": submit,
     "sweep": sweep,
     "status": show_status,
+    "report": report,
     "logs": logs,
     "cancel": cancel,
     "resume": resume,

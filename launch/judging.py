@@ -1,6 +1,8 @@
 """Find out why an attempt ended, from the records of the run, the logs and Slurm."""
 
+import contextlib
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from deeplense.records import read_record
 from jobs.frame.watchdog import hung
 from jobs.runs.attempts import end_attempt, first_failure, newest_step, read_attempts
 from jobs.runs.folder import LAUNCH
+from jobs.runs.progress import PROGRESS, read_progress
 from launch.ends import (
     LIVING,
     Facts,
@@ -89,8 +92,21 @@ def judge(folder: Path, attempt: Mapping[str, Any], job: Job, *, log: Path) -> s
 
 
 def conclude(folder: Path, number: int, reason: str) -> None:
-    """Record the final reason why an attempt ended. Raises OSError if it cannot be written."""
-    end_attempt(folder, number, reason=reason, concluded=True)
+    """Record the final reason why an attempt ended, and how far it came. Raises OSError if it cannot be written."""
+    end_attempt(folder, number, reason=reason, concluded=True, values=reached(folder, number))
+
+
+def reached(folder: Path, number: int) -> dict[str, Any]:
+    """Return the last step that an attempt is known to have made, when that was, and its steps per second; empty if
+    unknown. The next attempt overwrites the file that says so."""
+    progress = read_progress(folder)
+    if progress is None or progress.get("attempt") != number:
+        return {}
+    with contextlib.suppress(OSError):
+        when = time.localtime((folder / PROGRESS).stat().st_mtime)
+        told = time.strftime("%Y-%m-%dT%H:%M:%S%z", when)
+        return {"reached": progress["step"], "reached_at": told, "rate": progress["rate"]}
+    return {}
 
 
 def counted(folder: Path, number: int) -> list[str]:

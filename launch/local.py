@@ -46,6 +46,7 @@ def supervise(command: Sequence[str]) -> int:
     """
     from launch.copied import WHERE, refuse_other_code
     from launch.judging import Job, launched
+    from launch.notices import send_due
     from launch.requeue import Over, begin, end
 
     folder, group = Path(os.environ[FOLDER]), Group()
@@ -63,6 +64,7 @@ def supervise(command: Sequence[str]) -> int:
             number = persist(partial(begin, folder, log=log, job=Job()))
         except Over as over:
             print(f"deeplense: {over}", flush=True)
+            send_due(folder)
             return 0
         os.environ[NUMBER] = str(number)
         print(begin_line(number), flush=True)
@@ -71,6 +73,7 @@ def supervise(command: Sequence[str]) -> int:
         near_limit = group.forwarded == signal.SIGUSR2
         cause = None if group.forwarded is None else TIME_LIMIT if near_limit else CANCELLED
         what = persist(partial(end, folder, number, log=log, job=Job(), code=code, cause=cause))
+        send_due(folder)
         if what != "requeue":
             return code
         if near_limit:

@@ -14,7 +14,7 @@ from typing import Any
 
 from deeplense.records import read_record, write_record
 from jobs import command_line
-from jobs.runs.attempts import ATTEMPTS, read_attempts
+from jobs.runs.attempts import ATTEMPTS, newest_attempts, read_attempts
 from jobs.runs.folder import CODE, LAUNCH, LOGS
 from jobs.settings import require
 from launch.by_hand import how_to_resume
@@ -28,7 +28,8 @@ KINDS = {"job_id": str | None, "logs": str, "cluster": dict, "attempts_before": 
 REPEATED = {"command": list, "working_folder": str, "cluster": dict, "code": str}
 """Keys of the record that are needed to resubmit a run, with their types."""
 
-
+EVERYBODY = "everybody"
+"""Who may have written a file that all users can write."""
 PARSE = "import sys; from jobs.{module} import parse; parse(sys.argv[1], sys.argv[2:])"
 
 
@@ -60,11 +61,16 @@ def stranger_of(path: Path) -> str | None:
     if found.st_uid == os.geteuid() and not found.st_mode & stat.S_IWOTH:
         return None
     if found.st_uid == os.geteuid():
-        return "everybody"
+        return EVERYBODY
     try:
         return pwd.getpwuid(found.st_uid).pw_name
     except KeyError:
         return f"user {found.st_uid}"
+
+
+def named_owner(run: Launched) -> bool:
+    """Whether another user has written the record of a run, and not anybody."""
+    return run.stranger not in (None, EVERYBODY)
 
 
 def own(folder: Path) -> Launched:
@@ -104,23 +110,30 @@ def told_in(folder: Path) -> dict[str, Any]:
     return told
 
 
-def launched(folder: Path) -> Launched:
+def launched(folder: Path, *, attempts: Sequence[Mapping[str, Any]] | None = None) -> Launched:
     """Return how a run was submitted, or that it was started directly. Raises ValueError if the folder is not a run or
-    its record is damaged."""
+    its record is damaged. `attempts` are its newest attempts, if they have been read."""
     path = folder / LAUNCH
     if not path.exists() and (folder / ATTEMPTS).exists():
         return Launched(folder, None, None, True, folder / LOGS, by_hand=True)
     if not path.exists():
         raise ValueError(f"{folder} was not submitted: it has no {LAUNCH}. Submit it with `deeplense submit`.")
     told = told_in(folder)
-    local = told["cluster"]["executor"] == "local"
+    local, before = told["cluster"]["executor"] == "local", told.get("attempts_before") or 0
     # A script that the user passed to sbatch records its job id in its first attempt; a successor job may follow it.
-    later = [attempt["job_id"] for attempt in read_attempts(folder)[told.get("attempts_before") or 0 :]]
-    job_id = next(filter(None, reversed(later)), None) if not local else None
-    job_id = job_id or told["job_id"]
+    job_id = (None if local else newest_job(folder, attempts, after=before)) or told["job_id"]
     require(not local or not job_id or job_id.isdecimal(), f"{path} is damaged: {job_id!r} is not a process id.")
     unnamed, conf, logs = not local and not told["job_id"], told["cluster"]["slurm_conf"], Path(told["logs"])
     return Launched(folder, job_id, conf, local, logs, stranger_of(path), unnamed=unnamed)
+
+
+def newest_job(folder: Path, attempts: Sequence[Mapping[str, Any]] | None, *, after: int) -> str | None:
+    """Return the job of the newest attempt after this number of attempts that has one; None if there is none."""
+    attempts = newest_attempts(folder) if attempts is None else attempts
+    if attempts and attempts[-1]["job_id"] is None and attempts[0]["attempt"] > after + 1:
+        attempts = read_attempts(folder)
+    later = [attempt["job_id"] for attempt in attempts if attempt["attempt"] > after]
+    return next(filter(None, reversed(later)), None)
 
 
 def is_process(pid: int, module: bytes) -> bool:

@@ -20,6 +20,8 @@ TEMPLATES = Path(__file__).parents[1] / "slurm_templates"
 FOLDERS = "folders.txt"
 MOST_FOLLOWED = 64
 """Arrays of more runs have no successor jobs, which would fill the queue."""
+MAIL_AT = "END,FAIL,INVALID_DEPEND"
+"""Events of which Slurm sends mails."""
 SRUN_OPTIONS = ("--open-mode=append", "--export=ALL", "--kill-on-bad-exit=1", "--wait=60")
 
 
@@ -45,6 +47,8 @@ def pieces(submission: Submission, *, pickles: bool) -> tuple[str, str]:
         "environment": lines | {name: shlex.quote(value) for name, value in cluster.environment.items()},
         "setup": cluster.setup,
         "successor": cluster.successor and len(submission.folders) <= MOST_FOLLOWED,
+        "notify": shlex.join(shlex.split(cluster.notify)) if cluster.notify else "",
+        "mail": MAIL_AT if cluster.mail else "",
     }
     identity = render(
         "identity.sh",
@@ -90,6 +94,8 @@ def slurm_parameters(submission: Submission) -> dict[str, Any]:
 def unnamed(cluster: Cluster) -> dict[str, str]:
     """Return options that submitit does not have, or has in another unit."""
     options = {"reservation": cluster.reservation} if cluster.reservation else {}
+    if cluster.mail:
+        options |= {"mail-user": cluster.mail, "mail-type": MAIL_AT}
     if cluster.memory_gb_per_task:
         options["mem"] = f"{math.ceil(1024 * cluster.memory_gb_per_task * cluster.tasks_on_node)}M"
     return options

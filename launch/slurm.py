@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,16 @@ from launch.ends import parse_fields
 from launch.environment import for_jobs, for_questions
 
 TIMEOUT_S = 60
+MOST_JOBS = 2000
+"""Jobs in one question to the accounting: an argument of a program has a largest length."""
 
 
-def run(slurm_conf: str | None, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a Slurm command and wait for its end. Raises ValueError if it is not installed or does not answer."""
+def run(slurm_conf: str | None, *words: str, epoch: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run a Slurm command and wait for its end. With `epoch`, it prints times in seconds since the epoch. Raises
+    ValueError if it is not installed or does not answer."""
     refuse_dead_munge(slurm_conf)
     environment = (for_jobs if words[0] == "sbatch" else for_questions)(os.environ, slurm_conf)
+    environment |= {"SLURM_TIME_FORMAT": "%s"} if epoch else {}
     try:
         return subprocess.run(words, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S)
     except FileNotFoundError as error:
@@ -62,9 +66,9 @@ def refuse_dead_munge(slurm_conf: str | None, *, timeout_s: float | None = None)
         raise ValueError(f"{told}; ask the administrators to start it, or use another login node.")
 
 
-def ask(slurm_conf: str | None, *words: str) -> str:
-    """Return the output of a Slurm command. Raises ValueError, with its error message, if it fails."""
-    done = run(slurm_conf, *words)
+def ask(slurm_conf: str | None, *words: str, epoch: bool = False) -> str:
+    """Return the output of a Slurm command; see `run`. Raises ValueError, with its error message, if it fails."""
+    done = run(slurm_conf, *words, epoch=epoch)
     if done.returncode:
         told = done.stderr.strip() or done.stdout.strip()
         if "Munge encode failed" in told:
@@ -88,9 +92,10 @@ class Queued:
     after: tuple[str, ...] = ()
 
 
-def queue(slurm_conf: str | None) -> list[Queued]:
-    """Return all jobs of this user in the queue, with one entry per array task."""
-    output = ask(slurm_conf, "squeue", "--noheader", "--array", f"--user={os.geteuid()}", "--format=%i|%T|%r|%j")
+def queue(slurm_conf: str | None, *, users: Iterable[int] = ()) -> list[Queued]:
+    """Return all jobs of this user in the queue, and of further users, with one entry per array task."""
+    numbers = ",".join(map(str, dict.fromkeys([os.geteuid(), *sorted(users)])))
+    output = ask(slurm_conf, "squeue", "--noheader", "--array", f"--user={numbers}", "--format=%i|%T|%r|%j")
     rows = [[*line.split("|", 3), ""] for line in output.splitlines() if line.count("|") >= 2]
     return [Queued(row[0], row[1], row[2], jobs_before(row[3])) for row in rows]
 
@@ -121,6 +126,13 @@ def send(slurm_conf: str | None, script: Path, logs: Path) -> str:
         raise ValueError(f"{error} No job with logs in {logs} is in the queue; submit again.") from error
 
 
+def pending(slurm_conf: str | None) -> list[str]:
+    """Return all pending jobs of the cluster that this user may see, one entry per array task: id, partitions,
+    priority, expected start in seconds since the epoch, and reason, separated by `|`."""
+    form = "--format=%i|%P|%Q|%S|%r"
+    return ask(slurm_conf, "squeue", "--noheader", "--array", "--states=PENDING", form, epoch=True).splitlines()
+
+
 def by_logs(slurm_conf: str | None) -> list[tuple[str, str]]:
     """Return the folder of the logs and the id of all jobs of this user in the queue, with one entry per array task.
     This finds jobs whose id was not recorded."""
@@ -145,6 +157,17 @@ def accounted(slurm_conf: str | None, job_ids: Iterable[str]) -> dict[str, str]:
     except ValueError:
         return {}
     return dict(line.split("|", 1) for line in output.splitlines() if "|" in line)
+
+
+def history(slurm_conf: str | None, job_ids: Sequence[str], fields: Sequence[str]) -> list[str]:
+    """Return rows of the accounting on all starts of these jobs and on their steps, with values separated by `|`; times
+    are in seconds since the epoch. Raises ValueError if Slurm accounting does not answer."""
+    rows = []
+    words = ("sacct", "--duplicates", "--noheader", "--parsable2", f"--format={','.join(fields)}")
+    for first in range(0, len(job_ids), MOST_JOBS):
+        jobs = ",".join(job_ids[first : first + MOST_JOBS])
+        rows += ask(slurm_conf, *words, f"--jobs={jobs}", epoch=True).splitlines()
+    return rows
 
 
 def configuration(slurm_conf: str | None) -> dict[str, str]:

@@ -33,11 +33,27 @@ deeplense_after="${DEEPLENSE_AFTER:-}"
 unset DEEPLENSE_AFTER
 deeplense_following=
 deeplense_follower="deeplense-after-$(IFS=. && set -- $deeplense_job $deeplense_after && echo "${*:1:5}")"
+{% if notify -%}
+# Calls the command of the user with each event that has not been told yet. It changes nothing about the run.
+deeplense_notify() {
+    local event log why
+    while IFS=$'\t' read -r event log why; do
+        {
+            DEEPLENSE_EVENT="$event" DEEPLENSE_WHY="$why" deeplense_ask 15 {{ notify }} "$DEEPLENSE_FOLDER" "$event" "$why" \
+                < /dev/null
+            echo "exit code $?"
+        } > "$log" 2>&1
+    done < <(deeplense_ask 60 {{ python }} -m launch.notices)
+}
+{% endif -%}
 # Ends the script with an exit code, without requeue, and cancels the successor job.
 deeplense_leave() {
     [ -z "$deeplense_following" ] || kill "$deeplense_following" 2> /dev/null
     deeplense_ask 60 scancel --me --name="$deeplense_follower"
     [ "$1" = 0 ] || deeplense_ask 60 scontrol update jobid="$deeplense_job" requeue=0
+{%- if notify %}
+    deeplense_notify
+{%- endif %}
     exit "$1"
 }
 deeplense_folder() {
@@ -90,6 +106,9 @@ case $? in
 *) deeplense_leave 1 ;;
 esac
 export DEEPLENSE_ATTEMPT
+{% if mail -%}
+[ -z "$deeplense_after" ] || deeplense_ask 60 scontrol update jobid="$deeplense_job" mailtype={{ mail }}
+{% endif -%}
 {% if successor -%}
 # Queues a successor job: the same script, with the original environment, which starts when this job has ended for good.
 # It makes the next attempt if this job could not request one. If the run is over, it is cancelled or exits.
@@ -108,6 +127,11 @@ deeplense_follow() {
         deeplense_ask 60 sbatch --parsable --export=ALL --dependency="afterany:$deeplense_job" \
             --job-name="$deeplense_follower" ${element:+--array="$element"} "$0"
     ) > /dev/null
+{%- if mail %} || return
+    # Without mails, unless it makes an attempt.
+    there="$(deeplense_ask 60 squeue --me --noheader --name="$deeplense_follower" --format=%i)"
+    [ -z "$there" ] || deeplense_ask 60 scontrol update jobid="$there" mailtype=NONE || :
+{%- endif %}
 }
 deeplense_persist deeplense_follow &
 deeplense_following=$!

@@ -31,8 +31,16 @@ deeplense_requeue() {
     esac
     return 1
 }
+{% if notify -%}
+# A rank has hung: the command of the user is called while the run goes on.
+deeplense_notifying=
+[ "$deeplense_code" != 86 ] || { deeplense_notify & deeplense_notifying=$!; }
+{% endif -%}
 if [ "$deeplense_action" = requeue ] && deeplense_persist deeplense_requeue && [ -z "$deeplense_heard" ]; then
     deeplense_wait 60
 fi
 [ -z "$deeplense_following" ] || kill "$deeplense_following" 2> /dev/null
+{% if notify -%}
+[ -z "$deeplense_notifying" ] || wait "$deeplense_notifying"
+{% endif -%}
 exit "$deeplense_code"

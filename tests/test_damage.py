@@ -32,7 +32,7 @@ from jobs.verify import settings as verify_settings
 from jobs.verify import work as verify_work
 from launch.__main__ import main
 from launch.record import launched, told_in
-from launch.status import table
+from launch.sight.table import table
 
 NUM_STEPS = 6
 SMALL = ("--model_name=simple_cnn", "--batch_size=16", "--epochs=1", "--device=cpu", "--log_interval=1", "--seed=3")

@@ -10,11 +10,12 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from deeplense.files import remove_leftovers, replacing
-from deeplense.records import Lines, keep_copy, line_of, read_lines, read_record, write_record
+from deeplense.records import Lines, keep_copy, line_of, lines_in, read_lines, read_record, write_record
 
 ATTEMPTS = "attempts.jsonl"
 STACKS = "stacks"
@@ -48,13 +49,20 @@ KINDS = {
     "ended": str | None,
     "saved": int | None,
     "follows": str | None,
+    "ended_at": str | None,
+    "reached": int | None,
+    "reached_at": str | None,
+    "rate": int | float | None,
 }
 """Fields of each line and their types. `saved` is the step of the newest checkpoint at the end of the attempt.
-`follows` is the other job from which this one takes over the run."""
+`follows` is the other job from which this one takes over the run. `ended_at` is when the job itself ended. A launcher
+adds the last step that is known to have been made, `reached`, when that was, and the steps per second until then."""
 FAILURE = {"rank": int, "time": int | float, "error": str}
 """Fields of the error record of a rank, and their types."""
 FROM_OTHERS = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "distbackend", "distnetwork")
 """Parts of error messages that a rank gets because another rank has failed."""
+TAIL = 2048
+"""Bytes at the end of the file of attempts that `newest_attempts` reads."""
 EMPTY: dict[str, Any] = dict.fromkeys(KINDS) | {"restart": 0}
 UNKNOWN = EMPTY | {"ended": "unknown: its record was damaged"}
 
@@ -62,6 +70,26 @@ UNKNOWN = EMPTY | {"ended": "unknown: its record was damaged"}
 def read_attempts(run: Path) -> list[dict[str, Any]]:
     """Return all attempts of a run so far. If a line is damaged, only the number of that attempt is known."""
     return in_order(read_lines(run / ATTEMPTS, KINDS))
+
+
+def newest_attempts(run: Path) -> list[dict[str, Any]]:
+    """Return the newest attempts of a run, at least two if there are so many, without reading the start of a long file.
+    If a line is damaged, all attempts are returned."""
+    try:
+        with (run / ATTEMPTS).open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(size - TAIL, 0))
+            content = file.read(TAIL)
+    except FileNotFoundError:
+        return []
+    whole = size <= TAIL
+    texts = content.removesuffix(b"\n").split(b"\n")[0 if whole else 1 :]
+    last = lines_in(b"\n".join(texts[-2:]), KINDS)
+    numbers = [attempt["attempt"] for attempt in last.good.values()]
+    is_good = not last.bad and len(numbers) == 2 and numbers[1] == numbers[0] + 1
+    if is_good and (not whole or numbers[1] == len(texts)):
+        return [EMPTY | attempt for attempt in last.good.values()]
+    return in_order(lines_in(content, KINDS)) if whole else read_attempts(run)
 
 
 def in_order(lines: Lines) -> list[dict[str, Any]]:
@@ -104,8 +132,13 @@ def has_begun(run: Path) -> bool:
 
 def newest_step(run: Path) -> int:
     """Return the step of the newest checkpoint, from its name; 0 if there is none."""
-    names = (path.parent.name for path in (run / "checkpoints").glob("step_*/manifest.json"))
-    return max((int(number) for name in names if (number := name.removeprefix("step_")).isdecimal()), default=0)
+    folder = f"{run}/checkpoints"
+    try:
+        names = [name.removeprefix("step_") for name in os.listdir(folder) if name.startswith("step_")]
+    except OSError:
+        return 0
+    newest = sorted((name for name in names if name.isdecimal()), key=int, reverse=True)
+    return next((int(name) for name in newest if os.path.exists(f"{folder}/step_{name}/manifest.json")), 0)
 
 
 def note_failure(error: str) -> None:
@@ -200,16 +233,26 @@ def settle_finished(run: Path) -> None:
         end_attempt(run, len(attempts), reason="finished")
 
 
-def end_attempt(run: Path, number: int, *, reason: str, last_step: int | None = None, concluded: bool = False) -> None:
+def end_attempt(
+    run: Path,
+    number: int,
+    *,
+    reason: str,
+    last_step: int | None = None,
+    concluded: bool = False,
+    values: Mapping[str, Any] | None = None,
+) -> None:
     """Record why an attempt ended, and after which step. `concluded` is set by a launcher, which knows more than the
-    job. Its conclusion is final: later records come from a rank left behind on a lost node."""
+    job. Its conclusion is final: later records come from a rank left behind on a lost node. `values` are further ones
+    to record."""
     attempts, this = attempt_of(run, number)
     if "concluded" in this and not concluded:
         return
     this["ended"] = reason
+    this["concluded" if concluded else "ended_at"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     if concluded:
-        this["concluded"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         this["saved"] = newest_step(run)
+    this |= dict(values or {})
     if last_step is not None:
         this["last_step"] = last_step
     write_attempts(run, attempts)

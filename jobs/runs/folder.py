@@ -2,6 +2,7 @@
 
 RUN/ config.yaml environment.json attempts.jsonl metrics.jsonl seen.npz wandb/ checkpoints/ report/ stopped.json
      finished.json; during training also lock.json and progress.json; after a submission also launch.json code/ logs/
+     notices/
 
 A damaged record is renamed to damaged_NAME, and the run continues without it.
 """
@@ -33,8 +34,8 @@ KINDS = {
 """Fields of the records of a run, and their types."""
 SEEN = "seen.npz"
 """File with the hashes of all images used in a training."""
-LAUNCH, CODE, LOGS = "launch.json", "code", "logs"
-OURS = {CONFIG, ENVIRONMENT, ATTEMPTS, STACKS, LAUNCH, CODE, LOGS, SEEN, LOCK}
+LAUNCH, CODE, LOGS, NOTICES = "launch.json", "code", "logs", "notices"
+OURS = {CONFIG, ENVIRONMENT, ATTEMPTS, STACKS, LAUNCH, CODE, LOGS, NOTICES, SEEN, LOCK}
 OURS |= {f"{DAMAGED}{name}" for name in OURS}
 """Names that may exist in a run folder before the run has begun."""
 COPIED = {METRICS, "checkpoints"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import status
+from launch.sight.table import table
 from tests.cluster.conftest import Clusters
 from tests.cluster.private_slurm import PrivateSlurm
 from tests.cluster.test_walk import assert_all_are_gone
@@ -122,7 +122,7 @@ def assert_stays_cancelled(walk: Walk) -> None:
     time.sleep(2)
     assert not training.state(), "nobody has brought it back meanwhile"
     assert_all_are_gone(walk)
-    (note,) = [line for line in status.table([walk.run]) if line.startswith("note: ")]
+    (note,) = [line for line in table([walk.run]) if line.startswith("note: ")]
     assert "cancelled" in note
     assert f"`deeplense resume {walk.run}` resumes it" in note
     (walk.home / "stubborn").unlink(missing_ok=True)

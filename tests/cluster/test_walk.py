@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from launch import status
 from launch.ends import begin_line
 from launch.script import pieces, submitit_script
+from launch.sight.table import table
 from tests.cluster.conftest import Clusters
 from tests.cluster.private_slurm import PrivateSlurm
 from tests.cluster.trainings import assert_counted_to_the_end, wait_for
@@ -84,7 +84,7 @@ def test_a_run_goes_on_whatever_happens_to_a_command_of_its_script(name: str, wa
     # The log of each attempt is kept beside those of the others: why it ended is read there.
     assert all(begin_line(attempt["attempt"]) in walk.log for attempt in training.attempts()), training.describe()
     if "at once" in name:
-        (note,) = [line for line in status.table([walk.run]) if line.startswith("note: ")]
+        (note,) = [line for line in table([walk.run]) if line.startswith("note: ")]
         assert note.startswith(f"note: {walk.run} has stopped: "), training.describe()
         assert f"`deeplense resume {walk.run}` resumes it" in note
         resume(walk)
@@ -118,6 +118,6 @@ def test_a_run_that_has_ended_for_good_stays_so_whatever_happens_when_slurm_is_t
     assert walk.was_struck, walk.training.describe()
     assert [end.split(":")[0] for end in walk.training.ends()][:1] == ["crash"], walk.training.describe()
     assert not (walk.run / "finished.json").exists()
-    (note,) = [line for line in status.table([walk.run]) if line.startswith("note: ")]
+    (note,) = [line for line in table([walk.run]) if line.startswith("note: ")]
     assert f"`deeplense resume {walk.run}` resumes it" in note
     assert_all_are_gone(walk)

@@ -8,9 +8,10 @@ import pytest
 from deeplense.files import read_json, write_json
 from jobs.runs.folder import FINISHED, LAUNCH
 from launch import queue
+from launch.cancelling import cancel
 from launch.clusters import Cluster
 from launch.record import Launched, launched, queue_of
-from launch.status import cancel, states
+from launch.status import states
 from launch.submission import Submission
 
 LOCAL = Cluster(name="local", executor="local")

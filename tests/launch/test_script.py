@@ -68,10 +68,14 @@ def submission(cluster: Cluster, home: Path = HOME, *, runs: int = 1) -> Submiss
     return Submission(cluster, commands, folders, home / "logs", home / "code")
 
 
+NOTIFIED = Cluster(name="notified", notify="/bin/tell 'me now'", mail="me@example.org", python="/opt/python/bin/python")
+
+
 SCRIPTS: dict[str, Callable[[], str]] = {
     "submitit": lambda: submitit_script(submission(PLAIN)),
     "submitit_array": lambda: submitit_script(submission(FULL, Path("/scratch/my sweeps"), runs=3)),
     "whole": lambda: whole_script(submission(FULL)),
+    "notified": lambda: submitit_script(submission(NOTIFIED)),
     "container": lambda: submitit_script(submission(IN_IMAGE)),
 }
 

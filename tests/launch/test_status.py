@@ -20,9 +20,15 @@ from deeplense.records import line_of, write_record
 from jobs.runs.attempts import begin_attempt, end_attempt, open_attempt, read_attempts
 from jobs.runs.folder import FINISHED, LAUNCH, LOCK
 from jobs.runs.progress import ProgressFile
-from launch import commands, status
+from launch import commands, following, status
+from launch.cancelling import cancel, to_cancel
+from launch.following import follow, log_of
 from launch.record import again, keep, launched
-from launch.status import duration, find_launched, follow, is_active, log_of, state_of, table, to_cancel
+from launch.sight.overview import Answers
+from launch.sight.reading import Reading
+from launch.sight.search import find_runs
+from launch.sight.table import MOST_NOTES, duration, state_of, table
+from launch.status import is_active
 
 Submit = Callable[..., Path]
 
@@ -147,9 +153,9 @@ def test_one_word_says_what_a_run_does(
     finished: bool, end: str | None, state: tuple[str, str] | None, accounted: str, word: str, submit: Submit
 ) -> None:
     run = launched(submit("run", job_id="3"))
-    if finished:
-        write_record(run.folder / FINISHED, {"step": 7})
-    assert state_of(run, [{"ended": end}] if end else [], state, accounted) == word
+    attempts = [{"ended": end, "first_step": None}] if end else []
+    answers = Answers({run.folder: state} if state else {}, {run.folder: accounted})
+    assert state_of(Reading(run, attempts, finished_step=7 if finished else None), answers) == word
 
 
 def as_job(job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,8 +266,8 @@ def test_of_runs_that_are_finished_or_of_strangers_nothing_is_said(
 
 
 def test_many_runs_that_nobody_continues_are_told_in_part(submit: Submit) -> None:
-    folders = [submit(f"run{number}", job_id=str(number)) for number in range(status.MOST_NOTES + 3)]
-    assert len(notes(*folders)) == status.MOST_NOTES + 1
+    folders = [submit(f"run{number}", job_id=str(number)) for number in range(MOST_NOTES + 3)]
+    assert len(notes(*folders)) == MOST_NOTES + 1
     assert notes(*folders)[-1] == "and 3 more"
 
 
@@ -291,7 +297,7 @@ def test_a_job_that_follows_that_of_a_run_is_its_own(
 def test_to_cancel_a_run_takes_the_job_that_would_follow_first_and_it_stays_so(submit: Submit, tmp_path: Path) -> None:
     folder = submit("first", job_id="7")
     scheduler_says(tmp_path, squeue="7|RUNNING|None|train\\n9|PENDING|Dependency|deeplense-after-7\\n")
-    status.cancel(launched(folder))
+    cancel(launched(folder))
     assert (tmp_path / "asked.txt").read_text().splitlines()[-1] == "scancel 9 7"
     assert read_json(folder / LAUNCH)["cancelled"]
 
@@ -321,8 +327,8 @@ def test_a_checkpoint_that_is_newer_than_the_last_look_counts(submit: Submit) ->
 def test_runs_are_found_below_folders_each_once(submit: Submit, tmp_path: Path) -> None:
     first, second = submit("group/b", job_id="2"), submit("group/a", job_id="1")
     (tmp_path / "group" / "c").mkdir()
-    assert find_launched([tmp_path, tmp_path / "group", first]) == [second, first]
-    assert find_launched([tmp_path / "group" / "c"]) == []
+    assert find_runs([tmp_path, tmp_path / "group", first]) == [second, first]
+    assert find_runs([tmp_path / "group" / "c"]) == []
 
 
 def test_each_rank_has_its_log(submit: Submit) -> None:
@@ -358,16 +364,16 @@ def test_only_a_process_of_submitit_counts_as_a_run_on_this_machine(submit: Subm
         controller.stdout.readline()
         run = submit("run", job_id=str(controller.pid), executor="local")
         assert is_active(run)
-        status.cancel(launched(run))
+        cancel(launched(run))
         os.waitid(os.P_PID, controller.pid, os.WEXITED | os.WNOWAIT)
         assert not is_active(run)
     assert controller.returncode == -signal.SIGTERM
     with pytest.raises(ValueError, match="is neither pending nor running; there is nothing to cancel"):
-        status.cancel(launched(run))
+        cancel(launched(run))
 
 
 def test_a_log_is_followed_to_its_last_line(submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status, "SECONDS_BETWEEN_LOOKS", 0.05)
+    monkeypatch.setattr(following, "SECONDS_BETWEEN_LOOKS", 0.05)
     scheduler_says(tmp_path, squeue="5|RUNNING|None\\n")
     run = launched(submit("run", job_id="5"))
 
@@ -387,7 +393,7 @@ def test_a_log_is_followed_to_its_last_line(submit: Submit, tmp_path: Path, monk
 def test_a_log_is_followed_on_while_slurm_does_not_answer(
     submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(status, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(following, "SECONDS_BETWEEN_LOOKS", 0.01)
     scheduler_says(tmp_path, answer='echo "Unable to contact slurm controller" >&2; exit 1')
     run = launched(submit("run", job_id="5"))
     log_of(run, 0).write_text("line 0\n")
@@ -484,17 +490,17 @@ def test_runs_that_were_started_by_hand_are_seen_and_cancelled(
 ) -> None:
     submitted, run = submit("a", job_id=None), tmp_path / "b"
     started_by_hand(run, trainer.pid)
-    assert find_launched([tmp_path]) == [submitted, run]
+    assert find_runs([tmp_path]) == [submitted, run]
     here = platform.node()
     assert cells(run)[0][:4] == ["b", f"running (not submitted, on {here})", "1", "50/200"]
     assert is_active(run)
     assert [each.folder for each in to_cancel(tmp_path)] == [run]
-    status.cancel(launched(run))
+    cancel(launched(run))
     assert trainer.wait(10) == -signal.SIGTERM
     assert cells(run)[0][1] == "not running"
     assert not is_active(run)
     with pytest.raises(ValueError, match=r"is not running; there is nothing to cancel\."):
-        status.cancel(launched(run))
+        cancel(launched(run))
 
 
 def test_another_process_with_the_number_of_a_dead_trainer_is_left_alone(
@@ -503,7 +509,7 @@ def test_another_process_with_the_number_of_a_dead_trainer_is_left_alone(
     started_by_hand(tmp_path / "b", trainer.pid, started=1.0)
     assert cells(tmp_path / "b")[0][1] == "not running"
     with pytest.raises(ValueError, match="there is nothing to cancel"):
-        status.cancel(launched(tmp_path / "b"))
+        cancel(launched(tmp_path / "b"))
     assert trainer.poll() is None
 
 
@@ -517,7 +523,7 @@ def test_a_trainer_on_another_machine_lives_as_long_as_it_renews_its_lock(
     os.utime(run / LOCK, (changed, changed))
     assert cells(run)[0][1] == state
     with pytest.raises(ValueError, match="on far; cancel it on that machine" if age_s == 0 else "nothing to cancel"):
-        status.cancel(launched(run))
+        cancel(launched(run))
 
 
 def test_how_to_resume_a_run_that_was_started_by_hand_is_said(
@@ -545,5 +551,5 @@ def test_a_lock_of_a_stranger_does_not_say_which_process_to_end(
     started_by_hand(tmp_path / "b", trainer.pid)
     owned_by_another(monkeypatch)
     with pytest.raises(ValueError, match="only that user can stop it"):
-        status.cancel(launched(tmp_path / "b"))
+        cancel(launched(tmp_path / "b"))
     assert trainer.poll() is None

@@ -15,10 +15,11 @@ from jobs.runs.claim import refuse_if_held
 from jobs.runs.folder import LAUNCH, LOCK
 from launch import slurm, status, submit
 from launch.__main__ import main
+from launch.cancelling import cancel_all
 from launch.clusters import Cluster
 from launch.record import keep, launched
 from launch.script import FOLDERS
-from launch.status import active, cancel_all, named, refuse_if_submitted
+from launch.status import active, named, refuse_if_submitted
 from launch.submission import Submission
 from tests.launch.made_up import program
 
