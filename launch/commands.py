@@ -5,7 +5,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.bounds import MOST_PARTS
 from jobs.runs.folder import FINISHED
@@ -14,17 +14,19 @@ from jobs.verbs import DIVISIBLE, SPREAD, with_joined_name
 from launch import status
 from launch.clusters import Cluster, describe, find_cluster, load_clusters
 from launch.ends import DEFAULT_RESTARTS
+from launch.ledger import attempt_lines
 from launch.parsing import CommandParser, at_least
 from launch.record import launched
 from launch.status import shown
+from launch.widths import parse_nodes
 
 if TYPE_CHECKING:
     from launch.record import Launched
     from launch.submission import Submission
 
 SHARED = " or ".join(DIVISIBLE)
-OPTIONS: dict[str, tuple[type, str]] = {
-    "nodes": (int, "number of nodes"),
+OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "nodes": (parse_nodes, "number of nodes, or a range MIN:MAX, of which each attempt gets what is free"),
     "gpus_per_node": (int, "number of GPUs per node; one process runs per GPU"),
     "tasks_per_node": (int, "number of processes per node, if not one per GPU"),
     "cpus_per_task": (int, "number of CPU cores per process"),
@@ -179,9 +181,10 @@ def resume(words: Sequence[str]) -> int:
     parser.add_argument("--hours", type=float, help="time limit of one attempt, in hours (default: as before)")
     parser.add_argument(
         "--nodes",
-        type=at_least(1),
-        help="number of nodes (default: as before); the samples of each step stay the same, but a different number of "
-        "processes sums gradients in another order and has other batch statistics, so the weights differ",
+        type=parse_nodes,
+        help="number of nodes, or a range MIN:MAX (default: as before); the samples of each step stay the same, but a "
+        "different number of processes sums gradients in another order and has other batch statistics, so the weights "
+        "differ",
     )
     given = parser.parse_args(words)
     folders = {run.absolute(): run for run in given.runs}
@@ -200,7 +203,7 @@ def submitted(job_id: str | None) -> str:
 
 
 def show_status(words: Sequence[str]) -> int:
-    """Show the state of runs and why their last attempts ended: deeplense status [RUN ...]"""
+    """Show the state of runs and why their last attempts ended: deeplense status [RUN ...] [--attempts]"""
     parser = CommandParser(prog="deeplense status", description=show_status.__doc__)
     parser.add_argument(
         "runs",
@@ -209,13 +212,19 @@ def show_status(words: Sequence[str]) -> int:
         metavar="RUN",
         help="run, or folder with runs (default: all runs below the current folder)",
     )
-    roots = parser.parse_args(words).runs or [Path()]
+    parser.add_argument(
+        "--attempts", action="store_true", help="also list the attempts of each run: nodes, processes, wait and steps"
+    )
+    given = parser.parse_args(words)
+    roots = given.runs or [Path()]
     folders = status.find_launched([root.absolute() for root in roots])
     require(
         bool(folders),
         f"no run found in or below {', '.join(map(str, roots))}; start one with `deeplense train` or `submit`.",
     )
     print("\n".join(status.table(folders)))
+    if given.attempts:
+        print("\n".join(line for folder in folders for line in attempt_lines(folder)))
     return 0
 
 
