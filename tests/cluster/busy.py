@@ -25,7 +25,7 @@ import functools
 import math
 import random
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 NUM_NODES = 16
@@ -223,32 +223,33 @@ def note(cluster: Cluster, ours: Job, outcome: Outcome, *, was_running: bool) ->
         outcome.attempts[-1] = (ours.width, cluster.now - ours.began)
 
 
-def in_figures(values: Iterable[float]) -> str:
-    """The median, and the limits of the middle half, as text."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return f"{round(middle)} [{round(low)}, {round(high)}]"
-
-
 def table(seeds: range, loads: Sequence[float], limits: Sequence[float]) -> list[str]:
     """The lines of the table, in Markdown."""
-    heads = ["load", "time limit", "4 nodes: hours (waited)", *(f"{name}: sooner by (later in)" for name in OTHERS)]
+    heads = ["load", "time limit", "4 nodes", *OTHERS]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for load in loads:
         jobs = [arrivals(seed, load) for seed in seeds]
         for limit_h in limits:
             fixed = [run_through(each, FIXED, limit_h=limit_h) for each in jobs]
-            waited = statistics.median(outcome.waited for outcome in fixed)
-            cells = [
-                f"{load:.0%}",
-                f"{limit_h:g} h",
-                f"{in_figures(outcome.hours for outcome in fixed)} ({waited:.0f})",
-            ]
+            cells = [f"{load:.0%}", f"{limit_h:g} h", in_hours(fixed)]
             for nodes in OTHERS.values():
                 found = [run_through(each, nodes, limit_h=limit_h) for each in jobs]
-                gains = [1 - one.hours / other.hours for one, other in zip(found, fixed, strict=True)]
-                cells.append(f"{in_figures(100 * gain for gain in gains)} % ({sum(gain < 0 for gain in gains)})")
+                cells.append(f"{in_hours(found)}, {sooner(found, fixed)}")
             lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def in_hours(outcomes: Sequence[Outcome]) -> str:
+    """The median hours to the end, and the median wait, as text."""
+    hours, waited = (statistics.median(getattr(one, name) for one in outcomes) for name in ("hours", "waited"))
+    return f"{hours:.0f} h ({waited:.0f})"
+
+
+def sooner(found: Sequence[Outcome], fixed: Sequence[Outcome]) -> str:
+    """The part of the time that is saved, seed by seed: the median and the limits of the middle half, as text."""
+    gains = [100 * (1 - one.hours / other.hours) for one, other in zip(found, fixed, strict=True)]
+    low, middle, high = (round(value) for value in statistics.quantiles(gains, n=4, method="inclusive"))
+    return f"{middle} % [{low}, {high}]"
 
 
 def seeds_of(text: str) -> range:

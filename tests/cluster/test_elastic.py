@@ -17,6 +17,7 @@ from tests.cluster.trainings import (
     Training,
     assert_counted_to_the_end,
     assert_no_process_is_left,
+    counting,
     last_step,
     read_samples,
     steps_lost,
@@ -113,7 +114,8 @@ def test_a_run_waits_for_no_more_nodes_than_the_least_and_is_resumed_with_anothe
     assert_counted_to_the_end(counted)
 
 
-def test_what_cannot_be_is_refused_before_it_queues(counted: Training) -> None:
+def test_what_cannot_be_is_refused_before_it_queues(slurm: PrivateSlurm, tmp_path: Path) -> None:
+    counted = counting(slurm, tmp_path)
     for option, told in (
         ("4:1", "begins with 4, which is more than 1"),
         ("1:5", "exceeds TotalNodes=4 of partition normal; request 1:4."),

@@ -96,7 +96,9 @@ def test_jobs_of_others_ask_for_the_load_that_is_given() -> None:
     assert arrivals(0, 0.0) == []
 
 
-def test_a_range_of_one_number_is_that_number_in_the_table_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(busy, "OTHERS", {"4:4": (4, 4)})
-    (*_, line) = table(range(3), [0.6], [12.0])
-    assert "| 0 [0, 0] % (0) |" in line
+def test_the_table_has_the_time_that_a_range_saves_of_that_of_four_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(busy, "OTHERS", {"4:4": (4, 4), "8": (8, 8)})
+    (*_, line) = table(range(2), [0.0], [1000.0])
+    saved = round(100 * (1 - on(8) / on(4)))
+    hours = [f"{on(width):.0f} h (0)" for width in (4, 4, 8)]
+    assert line == f"| 0% | 1000 h | {hours[0]} | {hours[1]}, 0 % [0, 0] | {hours[2]}, {saved} % [{saved}, {saved}] |"
