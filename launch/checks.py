@@ -76,7 +76,7 @@ def check_job(command: Sequence[str], cluster: Cluster) -> None:
     check_tasks(job, cluster)
     learning = settings.learning if job == "finetune" else settings
     if job in verbs.STOPPABLE:
-        check_batch(learning.batch_size, learning.gradient_accumulation, cluster.tasks)
+        check_batch(learning, cluster.tasks)
     if job in ("train", "pretrain"):
         require_model(settings.model_name)
     if "dependency" not in cluster.sbatch:

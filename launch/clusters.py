@@ -15,10 +15,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from jobs.plain_yaml import read_yaml_file
 from jobs.settings import refuse_control, require
 from launch.ends import DEFAULT_RESTARTS
+from launch.widths import Nodes, bounds, checked
 
 SHIPPED = Path(__file__).with_name("clusters.yaml")
 VARIABLE = "DEEPLENSE_CLUSTERS"
-LEAST = {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_task": 1, "signal_delay_s": 1}
+LEAST = {"gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_task": 1, "signal_delay_s": 1}
 POSITIVE = ("hours", "memory_gb_per_task")
 PATHS = ("scratch", "image", "slurm_conf")
 SLURM_ONLY = ("partition", "account", "qos", "constraint", "reservation", "slurm_conf", "mail", "sbatch")
@@ -268,7 +269,7 @@ def check_notices(cluster: "Cluster") -> None:
 def check_local(cluster: "Cluster") -> None:
     """Raise ValueError if a profile of this machine sets keys for Slurm, or `local` is not this machine."""
     if cluster.executor == "local":
-        useless = [key for key in SLURM_ONLY if getattr(cluster, key)] + ["nodes"] * (cluster.nodes > 1)
+        useless = [key for key in SLURM_ONLY if getattr(cluster, key)] + ["nodes"] * (cluster.most_nodes > 1)
         require(not useless, f"executor: local runs on this machine, without Slurm; leave out {', '.join(useless)}.")
     right = cluster.name != "local" or cluster.executor == "local"
     require(right, "the name `local` is reserved for this machine; write executor: local, or rename the cluster.")
@@ -289,7 +290,8 @@ class Cluster:
     constraint: str | None = None
     """required node features, such as `a100|h100`"""
     reservation: str | None = None
-    nodes: int = 1
+    nodes: Nodes = 1
+    """number of nodes, or a range such as `1:4`, of which each attempt gets what is free"""
     gpus_per_node: int = 0
     gpu_type: str | None = None
     """type of GPU, such as `a100`, if Slurm requires one"""
@@ -335,7 +337,9 @@ class Cluster:
     def __post_init__(self) -> None:
         try:
             for name, kind in get_type_hints(Cluster).items():
-                check_type(name, getattr(self, name), kind)
+                if name != "nodes":
+                    check_type(name, getattr(self, name), kind)
+            object.__setattr__(self, "nodes", checked(self.nodes))
             right = bool(re.fullmatch(r"[\w.-]+", self.name))
             require(right, "the name is invalid; use only letters, digits, dot, dash and underscore.")
             check_ranges(self)
@@ -354,9 +358,19 @@ class Cluster:
         return self.tasks_per_node or max(self.gpus_per_node, 1)
 
     @property
+    def least_nodes(self) -> int:
+        """Smallest number of nodes of an attempt."""
+        return bounds(self.nodes)[0]
+
+    @property
+    def most_nodes(self) -> int:
+        """Largest number of nodes of an attempt."""
+        return bounds(self.nodes)[1]
+
+    @property
     def tasks(self) -> int:
-        """Number of ranks on all nodes."""
-        return self.nodes * self.tasks_on_node
+        """Number of ranks on all nodes, at most."""
+        return self.most_nodes * self.tasks_on_node
 
     @property
     def gpus(self) -> str | None:

@@ -5,7 +5,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.bounds import MOST_PARTS
 from jobs.runs.folder import FINISHED
@@ -16,10 +16,12 @@ from launch.clusters import Cluster, describe, find_cluster, load_clusters
 from launch.ends import DEFAULT_RESTARTS
 from launch.parsing import DESCRIBE, CommandParser, at_least
 from launch.record import launched
+from launch.sight.attempts import attempt_lines
 from launch.sight.overview import ask, read_all, tell_users
 from launch.sight.search import find_runs
 from launch.sight.table import table
 from launch.status import shown
+from launch.widths import parse_nodes
 
 if TYPE_CHECKING:
     from launch.record import Launched
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
 
 SHARED = " or ".join(DIVISIBLE)
 SECONDS_OF_WATCH, LEAST_SECONDS_OF_WATCH, MOST_SECONDS_OF_WATCH = 5.0, 0.5, 3600.0
-OPTIONS: dict[str, tuple[type, str]] = {
-    "nodes": (int, "number of nodes"),
+OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "nodes": (parse_nodes, "number of nodes, or a range MIN:MAX, of which each attempt gets what is free"),
     "gpus_per_node": (int, "number of GPUs per node; one process runs per GPU"),
     "tasks_per_node": (int, "number of processes per node, if not one per GPU"),
     "cpus_per_task": (int, "number of CPU cores per process"),
@@ -185,9 +187,10 @@ def resume(words: Sequence[str]) -> int:
     parser.add_argument("--hours", type=float, help="time limit of one attempt, in hours (default: as before)")
     parser.add_argument(
         "--nodes",
-        type=at_least(1),
-        help="number of nodes (default: as before); the samples of each step stay the same, but a different number of "
-        "processes sums gradients in another order and has other batch statistics, so the weights differ",
+        type=parse_nodes,
+        help="number of nodes, or a range MIN:MAX (default: as before); the samples of each step stay the same, but a "
+        "different number of processes sums gradients in another order and has other batch statistics, so the weights "
+        "differ",
     )
     given = parser.parse_args(words)
     folders = {run.absolute(): run for run in given.runs}
@@ -214,6 +217,9 @@ def show_status(words: Sequence[str]) -> int:
         nargs="*",
         metavar="RUN",
         help="run, or folder with runs (default: all runs below the current folder)",
+    )
+    parser.add_argument(
+        "--attempts", action="store_true", help="also list the attempts of each run: nodes, processes, wait and steps"
     )
     parser.add_argument(
         "--watch",
@@ -246,6 +252,8 @@ def show_status(words: Sequence[str]) -> int:
         readings, _ = read_all(folders)
         tell_users(readings, ask(readings))
     print("\n".join(table(folders)))
+    if given.attempts:
+        print("\n".join(line for folder in folders for line in attempt_lines(folder)))
     return 0
 
 

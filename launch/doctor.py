@@ -31,6 +31,7 @@ from launch.limits import (
 from launch.preemption import preemption_of, restart_findings
 from launch.probe import example, probe, room_finding
 from launch.script import python_command
+from launch.widths import in_words
 
 PROGRAMS = ("sbatch", "srun", "squeue", "scontrol", "scancel")
 GB = 1024**3
@@ -84,11 +85,11 @@ def partition_findings(cluster: Cluster, partition: Fields, site: Site) -> Itera
     name, nodes = partition["PartitionName"], nodes_in(partition, site.nodes)
     problems = [*limit_problems(cluster, partition, site), *node_problems(cluster, partition, site.nodes)]
     limits = f"MaxTime={partition.get('MaxTime')}, MaxNodes={partition.get('MaxNodes')}"
-    asked = f"{plural(cluster.nodes, 'node')} for {cluster.hours:g} h"
+    asked = f"{in_words(cluster.nodes)} for {cluster.hours:g} h"
     fine = right(f"partition {name}: {describe(nodes)}; {limits}; the profile requests {asked}")
     yield from map(wrong, problems) if problems else [fine]
     here = sum(not is_away(node) for node in nodes)
-    if here < cluster.nodes <= len(nodes):
+    if here < cluster.least_nodes <= len(nodes):
         yield note(f"partition {name}: only {here} of {len(nodes)} nodes are available; a job waits for the others")
     allowed = partition.get("AllowAccounts", "ALL")
     if allowed != "ALL" and not cluster.account:

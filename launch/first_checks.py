@@ -10,6 +10,7 @@ from typing import Any
 from deeplense.files import read_json
 from jobs.data.folders import MANIFEST, find_datasets, splits_of
 from jobs.finetune.settings import SCRATCH
+from jobs.frame.settings import refuse_small_batch
 from jobs.models.settings import require_model
 from jobs.runs.attempts import has_begun
 from jobs.runs.folder import check_run, find_run
@@ -39,7 +40,7 @@ def check_at_once(job: str, settings: Any, *, num_processes: int) -> None:
         check_run(settings.run, settings)
         if isinstance(given.get("model_name"), str) and job == "train":
             require_model(settings.model_name)
-        check_batch(settings.batch_size, settings.gradient_accumulation, num_processes)
+        check_batch(settings, num_processes)
         folders = find_datasets(settings.dataset, settings.data_root)
         for folder in folders:
             refuse_unfit(folder, given)
@@ -93,12 +94,10 @@ def refuse_unfit(folder: Path, given: Mapping[str, Any]) -> None:
         require(target == "class" or target in known, told)
 
 
-def check_batch(batch_size: int, pieces: int, tasks: int) -> None:
-    """Raise ValueError unless the batch size is divisible by the number of ranks times gradient accumulation steps."""
-    parts = tasks * pieces
-    among = f"{tasks} ranks" + (f" with gradient_accumulation={pieces}" if pieces > 1 else "")
-    told = f"batch_size={batch_size} is not divisible among {among}"
-    require(batch_size % parts == 0, f"{told}; use a multiple of {parts}.")
+def check_batch(settings: Any, num_processes: int) -> None:
+    """Raise ValueError if the batch of a training is too small for this number of processes."""
+    least, pieces = settings.least_samples, settings.gradient_accumulation
+    refuse_small_batch(settings.batch_size, pieces, num_processes, least=least)
 
 
 def refuse_few(folders: Sequence[Path], batch_size: int) -> None:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,15 @@ class Job:
         return parse_fields(self.scheduler).get("JobState") or (rows[-1].split("|")[0].split(" ")[0] if rows else "")
 
     @property
+    def waits(self) -> dict[str, float | None]:
+        """Seconds from the submission, or the last requeue, until the job could start, and from then to its start."""
+        fields = parse_fields(self.scheduler)
+        submitted, eligible, started = (
+            seconds_of(fields.get(f"{name}Time", "")) for name in ("Submit", "Eligible", "Start")
+        )
+        return {"held_s": seconds_between(submitted, eligible), "waited_s": seconds_between(eligible, started)}
+
+    @property
     def lives(self) -> bool:
         """Whether the job is pending or running."""
         return self.state in LIVING
@@ -58,6 +68,19 @@ class Job:
     def was_cancelled(self) -> bool:
         """Whether the job was ended by scancel."""
         return self.state == "CANCELLED"
+
+
+def seconds_of(time: str) -> float | None:
+    """Return a time of Slurm, such as 2026-12-01T11:36:26, as seconds; None if it is no time, such as Unknown."""
+    try:
+        return datetime.fromisoformat(time).timestamp()
+    except ValueError:
+        return None
+
+
+def seconds_between(first: float | None, second: float | None) -> float | None:
+    """Return the seconds from one time to another, 0 if the clock was set back between them; None if one is unknown."""
+    return None if first is None or second is None else max(second - first, 0.0)
 
 
 def facts_of(

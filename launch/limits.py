@@ -72,7 +72,7 @@ def limit_problems(cluster: Cluster, partition: Fields, site: Site) -> Iterator[
         yield from time_problems(cluster, "MaxTime", partition.get("MaxTime", "UNLIMITED"), f"partition {name}")
     for quality in limiting_qualities(cluster, partition, site):
         yield from time_problems(cluster, "MaxWall", quality["MaxWall"], f"QOS {quality['Name']}")
-    yield from size_problems(cluster.nodes, partition, flags)
+    yield from size_problems(cluster, partition, flags)
     yield from access_problems(cluster, partition)
 
 
@@ -96,16 +96,24 @@ def limiting_qualities(cluster: Cluster, partition: Fields, site: Site) -> list[
     return [quality for quality in found if quality["MaxWall"]][:1]
 
 
-def size_problems(nodes: int, partition: Fields, flags: Sequence[str]) -> Iterator[str]:
-    """Yield problems with the number of nodes of a job; `flags` of its quality of service may lift limits."""
+def size_problems(cluster: Cluster, partition: Fields, flags: Sequence[str]) -> Iterator[str]:
+    """Yield problems with the number of nodes of a job; `flags` of its quality of service may lift limits. The upper
+    end of a range must be possible, though Slurm would accept a range of which only the lower end is."""
+    most = cluster.most_nodes
     for limit in ("TotalNodes", "MaxNodes", "MinNodes"):
         value, told = partition.get(limit, ""), f"of partition {partition['PartitionName']}"
         if not value.isdigit() or f"Partition{limit}" in flags:
             continue
-        if limit == "MinNodes" and nodes < int(value):
-            yield f"nodes: {nodes} is below {limit}={value} {told}; request more."
-        if limit != "MinNodes" and nodes > int(value):
-            yield f"nodes: {nodes} exceeds {limit}={value} {told}; request fewer."
+        if limit == "MinNodes" and most < int(value):
+            yield f"nodes: {cluster.nodes} is below {limit}={value} {told}; request more."
+        if limit != "MinNodes" and most > int(value):
+            yield f"nodes: {cluster.nodes} exceeds {limit}={value} {told}; request {fewer_than(cluster, int(value))}."
+
+
+def fewer_than(cluster: Cluster, most: int) -> str:
+    """Return what to request if at most this number of nodes is possible, as text."""
+    ranged = cluster.least_nodes < min(cluster.most_nodes, most)
+    return f"{cluster.least_nodes}:{most}" if ranged else "fewer"
 
 
 def access_problems(cluster: Cluster, partition: Fields) -> Iterator[str]:
@@ -143,7 +151,7 @@ def node_problems(cluster: Cluster, partition: Fields, nodes: Mapping[str, Field
             told = f"{amount:g} {thing}, but a node of partition {name} has at most {most:g}"
             yield f"{ASKED[thing]}: {told}; request less."
     fitting = sum(all(resource[thing] >= asked[thing] for thing in asked) for resource in having)
-    if 0 < fitting < min(cluster.nodes, len(having)):
+    if 0 < fitting < min(cluster.least_nodes, len(having)):
         told = ", ".join(f"{amount:g} {thing}" for thing, amount in asked.items() if amount)
         yield f"nodes: {cluster.nodes}, but partition {name} has only {fitting} with {told}; request fewer."
 

@@ -49,7 +49,7 @@ def probe(cluster: Cluster) -> Iterator[Finding]:
             if waits := wait_for_probe(cluster.slurm_conf, job_id):
                 yield note(f"the test job is {waits} and was cancelled; the nodes could not be checked")
             else:
-                yield from node_findings(cluster, *read_probe(folder / "log", cluster.nodes))
+                yield from node_findings(cluster, *read_probe(folder / "log", cluster.least_nodes))
         finally:
             slurm.run(cluster.slurm_conf, "scancel", job_id)
 
@@ -117,9 +117,9 @@ def node_findings(cluster: Cluster, told: Sequence[Mapping[str, Any]], log: str)
         for finding in findings_of_node(cluster, node):
             names.setdefault(finding, []).append(node["node"])
     yield from (Finding(finding.level, f"{','.join(nodes)}: {finding.text}") for finding, nodes in names.items())
-    if len(told) < cluster.nodes:
+    if len(told) < cluster.least_nodes:
         said = f"its log: {log[-300:]}" if log else f"it has no log, so {Path.cwd()} may not be visible on the nodes"
-        yield wrong(f"the test job reported on {len(told)} of {plural(cluster.nodes, 'node')}; {said}")
+        yield wrong(f"the test job reported on {len(told)} of {plural(cluster.least_nodes, 'node')}; {said}")
 
 
 def findings_of_node(cluster: Cluster, told: Mapping[str, Any]) -> Iterator[Finding]:

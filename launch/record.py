@@ -22,6 +22,7 @@ from launch.clusters import Cluster
 from launch.copied import refuse_changed
 from launch.environment import for_here
 from launch.submission import Submission
+from launch.widths import Nodes
 
 KINDS = {"job_id": str | None, "logs": str, "cluster": dict, "attempts_before": int | None, "queue": int | None}
 """Keys of the record that are needed to find a run, with their types."""
@@ -163,7 +164,9 @@ def record(submission: Submission, place: int) -> None:
     keep(folder, launched)
 
 
-def again(run: Path, *, hours: float | None = None, nodes: int | None = None, update_code: bool = False) -> Submission:
+def again(
+    run: Path, *, hours: float | None = None, nodes: Nodes | None = None, update_code: bool = False
+) -> Submission:
     """Return the submission that resubmits a run that has ended. Raises ValueError if it was not submitted, or cannot
     be resubmitted as it was."""
     own(run)

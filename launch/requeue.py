@@ -85,8 +85,9 @@ def begin(folder: Path, *, log: Path, job: Job, after: Sequence[str] = (), befor
     elif after:
         refuse_newer(folder, attempts, after)
         take_over(folder, last, before or Job(), after=after[0], log=log)
-        return open_attempt(folder, follows=after[0])
-    return open_attempt(folder)
+        # It was submitted while that job ran.
+        return open_attempt(folder, follows=after[0], waits=job.waits | {"held_s": None})
+    return open_attempt(folder, waits=job.waits)
 
 
 def restart() -> int:

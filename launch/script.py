@@ -15,6 +15,7 @@ from launch.containers import container_words
 from launch.copied import WHERE
 from launch.environment import unset_by_script
 from launch.submission import Submission
+from launch.widths import for_slurm, is_range
 
 TEMPLATES = Path(__file__).parents[1] / "slurm_templates"
 FOLDERS = "folders.txt"
@@ -49,6 +50,7 @@ def pieces(submission: Submission, *, pickles: bool) -> tuple[str, str]:
         "successor": cluster.successor and len(submission.folders) <= MOST_FOLLOWED,
         "notify": shlex.join(shlex.split(cluster.notify)) if cluster.notify else "",
         "mail": MAIL_AT if cluster.mail else "",
+        "ranks_on_node": cluster.tasks_on_node if is_range(cluster.nodes) else None,
     }
     identity = render(
         "identity.sh",
@@ -76,9 +78,8 @@ def slurm_parameters(submission: Submission) -> dict[str, Any]:
     return {
         "job_name": submission.name,
         "time": max(math.ceil(cluster.hours * 60), 1),
-        "nodes": cluster.nodes,
-        "ntasks_per_node": cluster.tasks_on_node,
-        "cpus_per_task": cluster.cpus_per_task,
+        "nodes": for_slurm(cluster.nodes),
+        **ranks_of_node(cluster),
         "gpus_per_node": cluster.gpus,
         "signal_delay_s": cluster.signal_delay_s,
         "setup": setup.splitlines(),
@@ -89,6 +90,17 @@ def slurm_parameters(submission: Submission) -> dict[str, Any]:
         "additional_parameters": {"requeue": True, **unnamed(cluster), **further},
         **{name: value for name, value in given.items() if value},
     }
+
+
+def ranks_of_node(cluster: Cluster) -> dict[str, int]:
+    """Return the options for the ranks of each node.
+
+    With a range of nodes, the cores of a node are requested as those of one task, and srun starts the ranks. Otherwise
+    Slurm 22.05 would give only as many nodes as there are ranks per node, and never fewer than an attempt has had.
+    """
+    if is_range(cluster.nodes):
+        return {"cpus_per_task": cluster.tasks_on_node * cluster.cpus_per_task}
+    return {"ntasks_per_node": cluster.tasks_on_node, "cpus_per_task": cluster.cpus_per_task}
 
 
 def unnamed(cluster: Cluster) -> dict[str, str]:

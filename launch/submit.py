@@ -18,6 +18,7 @@ from launch.script import FOLDERS, job_environment, submitit_script
 from launch.snapshot import take_snapshot
 from launch.submission import Submission
 from launch.task import Run
+from launch.widths import Nodes
 
 LAUNCHES = Path("launches")
 SCRIPT = "submission.sh"
@@ -180,7 +181,7 @@ def send_again(
     runs: Sequence[Path],
     *,
     hours: float | None = None,
-    nodes: int | None = None,
+    nodes: Nodes | None = None,
     update_code: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[Path, str | None]:

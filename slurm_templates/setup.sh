@@ -149,6 +149,12 @@ deeplense_meet() {
 }
 deeplense_persist deeplense_meet || deeplense_leave 1
 export MASTER_ADDR DEEPLENSE_NODE_ADDRESSES
+{% if ranks_on_node -%}
+# Each attempt has the nodes that were free. The job requested them without ranks; srun takes their number from here.
+unset SLURM_CPUS_PER_TASK
+export SLURM_NTASKS=$((SLURM_JOB_NUM_NODES * {{ ranks_on_node }})) SLURM_NTASKS_PER_NODE={{ ranks_on_node }}
+export SLURM_NPROCS=$SLURM_NTASKS
+{% endif -%}
 # A free port of this node, different in each attempt.
 MASTER_PORT=$((20000 + (${SLURM_JOB_ID} * 131 + ${SLURM_RESTART_COUNT:-0} * 17) % 10000))
 deeplense_listens() { (exec 3<>"/dev/tcp/$1/$MASTER_PORT") 2>/dev/null; }

@@ -10,7 +10,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from deeplense.data.dataset import Batch, Split
-from deeplense.data.order import Order
+from deeplense.data.order import Order, share_of
 from deeplense.data.processes import live_as_long_as, start_fork_server
 from deeplense.data.transforms import NUM_UNIFORMS
 from deeplense.random.draws import uniforms
@@ -39,8 +39,7 @@ class StepBatches(Dataset[Batch]):
         num_uniforms: int = NUM_UNIFORMS,
     ) -> None:
         self.split, self.order, self.target, self.num_uniforms = split, order, target, num_uniforms
-        # Every so many, not a piece: the lanes of the order are dealt in turn, and a rank should have its own.
-        self.part = slice(rank, None, world_size)
+        self.part = share_of(rank, world_size)
         self.announced = 0
 
     def __getitem__(self, step: int) -> Batch:

@@ -259,6 +259,23 @@ def rank_slice(num_items: int, rank: int, world_size: int) -> slice:
     return slice(rank * num_items // world_size, (rank + 1) * num_items // world_size)
 
 
+def share_of(rank: int, world_size: int) -> slice:
+    """Return the part of a batch that belongs to a rank: every `world_size`-th sample, in the order of the batch. Each
+    sample is in one part, and the sizes of the parts differ by at most one.
+
+    Not a piece without gaps: the lanes of the order are dealt in turn, and a rank should have its own.
+
+    Args:
+        rank: number of the part, 0 to world_size - 1.
+        world_size: number of parts.
+
+    Example:
+        >>> [list(range(16))[share_of(rank, 3)] for rank in range(3)]
+        [[0, 3, 6, 9, 12, 15], [1, 4, 7, 10, 13], [2, 5, 8, 11, 14]]
+    """
+    return slice(rank, None, world_size)
+
+
 def num_steps(epochs: float, *, num_samples: int, batch_size: int) -> int:
     """Return the number of steps of this many epochs. An incomplete last batch is ignored, but there is at least one
     step.

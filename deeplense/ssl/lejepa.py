@@ -4,7 +4,9 @@ the first T are large, B batch, C bands, S pixels per side, D features, P dimens
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional
 
 from deeplense.constants import sent
@@ -15,9 +17,9 @@ class LeJEPA(nn.Module):
     """Latent prediction without a teacher (Balestriero and LeCun 2025, arXiv:2511.08544). The authors' small example
     has 256 directions, too; the paper has 1024.
 
-    The normality test sees the embeddings of one forward pass of one rank: if the same batch is divided over more
-    ranks, or into more pieces, the test has fewer samples and is less strict. With more than one rank, the batch norms
-    of the projector should be `SyncBatchNorm`.
+    The normality test sees the embeddings of one forward pass of all ranks, as in the paper: if the same batch is
+    divided into more pieces, the test has fewer samples and is less strict. With more than one rank, the batch norms of
+    the projector should be `SyncBatchNorm`.
 
     Args:
         backbone: maps images (B, C, S, S) to features (B, D) at the sizes of all views.
@@ -86,6 +88,8 @@ class LeJEPA(nn.Module):
 def sigreg(embeddings: Tensor, directions: Tensor, *, highest: float = 3.0, num_points: int = 17) -> Tensor:
     """Return how far embeddings are from a normal distribution of mean 0 and variance 1, along some directions.
 
+    If there are other ranks, all must call this, and B counts the embeddings of all of them.
+
     For each view and direction, this is the statistic of Epps and Pulley (1983): B times the squared distance of the
     empirical characteristic function from exp(-t^2 / 2), integrated with this weight over t from -highest to highest by
     the trapezoidal rule. The integrand is even in t, so `num_points` from 0 to `highest` suffice. For normal embeddings
@@ -109,5 +113,22 @@ def sigreg(embeddings: Tensor, directions: Tensor, *, highest: float = 3.0, num_
     t = torch.linspace(0, highest, num_points, device=embeddings.device)
     normal = (-t.square() / 2).exp()
     angles = (embeddings @ directions)[..., None] * t
-    gaps = (angles.cos().mean(dim=-3) - normal).square() + angles.sin().mean(dim=-3).square()
-    return 2 * embeddings.shape[-2] * torch.trapezoid(gaps * normal, t, dim=-1).mean()
+    cosines, sines, number = means_over_ranks(angles.cos().mean(dim=-3), angles.sin().mean(dim=-3), angles.shape[-3])
+    gaps = (cosines - normal).square() + sines.square()
+    return 2 * number * torch.trapezoid(gaps * normal, t, dim=-1).mean()
+
+
+def means_over_ranks(cosines: Tensor, sines: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor | int]:
+    """Return two means over the embeddings of all ranks, and the number of embeddings. Gradients pass through.
+
+    Args:
+        cosines: mean over the embeddings of this rank, (V, M, T).
+        sines: another mean, of the same shape.
+        number: number of embeddings of this rank, which may differ between ranks.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return cosines, sines, number
+    own = torch.stack([cosines, sines]).flatten() * number
+    sums = all_reduce(torch.cat([own, own.new_full((1,), number)]))
+    cosines, sines = (sums[:-1] / sums[-1]).view(2, *cosines.shape)
+    return cosines, sines, sums[-1]

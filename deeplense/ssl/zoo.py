@@ -23,6 +23,7 @@ class Method:
         hidden_views: fraction of the views with masked patches; 0 for a method that masks none.
         hidden_spread: half width of the distribution of the fraction of masked patches.
         fixed_rate: prefixes of the names of parameters whose learning rate stays at its maximum.
+        least_samples: fewest samples of a forward pass in training; a batch norm over one view of each needs two.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Method:
     hidden_views: float = 0.0
     hidden_spread: float = 0.0
     fixed_rate: tuple[str, ...] = ()
+    least_samples: int = 1
 
 
 SSL, TEACHER = "deeplense.ssl", "teacher.backbone"
@@ -42,7 +44,7 @@ METHODS = {
     for method in (
         Method("dino", f"{SSL}.dino:DINO", TEACHER, teacher=True),
         Method("ibot", f"{SSL}.ibot:IBOT", TEACHER, teacher=True, hidden_views=0.5, hidden_spread=0.2),
-        Method("simsiam", f"{SSL}.simsiam:SimSiam", local_views=False, fixed_rate=("predictor.",)),
+        Method("simsiam", f"{SSL}.simsiam:SimSiam", local_views=False, fixed_rate=("predictor.",), least_samples=2),
         Method("simmim", f"{SSL}.simmim:SimMIM", head=False, local_views=False, hidden_views=1.0),
         Method("lejepa", f"{SSL}.lejepa:LeJEPA"),
     )

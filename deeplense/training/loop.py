@@ -48,11 +48,13 @@ class Update:
         step: number of updates so far.
         lr: learning rate that was used.
         metrics: mean of each metric over this rank's samples.
+        weight: number of this rank's samples, in units of the mean over ranks.
     """
 
     step: int
     lr: float
     metrics: Mapping[str, Tensor]
+    weight: float = 1.0
 
 
 def make_accelerator(*, device: str, precision: Precision) -> Accelerator:
@@ -169,6 +171,7 @@ def fit(
     first_step: int,
     num_steps: int,
     step_seed: Callable[[int], int],
+    batch_size: int | None = None,
     accumulate: int = 1,
     clip_grad: float | None = None,
     ema: ModelEmaV3 | None = None,
@@ -189,6 +192,8 @@ def fit(
         num_steps: number of updates of the whole training.
         step_seed: returns the seed of the libraries' generators (dropout and the like) for each update, so that they
             need not be saved; it must differ between ranks.
+        batch_size: samples of the batch of a step on all ranks together, of which ranks may have different numbers;
+            None if all have equally many.
         accumulate: number of pieces in which a batch is processed, at least 1.
         clip_grad: largest norm of the gradient; None for no clipping.
         ema: running mean of the weights, updated after each step; None for none.
@@ -197,6 +202,7 @@ def fit(
     learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number in range(first_step, num_steps):
         batch = next(batches).to(accelerator.device)
+        weight = len(batch) * accelerator.num_processes / batch_size if batch_size else 1.0
         seed_generators(step_seed(number), accelerator.device)
         lr, decay = learning_rate(number), weight_decay(number)
         for group in optimizer.param_groups:
@@ -204,7 +210,8 @@ def fit(
                 group["lr"] = lr * group.get("lr_scale", 1.0)
             if decay is not None and group["weight_decay"] > 0:
                 group["weight_decay"] = decay
-        metrics = accumulate_gradients(step, batch.split(accumulate), accelerator=accelerator, model=model)
+        pieces = batch.split(accumulate)
+        metrics = accumulate_gradients(step, pieces, weight=weight, accelerator=accelerator, model=model)
         if isinstance(model, DistributedDataParallel):
             exchange_rest(learning)
         if clip_grad is not None:
@@ -213,7 +220,7 @@ def fit(
         optimizer.zero_grad()
         if ema is not None:
             ema.update(accelerator.unwrap_model(model), step=number)
-        yield Update(number + 1, lr, metrics)
+        yield Update(number + 1, lr, metrics, weight)
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
@@ -228,14 +235,23 @@ def seed_generators(seed: int, device: torch.device) -> None:
 
 
 def accumulate_gradients(
-    step: Callable[[BatchT], Mapping[str, Tensor]], pieces: list[BatchT], *, accelerator: Accelerator, model: nn.Module
+    step: Callable[[BatchT], Mapping[str, Tensor]],
+    pieces: list[BatchT],
+    *,
+    weight: float = 1.0,
+    accelerator: Accelerator,
+    model: nn.Module,
 ) -> dict[str, Tensor]:
     """Compute the gradients of the mean loss over the pieces; ranks exchange them with the last. Returns the mean
     metrics.
 
+    Ranks average their gradients. With the weight, that average is the gradient of the mean loss over the samples of
+    all ranks.
+
     Args:
         step: returns the metrics of a piece.
         pieces: pieces of the batch.
+        weight: number of this rank's samples, in units of the mean over ranks.
         accelerator: as made by `make_accelerator`.
         model: the prepared model.
     """
@@ -246,20 +262,21 @@ def accumulate_gradients(
         with accelerator.no_sync(model) if k < len(pieces) - 1 else accelerator.autocast():
             with accelerator.autocast():
                 values = step(piece)
-            accelerator.backward(values["loss"] * share)
+            accelerator.backward(values["loss"] * (share * weight))
         for name, value in values.items():
             metrics[name] = metrics.get(name, torch.zeros_like(value)) + value.detach() * share
     return metrics
 
 
-def mean_over_ranks(accelerator: Accelerator, values: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return metrics as their mean over ranks; all ranks have batches of the same size.
+def mean_over_ranks(accelerator: Accelerator, values: Mapping[str, Tensor], *, weight: float = 1.0) -> dict[str, float]:
+    """Return metrics as their mean over the samples of all ranks.
 
     Args:
         accelerator: as made by `make_accelerator`.
-        values: scalars by name.
+        values: means over this rank's samples by name, scalars.
+        weight: number of this rank's samples, in units of the mean over ranks.
     """
-    stacked = torch.stack([value.float() for value in values.values()])
+    stacked = torch.stack([value.float() for value in values.values()]) * weight
     means = accelerator.reduce(stacked, reduction="mean").tolist()  # type: ignore[union-attr]
     return dict(zip(values, means, strict=True))
 

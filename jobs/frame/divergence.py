@@ -1,10 +1,8 @@
 """Detection of values that are not finite. It ends the training before such values are evaluated or saved."""
 
 import math
-from collections.abc import Mapping
 
 from accelerate import Accelerator
-from torch import Tensor
 
 from deeplense.training.finite import LossWatch, NotFinite
 from deeplense.training.loop import Update, gather_lists, mean_over_ranks
@@ -18,15 +16,14 @@ def watch(losses: LossWatch, accelerator: Accelerator, update: Update) -> None:
         losses.note(update.step, update.metrics["loss"])
 
 
-def means_of(
-    metrics: Mapping[str, Tensor], losses: LossWatch, accelerator: Accelerator, *, step: int
-) -> dict[str, float]:
-    """Return the metrics of an update as means over ranks. Raises NotFinite if the loss is not finite."""
-    means = mean_over_ranks(accelerator, dict(metrics))
+def means_of(update: Update, losses: LossWatch, accelerator: Accelerator) -> dict[str, float]:
+    """Return the metrics of an update as means over the samples of all ranks. Raises NotFinite if the loss is not
+    finite."""
+    means = mean_over_ranks(accelerator, update.metrics, weight=update.weight)
     scaler = accelerator.scaler
     # The scaler of fp16 skips updates while it searches for its scale.
     if not math.isfinite(means["loss"]) and (scaler is None or scaler.get_scale() < 1):
-        first, loss = losses.read() or (step, means["loss"])
+        first, loss = losses.read() or (update.step, means["loss"])
         raise NotFinite(in_words(f"the loss is {loss} at step {first}"))
     return means
 

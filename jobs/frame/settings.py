@@ -111,6 +111,11 @@ class LearningSettings:
     wandb_project: str = field(default="deeplense", metadata=FREE | counts_with(wandb=("offline", "online")))
     """project name in Weights & Biases"""
 
+    @property
+    def least_samples(self) -> int:
+        """Fewest samples with which a process can compute its part of a loss."""
+        return 1
+
     def __post_init__(self) -> None:
         refuse_outside(self, ABOVE_ZERO, lambda value: value > 0, "above 0")
         refuse_outside(self, ZERO_OR_MORE, lambda value: value >= 0, "0 or more")
@@ -134,6 +139,28 @@ class LearningSettings:
             not self.decay_lr or self.schedule in ("constant", "restarts"),
             f"decay_lr=1 means schedule=restarts, which contradicts schedule={self.schedule}; give only one of them.",
         )
+
+
+def refuse_small_batch(batch_size: int, pieces: int, num_processes: int, *, least: int) -> None:
+    """Raise ValueError if a process would have fewer than `least` samples in one of its micro-batches.
+
+    Args:
+        batch_size: samples of the batch of a step, divided among the processes as evenly as possible.
+        pieces: number of micro-batches of each process.
+        num_processes: number of processes.
+        least: fewest samples of a micro-batch.
+    """
+    needed, most = num_processes * pieces * least, batch_size // (pieces * least)
+    among = in_ranks(num_processes) + (f" with gradient_accumulation={pieces}" if pieces > 1 else "")
+    each = f"at least {least} samples" if least > 1 else "at least one sample"
+    fewer = f", or at most {in_ranks(most)}" if 0 < most < num_processes else ""
+    told = f"batch_size={batch_size} is too small for {among}, as each part needs {each}"
+    require(batch_size >= needed, f"{told}; use {needed} or more{fewer}.")
+
+
+def in_ranks(number: int) -> str:
+    """Return a number of processes as text."""
+    return f"{number} rank" + ("" if number == 1 else "s")
 
 
 def require_weights(mix: str, *, balance: str) -> None:

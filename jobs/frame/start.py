@@ -24,7 +24,7 @@ from jobs.frame.attempt import Attempt
 from jobs.frame.learner import Learner, Trainee
 from jobs.frame.lengthening import copy_state
 from jobs.frame.plan import Plan, Progress
-from jobs.frame.settings import LearningSettings
+from jobs.frame.settings import LearningSettings, refuse_small_batch
 from jobs.frame.staging import Copies, prepare_reading
 from jobs.frame.watchdog import Watchdog
 from jobs.frame.weights import Weights, optimizer_for, spread
@@ -195,13 +195,10 @@ def unused_fraction(settings: LearningSettings, read: Sequence[Part]) -> Iterato
 
 
 def check_batch(settings: LearningSettings, train: Part, num_processes: int) -> None:
-    """Raise ValueError if the batch is not divisible by the number of ranks and micro-batches, or exceeds the training
+    """Raise ValueError if the batch is too small for the number of ranks and micro-batches, or exceeds the training
     samples."""
-    size, parts = settings.batch_size, num_processes * settings.gradient_accumulation
-    pieces = f"{num_processes} ranks" + (
-        f" with gradient_accumulation={settings.gradient_accumulation}" if settings.gradient_accumulation > 1 else ""
-    )
-    require(size % parts == 0, f"batch_size={size} is not divisible among {pieces}; use a multiple of {parts}.")
+    size = settings.batch_size
+    refuse_small_batch(size, settings.gradient_accumulation, num_processes, least=settings.least_samples)
     require(size <= len(train), f"batch_size={size} exceeds the {len(train)} training samples; use a smaller one.")
 
 

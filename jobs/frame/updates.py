@@ -169,6 +169,7 @@ def updates(training: Training) -> Iterator[Update]:
         first_step=steps.start,
         num_steps=steps.stop,
         step_seed=lambda step: step_seed(settings.seed, step, accelerator.process_index),
+        batch_size=settings.batch_size,
         accumulate=settings.gradient_accumulation,
         clip_grad=settings.clip_grad,
         ema=weights.ema,
@@ -177,7 +178,7 @@ def updates(training: Training) -> Iterator[Update]:
 
 def log_update(training: Training, update: Update) -> float:
     """Log the metrics of an update as means over ranks, and return the loss. Raises NotFinite if it is not finite."""
-    means = means_of(update.metrics, training.losses, training.weights.accelerator, step=update.step)
+    means = means_of(update, training.losses, training.weights.accelerator)
     values = {
         "epoch": training.plan.epoch(update.step),
         "lr": update.lr,

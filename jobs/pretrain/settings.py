@@ -82,6 +82,11 @@ class Settings(LearningSettings):
     stop_on_collapse: Literal[0, 1] = field(default=0, metadata=FREE)
     """1: end with an error if the features have collapsed"""
 
+    @property
+    def least_samples(self) -> int:
+        """Fewest samples with which a process can compute its part of a loss, from the method."""
+        return METHODS[self.method].least_samples
+
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_outside(self, ("image_size", "local_size"), lambda value: value >= 0, "0 or more")

@@ -40,10 +40,13 @@ KINDS = {
     "job_id": str | None,
     "restart": int | None,
     "nodes": str | None,
+    "num_nodes": int | None,
     "host": str | None,
     "pid": int | None,
     "num_processes": int | None,
     "begun": str | None,
+    "held_s": int | float | None,
+    "waited_s": int | float | None,
     "first_step": int | None,
     "last_step": int | None,
     "ended": str | None,
@@ -54,9 +57,11 @@ KINDS = {
     "reached_at": str | None,
     "rate": int | float | None,
 }
-"""Fields of each line and their types. `saved` is the step of the newest checkpoint at the end of the attempt.
-`follows` is the other job from which this one takes over the run. `ended_at` is when the job itself ended. A launcher
-adds the last step that is known to have been made, `reached`, when that was, and the steps per second until then."""
+"""Fields of each line and their types. `held_s` is the time after submission or requeue in which the job could not
+start, and `waited_s` the time in the queue after that, both in seconds. `saved` is the step of the newest checkpoint at
+the end of the attempt. `follows` is the other job from which this one takes over the run. `ended_at` is when the job
+itself ended. A launcher adds the last step that is known to have been made, `reached`, when that was, and the steps per
+second until then."""
 FAILURE = {"rank": int, "time": int | float, "error": str}
 """Fields of the error record of a rank, and their types."""
 FROM_OTHERS = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "distbackend", "distnetwork")
@@ -176,9 +181,15 @@ def job_id() -> str | None:
     return f"{array}_{element}" if array else os.environ.get("SLURM_JOB_ID")
 
 
-def open_attempt(run: Path, *, follows: str | None = None) -> int:
+def num_nodes() -> int | None:
+    """Return the number of nodes of this job; None outside a scheduler."""
+    number = os.environ.get("SLURM_JOB_NUM_NODES", "")
+    return int(number) if number.isdecimal() else None
+
+
+def open_attempt(run: Path, *, follows: str | None = None, waits: Mapping[str, float | None] | None = None) -> int:
     """Add the line of a new attempt, which may replace another job, and return its number. A previous attempt without
-    an end is recorded as killed."""
+    an end is recorded as killed. `waits` are its `held_s` and `waited_s`, if known."""
     attempts = read_attempts(run)
     if attempts and attempts[-1]["ended"] is None:
         attempts[-1]["ended"] = "killed"
@@ -188,15 +199,19 @@ def open_attempt(run: Path, *, follows: str | None = None) -> int:
             "job_id": job_id(),
             "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
             "nodes": os.environ.get("SLURM_JOB_NODELIST"),
+            "num_nodes": num_nodes(),
             "host": platform.node(),
             "pid": None,
             "num_processes": None,
             "begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "held_s": None,
+            "waited_s": None,
             "first_step": None,
             "last_step": None,
             "ended": None,
             "follows": follows,
         }
+        | dict(waits or {})
     )
     write_attempts(run, attempts)
     return len(attempts)

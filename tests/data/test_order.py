@@ -18,6 +18,7 @@ from deeplense.data.order import (
     Stream,
     deal_all,
     epoch_order,
+    share_of,
     shares,
     variance_inflation,
 )
@@ -212,6 +213,19 @@ def test_the_order_of_blocks_is_that_of_plain_loops(num_samples: int, block: int
     """What a run goes on with rests on it: it stays what it is from version to version."""
     found = epoch_order(num_samples, seed, 3, shuffle=Shuffle(block, window))
     assert found.tolist() == order_in_plain_loops(num_samples, (seed, 3), block, window)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 16, 64])
+def test_the_shares_of_ranks_divide_a_batch_in_its_order_and_as_evenly_as_can_be(batch_size: int) -> None:
+    batch = list(range(100, 100 + batch_size))
+    for ranks in range(1, batch_size + 1):
+        parts = [batch[share_of(rank, ranks)] for rank in range(ranks)]
+        assert sorted(sample for part in parts for sample in part) == batch
+        assert all(part == sorted(part) for part in parts)
+        sizes = [len(part) for part in parts]
+        assert sizes == sorted(sizes, reverse=True)
+        assert max(sizes) - min(sizes) <= 1
+        assert min(sizes) == batch_size // ranks
 
 
 @pytest.mark.parametrize(

@@ -221,13 +221,13 @@ def test_updates_that_the_scaler_of_fp16_leaves_out_are_none_of_it() -> None:
     scale = 2.0
     accelerator.scaler = cast(Any, SimpleNamespace(get_scale=lambda: scale))
     losses = LossWatch()
-    update = cast(Any, SimpleNamespace(step=3, metrics={"loss": torch.tensor(torch.nan)}))
+    update = cast(Any, SimpleNamespace(step=3, metrics={"loss": torch.tensor(torch.nan)}, weight=1.0))
     divergence.watch(losses, accelerator, update)
     assert losses.read() is None
-    assert divergence.means_of(update.metrics, losses, accelerator, step=3)["loss"] != 0
+    assert divergence.means_of(update, losses, accelerator)["loss"] != 0
     scale = 0.5
     with pytest.raises(NotFinite, match="the loss is nan at step 3"):
-        divergence.means_of(update.metrics, losses, accelerator, step=3)
+        divergence.means_of(update, losses, accelerator)
 
 
 def test_a_loss_on_the_host_that_is_not_finite_is_seen_at_once() -> None:

@@ -353,8 +353,8 @@ def test_a_run_is_not_continued_with_settings_that_change_its_numbers(
         ({"batch_size": 500}, "batch_size=500 exceeds the 96 images of the split train"),
         ({"batch_size": 90}, "batch_size=90 exceeds the 87 training samples"),
         (
-            {"gradient_accumulation": 3},
-            "is not divisible among 1 ranks with gradient_accumulation=3; use a multiple of 3",
+            {"gradient_accumulation": 17},
+            "batch_size=16 is too small for 1 rank with gradient_accumulation=17, as each part needs at least one",
         ),
         ({"model_name": "simple_cmn"}, "unknown model 'simple_cmn'"),
         ({"dataset": "nowhere"}, "no such data set 'nowhere'"),

@@ -106,13 +106,17 @@ def test_resume_says_what_it_leaves_out(
     assert second == "run: submitted as job 5"
 
 
-def test_a_run_is_resumed_on_other_nodes_if_its_batch_divides(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_resumed_on_other_nodes_if_its_batch_is_large_enough(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = kept(here / "run", "--batch_size=64", cluster=Cluster(name="any", tasks_per_node=2))
     submission = again(run, nodes=4)
     assert (submission.cluster.nodes, submission.cluster.tasks) == (4, 8)
     assert again(run).cluster.nodes == 1
-    assert main(["resume", "--nodes", "5", "run"]) == EXIT_REFUSED
-    assert "batch_size=64 is not divisible among 10 ranks; use a multiple of 10" in capsys.readouterr().err
+    elastic = again(run, nodes="1:4").cluster
+    assert (elastic.nodes, elastic.least_nodes, elastic.tasks) == ("1:4", 1, 8)
+    assert main(["resume", "--nodes", "2:33", "run"]) == EXIT_REFUSED
+    assert "batch_size=64 is too small for 66 ranks" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["resume", "--help"])
     assert "so the weights differ" in " ".join(capsys.readouterr().out.split())

@@ -39,34 +39,49 @@ def submitting(command: str, cluster: Cluster, home: Path = Path("/scratch/run")
 @pytest.mark.parametrize(
     ("profile", "settings", "problem"),
     [
-        ({"nodes": 2, "tasks_per_node": 4}, "--batch_size 64", ""),
+        ({"nodes": 2, "tasks_per_node": 4}, "train --batch_size 100", ""),
+        ({"gpus_per_node": 3}, "train --batch_size 64", ""),
+        ({"tasks_per_node": 2}, "train --batch_size 4 --gradient_accumulation 2", ""),
+        ({"nodes": "1:4"}, "pretrain --method simsiam --batch_size 8 --model_name resnet18", ""),
         (
             {"nodes": 2, "tasks_per_node": 4},
-            "--batch_size 100",
-            "100 is not divisible among 8 ranks; use a multiple of 8.",
+            "train --batch_size 7",
+            "batch_size=7 is too small for 8 ranks, as each part needs at least one sample; use 8 or more, or at most "
+            "7 ranks.",
         ),
-        ({"gpus_per_node": 3}, "--batch_size 64", "64 is not divisible among 3 ranks; use a multiple of 3."),
+        (
+            {"nodes": "1:4", "tasks_per_node": 4},
+            "train --batch_size 15",
+            "15 is too small for 16 ranks, as each part needs at least one sample; use 16 or more, or at most 15 "
+            "ranks.",
+        ),
         (
             {"tasks_per_node": 2},
-            "--batch_size 6 --gradient_accumulation 2",
-            "among 2 ranks with gradient_accumulation=2; use a multiple of 4.",
+            "train --batch_size 3 --gradient_accumulation 2",
+            "3 is too small for 2 ranks with gradient_accumulation=2, as each part needs at least one sample; use 4 or "
+            "more, or at most 1 rank.",
+        ),
+        (
+            {"nodes": "1:4"},
+            "pretrain --method simsiam --batch_size 7 --model_name resnet18",
+            "7 is too small for 4 ranks, as each part needs at least 2 samples; use 8 or more, or at most 3 ranks.",
         ),
     ],
 )
-def test_a_batch_that_does_not_divide_is_refused_in_the_words_of_the_job(
+def test_a_batch_that_is_too_small_is_refused_in_the_words_of_the_job(
     profile: dict[str, Any], settings: str, problem: str, here: Path
 ) -> None:
     from jobs.frame.start import check_batch
 
     make_dataset(here / "ds", "train", "test")
-    cluster, command = MINE.override(**profile), f"train --run r --dataset ds {settings}".split()
+    cluster, command = MINE.override(**profile), f"{settings} --run r --dataset ds".split()
     if not problem:
         check_job(command, cluster)
         return
-    with pytest.raises(ValueError, match="is not divisible") as ours:
+    with pytest.raises(ValueError, match="is too small") as ours:
         check_job(command, cluster)
-    with pytest.raises(ValueError, match="is not divisible") as theirs:
-        check_batch(command_line.parse("train", command[1:]), [0] * 1000, cluster.tasks)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="is too small") as theirs:
+        check_batch(command_line.parse(command[0], command[1:]), [0] * 1000, cluster.tasks)  # type: ignore[arg-type]
     assert str(ours.value) == str(theirs.value)
     assert problem in str(ours.value)
 
@@ -131,8 +146,8 @@ def test_a_finetuning_is_checked_by_the_settings_of_its_training(here: Path) -> 
         check_job(command, MINE)
     make_dataset(here / "ds", "train")
     check_job(command, MINE)
-    with pytest.raises(ValueError, match="batch_size=64 is not divisible among 1 ranks with gradient_accumulation=3"):
-        check_job([*command, "--gradient_accumulation", "3"], MINE)
+    with pytest.raises(ValueError, match="batch_size=64 is too small for 1 rank with gradient_accumulation=65"):
+        check_job([*command, "--gradient_accumulation", "65"], MINE)
     with pytest.raises(ValueError, match="finetune runs as a single process"):
         check_job(command, MINE.override(nodes=2))
 

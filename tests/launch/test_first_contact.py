@@ -53,9 +53,10 @@ MISTAKES = {
     "a cluster is unknown": (["submit", "--on=gpuu", *TRAIN], "unknown cluster 'gpuu'. Known names: local"),
     "no job is submitted": (["submit", "--on=local"], "no job was given; add one at the end of the command"),
     "a batch is too large": ([*TRAIN, "--batch_size=500"], "batch_size=500 exceeds the 42 images of the split train"),
-    "a batch cannot be divided": (
-        ["--num_processes=2", *TRAIN, "--batch_size=7"],
-        "batch_size=7 is not divisible among 2 ranks; use a multiple of 2.",
+    "a batch is too small": (
+        ["--num_processes=2", *TRAIN, "--batch_size=1"],
+        "batch_size=1 is too small for 2 ranks, as each part needs at least one sample; use 2 or more, or at most 1 "
+        "rank.",
     ),
     "a target is misspelt": ([*TRAIN, "--target=thetaE"], "has no target 'thetaE'; its targets: theta_E. Did you mean"),
     "a number is negative": ([*TRAIN, "--epochs=-1"], "epochs=-1.0 must be above 0."),

@@ -147,13 +147,16 @@ def test_a_killed_launcher_leaves_no_rank_behind(dataset: Path, tmp_path: Path, 
     assert (run / STOPPED).exists()
 
 
-def test_a_batch_that_does_not_divide_is_told_once(dataset: Path, tmp_path: Path, launched: list[Launched]) -> None:
+def test_a_batch_that_is_too_small_is_told_once(dataset: Path, tmp_path: Path, launched: list[Launched]) -> None:
     words = ["--num_processes", "3", "train", f"--dataset={dataset}", f"--run={tmp_path / 'other'}", *SETTINGS]
+    words.append("--batch_size=2")
     three = Launched(words, tmp_path / "three.txt")
     launched.append(three)
     assert three.wait() == 2
     told = three.log.read_text()
-    assert told.count("batch_size=16 is not divisible among 3 ranks; use a multiple of 3.") == 1
+    assert (
+        told.count("batch_size=2 is too small for 3 ranks, as each part needs at least one sample; use 3 or more") == 1
+    )
     assert "Traceback" not in told
 
 
