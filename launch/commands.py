@@ -84,13 +84,18 @@ def sweep(words: Sequence[str]) -> int:
 
 def check_and_send(submission: "Submission", given: argparse.Namespace) -> int:
     """Check and submit a submission. With --dry_run, only print it; with --export, write its script to a file."""
+    from launch import chains
     from launch.checks import check_before_submission
     from launch.script import submitit_script
     from launch.submit import send
 
     by_slurm = submission.cluster.executor == "slurm"
+    if given.after:
+        require(not given.export, "--after depends on jobs that run now, and --export writes a script; leave one out.")
+        submission = chains.after(submission, chains.named_parents(given.after))
     require(by_slurm or not given.export, "jobs on this machine use no batch script; leave --export out.")
     if given.dry_run:
+        submission = chains.with_dependency(submission)
         print(submitit_script(submission) if by_slurm else "# jobs on this machine use no batch script\n", end="")
         if not by_slurm or len(submission.folders) > 1:
             print("\n".join(f"# {shown(folder)}" for folder in submission.folders))
@@ -148,6 +153,12 @@ def submission_parser(name: str) -> CommandParser:
         help="write a batch script that does not need submitit to FILE, and submit nothing",
     )
     parser.add_argument("--allow_untracked", action="store_true", help="also copy code files that git does not track")
+    parser.add_argument(
+        "--after",
+        metavar="RUN[,RUN]",
+        help="start only when these runs, or all runs in these folders, have finished; if one stops, wait until "
+        "`deeplense resume` has finished it",
+    )
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="JOB ...", help="the job and its settings")
     return parser
 

@@ -18,10 +18,11 @@ from jobs.runs.attempts import ATTEMPTS, end_attempt, newest_step, read_attempts
 from jobs.runs.folder import LAUNCH, LOCK, WANDB_ID, is_finished, read_wandb_id
 from jobs.runs.progress import read_progress
 from jobs.settings import require
-from launch import by_hand, slurm
+from launch import by_hand, slurm, waiting
 from launch.ends import FINISHED as ENDED_WELL
 from launch.ends import SETTLED, kind_of
 from launch.judging import Job, judge
+from launch.parents import waited_for
 from launch.record import Launched, is_process, keep, launched, own, queue_of, stranger_of, told_in
 from launch.script import FOLDERS
 
@@ -124,12 +125,15 @@ def table(folders: Sequence[Path]) -> list[str]:
     runs = named(runs)
     found = states(runs)
     last = accounted([run for run in runs if run.folder not in found])
-    rows = [HEAD, *(row(run, found.get(run.folder), last.get(run.folder, "")) for run in runs)]
+    told_of = {run.folder: waiting.explained(run.folder, found.get(run.folder)) for run in runs}
+    rows = [HEAD, *(row(run, told_of[run.folder], last.get(run.folder, "")) for run in runs)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     told = [line for run in runs for line in standing(run, found.get(run.folder), last.get(run.folder, ""))]
+    told += [line for folder in found for line in waiting.notes(folder, found, looked_for=told_of)]
     lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in rows]
     more = [f"note: and {len(told) - MOST_NOTES} more"] * (len(told) > MOST_NOTES)
-    return lines + told[:MOST_NOTES] + more + damaged
+    chains = list(waiting.pipelines([run.folder for run in runs], found))
+    return lines + chains + told[:MOST_NOTES] + more + damaged
 
 
 def accounted(runs: Sequence[Launched]) -> dict[Path, str]:
@@ -219,6 +223,8 @@ def standing(run: Launched, state: tuple[str, str] | None, last: str) -> Iterato
         last: last state in Slurm accounting; empty if unknown.
     """
     if run.stranger or is_over(run.folder):
+        return
+    if state is not None and waited_for(run.folder):
         return
     if state is not None:
         for part, text in NEVER_STARTS.items():

@@ -34,5 +34,5 @@ deeplense_requeue() {
 if [ "$deeplense_action" = requeue ] && deeplense_persist deeplense_requeue && [ -z "$deeplense_heard" ]; then
     deeplense_wait 60
 fi
-[ -z "$deeplense_following" ] || kill "$deeplense_following" 2> /dev/null
+[ -z "$deeplense_following$deeplense_moving" ] || kill $deeplense_following $deeplense_moving 2> /dev/null
 exit "$deeplense_code"
