@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deeplense.files import sole_writer
 from jobs.bounds import MOST_PARTS
 from jobs.runs.folder import FINISHED
 from jobs.settings import require
@@ -19,6 +20,7 @@ from launch.record import launched
 from launch.status import shown
 
 if TYPE_CHECKING:
+    from launch.pipeline import Request
     from launch.record import Launched
     from launch.submission import Submission
 
@@ -176,6 +178,45 @@ def chosen_cluster(given: argparse.Namespace) -> Cluster:
     cluster = find_cluster(given.on)
     given.image = given.image and str(Path(given.image).expanduser().absolute())
     return cluster.override(**{option: getattr(given, option) for option in OPTIONS}, restarts=given.restarts)
+
+
+def pipeline(words: Sequence[str]) -> int:
+    """Run the stages of a file, each after those whose results it needs: deeplense pipeline FILE.yaml [--on CLUSTER]"""
+    from launch.pipeline import Request
+
+    parser = CommandParser(prog="deeplense pipeline", description=pipeline.__doc__)
+    parser.add_argument("file", type=Path, metavar="FILE.yaml", help="file of the stages; see docs/pipelines.md")
+    parser.add_argument(
+        "--on",
+        metavar="CLUSTER",
+        help="name of a cluster profile: submit each stage as a job (default: run them here, one after another)",
+    )
+    parser.add_argument("--dry_run", action="store_true", help="print what would run and why, and change nothing")
+    parser.add_argument(
+        "--again", default="", metavar="STAGE,...", help="run these stages again, and those that follow them"
+    )
+    parser.add_argument("--folder", type=Path, help="folder for records and logs (default: launches/FILE)")
+    parser.add_argument("--allow_untracked", action="store_true", help="also copy code files that git does not track")
+    given = parser.parse_args(words)
+    again = tuple(name.strip() for name in given.again.split(",") if name.strip())
+    home = (given.folder or Path("launches") / given.file.stem).absolute()
+    kinds = {name: kind for name, (kind, _) in OPTIONS.items()}
+    return run_pipeline(Request(given.file, given.on, again, home, kinds), given)
+
+
+def run_pipeline(request: "Request", given: argparse.Namespace) -> int:
+    """Print what is left to do for a pipeline, and do it unless --dry_run is given."""
+    from launch.pipeline import Pipeline, run_here
+    from launch.stage_jobs import submit_stages
+
+    with contextlib.nullcontext() if given.dry_run else sole_writer(request.home):
+        found = Pipeline(request)
+        print("\n".join(found.describe()), flush=True)
+        if given.dry_run:
+            return 0
+        if given.on is None:
+            return run_here(found)
+        return submit_stages(found, given.on, allow_untracked=given.allow_untracked)
 
 
 def resume(words: Sequence[str]) -> int:
@@ -344,6 +385,7 @@ def demo(words: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "submit": submit,
     "sweep": sweep,
+    "pipeline": pipeline,
     "status": show_status,
     "logs": logs,
     "cancel": cancel,

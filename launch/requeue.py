@@ -3,7 +3,8 @@
 `begin` closes the previous attempt, whose script may have died with its node, and opens a new one; it prints its
 number. `end` records why the attempt ended and prints what the script must do next. All state is in the run folder,
 DEEPLENSE_FOLDER. Both can be called again after a failure. On exit codes 2 (refused) and 3 (the run is over), the
-script ends; on 4, it returns the job to the queue, to wait for other runs. On any other error it tries again; on 70 (an error of this code), only three times.
+script ends; on 4 (other runs must finish first), it returns the job to the queue. On any other error it tries again;
+on 70 (an error of this code), only three times.
 """
 
 import argparse
@@ -66,8 +67,8 @@ class Over(Exception):
 def begin(folder: Path, *, log: Path, job: Job, after: Sequence[str] = (), before: Job | None = None) -> int:
     """Open an attempt of this job and return its number.
 
-    Raises ValueError if the last end allows no further attempt, Over if there is nothing to do, Waits if a run that this
-    one waits for has not finished, and OSError if a file is unavailable.
+    Raises ValueError if the last end allows no further attempt, Over if there is nothing to do, Waits if this run waits
+    for one that has not finished, and OSError if a file is unavailable.
 
     Args:
         after: if this is a successor job, the chain of jobs before it, newest first: it replaces the first one if that
