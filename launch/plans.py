@@ -110,9 +110,9 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping
     return [f"{name} {old[name]} -> {now[name]}" for name in now if as_stored(old[name]) != as_stored(now[name])]
 
 
-def as_stored(value: Any) -> str:
-    """Return a value as a record stores it."""
-    return json.dumps(value, sort_keys=True, default=str)
+def as_stored(value: Any) -> Any:
+    """Return a value as it is after it was stored in a record."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def moved_aside(step: Step) -> list[Path]:
