@@ -13,13 +13,15 @@ import yaml
 
 from launch.chains import waiting_jobs
 from tests.cluster.faults import daemon_killed, without_controller
-from tests.cluster.private_slurm import PrivateSlurm
+from tests.cluster.private_slurm import NUM_HOSTS, PrivateSlurm
 from tests.cluster.trainings import (
     NEVER,
     Training,
     assert_counted_to_the_end,
     assert_every_step_was_made,
+    command_of,
     counting,
+    environment_of,
     kill,
     take_all_nodes,
     wait_for,
@@ -230,7 +232,7 @@ def killing_in_vain(slurm: PrivateSlurm) -> Iterator[None]:
     """Slurm is configured to remove jobs whose dependencies cannot be satisfied any more."""
     path = slurm.folder / "slurm.conf"
     before = path.read_text()
-    path.write_text(before.replace("SchedulerParameters=", "SchedulerParameters=kill_invalid_depend,"))
+    path.write_text(f"{before}DependencyParameters=kill_invalid_depend\n")
     slurm.ask("scontrol", "reconfigure")
     try:
         yield
@@ -258,6 +260,15 @@ def test_a_job_of_the_users_own_is_moved_too_and_what_it_waits_for_beside_is_kep
     pair.finish()
 
 
+def script_of(slurm: PrivateSlurm, job: str, task: str) -> int:
+    """The process of the batch script of a task of an array."""
+    wanted = {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": task}
+    pids = [pid for host in range(1, NUM_HOSTS + 1) for pid in slurm.processes_of(host)]
+    scripts = [pid for pid in pids if "/slurm_script" in command_of(pid)]
+    (found,) = [pid for pid in scripts if wanted.items() <= environment_of(pid).items()]
+    return found
+
+
 def test_a_job_waits_for_all_runs_of_an_array_wherever_they_continue(slurm: PrivateSlurm, tmp_path: Path) -> None:
     child, home = counting(slurm, tmp_path / "child"), tmp_path / "many"
     runs = [replace(counting(slurm, home / str(k)), run_folder=home / "runs" / str(k)) for k in range(3)]
@@ -273,8 +284,7 @@ def test_a_job_waits_for_all_runs_of_an_array_wherever_they_continue(slurm: Priv
         return sorted(dict(waiting_jobs(str(slurm.folder / "slurm.conf"))).get(child.job_id, "").split(","))
 
     assert waits() == sorted(f"afterok:{job_id}(unfulfilled)" for job_id in ids)
-    for pid in runs[0].programs("script"):
-        kill(pid)
+    kill(script_of(slurm, *ids[0].split("_")))
     runs[1].deeplense("cancel", str(runs[1].run))
     runs[0].wait_for_attempt(2)
     wait_for(lambda: not runs[1].state(), runs[1].describe)

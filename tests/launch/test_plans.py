@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.settings import FREE
@@ -97,6 +97,7 @@ def finished(graph: Mapping[int, Sequence[int]]) -> Site:
     return site
 
 
+@settings(max_examples=60, deadline=None)
 @given(graphs(), st.data())
 def test_exactly_what_changed_and_what_follows_it_is_made_again(
     graph: dict[int, list[int]], data: st.DataObject
@@ -111,6 +112,7 @@ def test_exactly_what_changed_and_what_follows_it_is_made_again(
     assert names_of(site.plan()) == set()
 
 
+@settings(max_examples=60, deadline=None)
 @given(graphs(), st.data())
 def test_the_same_holds_however_often_the_command_is_interrupted(
     graph: dict[int, list[int]], data: st.DataObject
@@ -129,6 +131,7 @@ def test_the_same_holds_however_often_the_command_is_interrupted(
     assert site.made == len(graph) + len(made_again), "nothing was made twice"
 
 
+@settings(max_examples=60, deadline=None)
 @given(graphs(), st.data())
 def test_what_is_asked_for_or_lost_is_made_again_with_what_follows_it(
     graph: dict[int, list[int]], data: st.DataObject
@@ -141,6 +144,7 @@ def test_what_is_asked_for_or_lost_is_made_again_with_what_follows_it(
     assert names_of(site.plan()) == set(map(str, followers(graph, chosen)))
 
 
+@settings(max_examples=60, deadline=None)
 @given(graphs())
 def test_settings_that_do_not_affect_results_change_nothing(graph: dict[int, list[int]]) -> None:
     site = finished(graph)
@@ -181,6 +185,7 @@ def test_each_change_is_named_and_a_setting_of_a_newer_version_had_its_default()
     assert changed(now, now, {}) == []
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.lists(st.sampled_from("ab"), min_size=1, max_size=3).map(lambda parts: Path("/", *parts)), max_size=6)
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launch.commands import OPTIONS
@@ -168,6 +168,20 @@ def test_a_wrong_file_is_refused_by_name_and_with_what_to_do(
     assert capsys.readouterr().err == ""
 
 
+def test_the_example_of_the_documentation_is_a_pipeline() -> None:
+    stages = read_pipeline(Path(__file__).parents[2] / "docs" / "examples" / "model_iii.yaml", KINDS)
+    assert {stage.name: set(stage.parents) for stage in stages} == {
+        "images": set(),
+        "test-images": set(),
+        "pretrain": {"images"},
+        "finetune": {"images", "test-images", "pretrain"},
+        "scratch": {"images"},
+        "report": {"scratch", "test-images"},
+        "compared": {"scratch", "finetune", "report"},
+    }
+
+
+@settings(max_examples=60, deadline=None)
 @given(st.permutations(range(6)), st.data())
 def test_each_stage_comes_after_its_parents_and_otherwise_in_the_order_of_the_file(
     order: list[int], data: st.DataObject
