@@ -14,8 +14,8 @@ from jobs.runs.folder import check_run, is_finished
 from jobs.settings import require
 from jobs.verbs import TRAININGS
 from launch import status
-from launch.parents import is_done
-from launch.plans import Known, that_count
+from launch.parents import is_done, read_launch
+from launch.plans import Known, Step, moved_aside, that_count
 from launch.stages import Stage
 
 RECORD = "stage.json"
@@ -26,11 +26,10 @@ KINDS = {
     "parents": dict,
     "mark": str,
     "runs": list,
-    "sent": bool,
     "finished": bool,
 }
-"""Keys of the record of a stage. `mark` differs between two makings of the results. `sent`: the submission is complete.
-`finished`: it was run here, to its end, or its results were found."""
+"""Keys of the record of a stage. `mark` differs between two makings of the results. `finished`: it was run here, to its
+end, or its results were found."""
 
 
 def read_stage_record(folder: Path) -> dict[str, Any] | None:
@@ -60,7 +59,6 @@ def new_record(stage: Stage, pipeline: Path, records: Mapping[str, dict[str, Any
         "parents": {name: (records[name] or {}).get("mark", "") for name in stage.parents},
         "mark": f"{time.strftime('%Y%m%d-%H%M%S')}-{token_hex(3)}",
         "runs": [],
-        "sent": False,
         "finished": False,
     }
 
@@ -95,10 +93,16 @@ def known(stage: Stage, record: Mapping[str, Any] | None, active: Mapping[Path, 
     if record is None:
         return Known("found" if was_trained(stage) else "new")
     runs = [Path(run) for run in record["runs"]]
-    done = is_over(record) or (record["sent"] and bool(runs) and all(map(is_done, runs)))
+    done = is_over(record) or (was_submitted(record) and all(map(is_done, runs)))
     lost = [path for path in stage.results if not path.exists()] if done else []
     state = "done" if done else "active" if any(run in active for run in runs) else "stopped"
     return Known(state, record["settings"], record["parents"], record["mark"], lost)
+
+
+def was_submitted(record: Mapping[str, Any]) -> bool:
+    """Whether all runs of a stage were submitted for this making, and not only for an earlier one."""
+    marks = [(read_launch(Path(run)).get("stage") or [""])[-1] for run in record["runs"]]
+    return bool(marks) and all(mark == record["mark"] for mark in marks)
 
 
 def was_trained(stage: Stage) -> bool:
@@ -109,13 +113,12 @@ def was_trained(stage: Stage) -> bool:
     return True
 
 
-def move_aside(paths: Sequence[Path], now: str) -> list[Path]:
-    """Move results of an earlier making to folders beside them, so that nothing is overwritten; return where they are
-    then."""
+def move_aside(step: Step, now: str) -> list[Path]:
+    """Move the results of an earlier making of a stage, so that nothing is overwritten; return where they are then."""
     moved = []
-    for path in paths:
-        place = path.parent / f"{OLD}-{now}" / path.name
-        place.parent.mkdir(exist_ok=True)
+    for path in moved_aside(step):
+        place = step.stage.aside(path, f"{OLD}-{now}")
+        place.parent.mkdir(parents=True, exist_ok=True)
         path.rename(place)
         moved.append(place)
     return moved

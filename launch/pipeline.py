@@ -51,6 +51,7 @@ class Pipeline:
 
     def __init__(self, request: Request) -> None:
         self.request = request
+        self.now = time.strftime("%Y%m%d-%H%M%S")
         self.stages = read_pipeline(request.file, request.options)
         names = [stage.name for stage in self.stages]
         for name in request.again:
@@ -87,7 +88,7 @@ class Pipeline:
     def begin(self, step: Step) -> None:
         """Write the record of a stage that is about to be made, after its earlier results were moved aside."""
         if self.records[step.stage.name]:
-            for place in move_aside(moved_aside(step), time.strftime("%Y%m%d-%H%M%S")):
+            for place in move_aside(step, self.now):
                 print(f"{step.stage.name}: the earlier result is now in {status.shown(place)}")
         self.note(step.stage.name, **new_record(step.stage, self.path, self.records))
 

@@ -33,6 +33,16 @@ def results_of(verb: str, settings: Any) -> list[Path]:
     return [full(path) for path in found]
 
 
+def unit_of(verb: str, settings: Any) -> Path | None:
+    """Return the folder that contains what a job writes and is read as a whole: the data set of a split, or the run of
+    a report. None if there is none."""
+    if verb in SPLIT_WRITERS:
+        return full(settings.output)
+    if verb == "evaluate" and settings.output is None:
+        return full(settings.generated or settings.run)
+    return None
+
+
 def report_of(settings: Any) -> list[Path]:
     """Return the default folder of the report of an evaluation; empty if only the evaluation itself can know it."""
     if settings.generated is not None:

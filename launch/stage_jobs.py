@@ -11,6 +11,7 @@ from jobs.settings import require
 from launch import parents, status
 from launch.checks import check_before_submission
 from launch.clusters import Cluster, find_cluster
+from launch.making import was_submitted
 from launch.pipeline import Pipeline
 from launch.plans import Step
 from launch.submission import Submission
@@ -40,7 +41,7 @@ def submissions_of(pipeline: Pipeline, on: str) -> dict[str, Submission]:
     """Return the submission of each stage that is left to do. Raises ValueError if a stage cannot wait for another."""
     found: dict[str, Submission] = {}
     steps = {step.stage.name: step for step in pipeline.steps}
-    for place, step in enumerate(pipeline.steps, start=1):
+    for step in pipeline.steps:
         if step.action not in ("make", "resume"):
             continue
         stage, waits = step.stage, []
@@ -51,7 +52,7 @@ def submissions_of(pipeline: Pipeline, on: str) -> dict[str, Submission]:
                 waits += found[name].folders
             elif steps[name].action == "wait":
                 waits += [Path(run) for run in (pipeline.records[name] or {})["runs"]]
-        found[stage.name] = replace(submission, after=tuple(waits), stage=(pipeline.name, place, stage.name))
+        found[stage.name] = replace(submission, after=tuple(waits))
     return found
 
 
@@ -88,7 +89,7 @@ def checked(name: str, submission: Submission) -> list[str]:
 
 def submit_stage(pipeline: Pipeline, step: Step, submission: Submission, *, allow_untracked: bool) -> None:
     """Submit a stage, or resubmit those of its runs that have ended."""
-    name = step.stage.name
+    name, place = step.stage.name, pipeline.steps.index(step) + 1
     left = runs_to_resume(pipeline, step)
     if left:
         # Resubmission changes the current folder to that of the first submission.
@@ -97,9 +98,9 @@ def submit_stage(pipeline: Pipeline, step: Step, submission: Submission, *, allo
     else:
         if step.action == "make":
             pipeline.begin(step)
-        pipeline.note(name, runs=list(map(str, submission.folders)), sent=False)
-        sent = dict(zip(submission.folders, send(submission, allow_untracked=allow_untracked), strict=True))
-        pipeline.note(name, sent=True)
+        pipeline.note(name, runs=list(map(str, submission.folders)))
+        marked = replace(submission, stage=(pipeline.name, place, name, (pipeline.records[name] or {})["mark"]))
+        sent = dict(zip(marked.folders, send(marked, allow_untracked=allow_untracked), strict=True))
     jobs = job_words(sent)
     waits = parents.unfinished(submission.after)
     after = f", after {', '.join(dict.fromkeys(map(str, map(status.shown, waits))))}" if waits else ""
@@ -110,7 +111,7 @@ def runs_to_resume(pipeline: Pipeline, step: Step) -> list[Path]:
     """Return the runs of a stage that were submitted and have ended without being finished; empty if the stage must be
     submitted anew."""
     record = pipeline.records[step.stage.name]
-    if step.action != "resume" or record is None or not record["sent"]:
+    if step.action != "resume" or record is None or not was_submitted(record):
         return []
     runs = [Path(run) for run in record["runs"]]
     left = [run for run in runs if not parents.is_done(run)]

@@ -22,7 +22,7 @@ from jobs.plain_yaml import read_yaml_file
 from jobs.settings import require
 from jobs.verbs import DIVISIBLE, POSITIONAL, STOPPABLE, verb_of, with_joined_name
 from launch.clusters import nearest
-from launch.results import full, names, provided_by, reads, results_of
+from launch.results import full, names, provided_by, reads, results_of, unit_of
 
 NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 SHAPE = "write NAME: and, indented below it, job: with the job and its settings"
@@ -59,6 +59,12 @@ class Stage:
     def results(self) -> list[Path]:
         """What the job writes, as full paths."""
         return results_of(self.verb, self.settings)
+
+    def aside(self, path: Path, name: str) -> Path:
+        """Return where a result is moved before it is made again: to a folder of this name, beside what it is part
+        of."""
+        unit = unit_of(self.verb, self.settings) or path
+        return unit.parent / name / path.relative_to(unit.parent)
 
 
 def read_pipeline(path: Path, options: Mapping[str, type]) -> list[Stage]:

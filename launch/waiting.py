@@ -3,8 +3,11 @@
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from jobs.runs.folder import LAUNCH
 from launch.parents import is_done, read_launch, waited_for
 
+STAGE_PARTS = 4
+"""Number of values that the record of a run has for its stage: pipeline, number, name, mark."""
 State = tuple[str, str]
 """State of a job in the queue, and the reason if it is pending."""
 
@@ -43,12 +46,20 @@ def pipelines(folders: Sequence[Path], states: Mapping[Path, State]) -> Iterator
     """Yield a line for each pipeline among these runs: its stages in order, with their states."""
     found: dict[str, dict[tuple[int, str], list[Path]]] = {}
     for folder in folders:
-        stage = read_launch(folder).get("stage")
-        if stage and len(stage) == 3:
+        stage = read_launch(folder).get("stage") if may_have_stage(folder) else None
+        if stage and len(stage) == STAGE_PARTS:
             found.setdefault(str(stage[0]), {}).setdefault((int(stage[1]), str(stage[2])), []).append(folder)
     for name, stages in sorted(found.items()):
         told = [f"{stage} {state_of(runs, states)}" for (_, stage), runs in sorted(stages.items())]
         yield f"pipeline {name}: {', '.join(told)}"
+
+
+def may_have_stage(folder: Path) -> bool:
+    """Whether the record of a run may name a stage. Of thousands of runs, few do, and to parse a record takes longer."""
+    try:
+        return b'"stage": [' in (folder / LAUNCH).read_bytes()
+    except OSError:
+        return False
 
 
 def state_of(runs: Sequence[Path], states: Mapping[Path, State]) -> str:
@@ -67,4 +78,4 @@ def state_of(runs: Sequence[Path], states: Mapping[Path, State]) -> str:
 def stage_of(folder: Path) -> str:
     """Return the name of the stage of a run, or its folder if it is in no pipeline."""
     stage = read_launch(folder).get("stage")
-    return str(stage[2]) if stage and len(stage) == 3 else str(shown(folder))
+    return str(stage[2]) if stage and len(stage) == STAGE_PARTS else str(shown(folder))

@@ -260,13 +260,12 @@ def test_a_job_of_the_users_own_is_moved_too_and_what_it_waits_for_beside_is_kep
     pair.finish()
 
 
-def script_of(slurm: PrivateSlurm, job: str, task: str) -> int:
-    """The process of the batch script of a task of an array."""
+def scripts_of(slurm: PrivateSlurm, job: str, task: str) -> list[int]:
+    """The processes of the batch script of a task of an array."""
     wanted = {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": task}
     pids = [pid for host in range(1, NUM_HOSTS + 1) for pid in slurm.processes_of(host)]
     scripts = [pid for pid in pids if "/slurm_script" in command_of(pid)]
-    (found,) = [pid for pid in scripts if wanted.items() <= environment_of(pid).items()]
-    return found
+    return [pid for pid in scripts if wanted.items() <= environment_of(pid).items()]
 
 
 def test_a_job_waits_for_all_runs_of_an_array_wherever_they_continue(slurm: PrivateSlurm, tmp_path: Path) -> None:
@@ -284,7 +283,8 @@ def test_a_job_waits_for_all_runs_of_an_array_wherever_they_continue(slurm: Priv
         return sorted(dict(waiting_jobs(str(slurm.folder / "slurm.conf"))).get(child.job_id, "").split(","))
 
     assert waits() == sorted(f"afterok:{job_id}(unfulfilled)" for job_id in ids)
-    kill(script_of(slurm, *ids[0].split("_")))
+    for pid in scripts_of(slurm, *ids[0].split("_")):
+        kill(pid)
     runs[1].deeplense("cancel", str(runs[1].run))
     runs[0].wait_for_attempt(2)
     wait_for(lambda: not runs[1].state(), runs[1].describe)

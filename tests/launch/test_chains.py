@@ -195,9 +195,9 @@ def test_status_names_what_a_run_waits_for_and_what_nobody_continues(tmp_path: P
 
 
 def test_status_has_a_line_for_each_pipeline_with_its_stages_in_order(tmp_path: Path) -> None:
-    train = run_at(tmp_path / "train", stage=["lenses", 2, "train"])
-    images = run_at(tmp_path / "images", stage=["lenses", 1, "images"])
-    parts = [run_at(tmp_path / f"part{k}", stage=["lenses", 3, "table"], after=[train]) for k in range(2)]
+    train = run_at(tmp_path / "train", stage=["lenses", 2, "train", "m"])
+    images = run_at(tmp_path / "images", stage=["lenses", 1, "images", "m"])
+    parts = [run_at(tmp_path / f"part{k}", stage=["lenses", 3, "table", "m"], after=[train]) for k in range(2)]
     run_at(tmp_path / "alone")
     finish(images)
     states = {train: ("RUNNING", "None"), parts[0]: ("PENDING", "Dependency"), parts[1]: ("PENDING", "Dependency")}

@@ -85,6 +85,23 @@ def test_a_pretrained_backbone_and_generated_images_are_followed(tmp_path: Path)
     assert found["compare"] == {"sample", "pretrain", "images"}
 
 
+def test_an_old_result_is_moved_out_of_what_is_read_as_a_whole(tmp_path: Path) -> None:
+    jobs = {
+        "images": SIMULATE,
+        "train": TRAIN,
+        "report": "evaluate --run runs/first",
+        "own": "evaluate --run r --output o",
+    }
+    stages = stages_of(tmp_path, {name: {"job": job} for name, job in jobs.items()})
+    moved = {name: str(stage.aside(stage.results[0], "old").relative_to(Path.cwd())) for name, stage in stages.items()}
+    assert moved == {
+        "images": "data/old/m3/train",
+        "train": "runs/old/first",
+        "report": "runs/old/first/report",
+        "own": "old/o",
+    }
+
+
 def test_after_adds_to_what_is_found(tmp_path: Path) -> None:
     found = parents(tmp_path, images=SIMULATE, check={"job": "models", "after": "images"}, train=TRAIN)
     assert found == {"images": set(), "check": {"images"}, "train": {"images"}}
