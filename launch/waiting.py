@@ -55,7 +55,7 @@ def pipelines(folders: Sequence[Path], states: Mapping[Path, State]) -> Iterator
 
 
 def may_have_stage(folder: Path) -> bool:
-    """Whether the record of a run may name a stage. Of thousands of runs, few do, and to parse a record takes longer."""
+    """Whether the record of a run may name a stage. Few of thousands do, and to parse a record takes longer."""
     try:
         return b'"stage": [' in (folder / LAUNCH).read_bytes()
     except OSError:

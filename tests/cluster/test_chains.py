@@ -63,10 +63,14 @@ class Chain:
         """A command of deeplense; returns what it says."""
         return Training(self.slurm, self.home, self.home, counts=True).deeplense(*words, check=check)
 
+    def words(self) -> list[str]:
+        """The command that runs the pipeline."""
+        folder = f"--folder={self.home / 'launches'}"
+        return ["pipeline", str(self.file), "--on=first", folder, "--allow_untracked"]
+
     def pipeline(self, *words: str) -> str:
         """Run the pipeline."""
-        folder = f"--folder={self.home / 'launches'}"
-        return self.type("pipeline", str(self.file), "--on=first", folder, "--allow_untracked", *words)
+        return self.type(*self.words(), *words)
 
     def waits(self, name: str) -> str:
         """What Slurm says that the job of a stage waits for."""
@@ -298,3 +302,39 @@ def test_a_job_waits_for_all_runs_of_an_array_wherever_they_continue(slurm: Priv
     for run in (*runs, child):
         assert_every_step_was_made(run)
     slurm.clear()
+
+
+def test_a_change_submits_again_what_waits_and_refuses_what_runs(slurm: PrivateSlurm, tmp_path: Path) -> None:
+    chain = Chain(slurm, tmp_path)
+    chain.write()
+    chain.hold(5)
+    chain.pipeline()
+    chain.stage("first").wait_until_held(attempt=1, step=5)
+    before = {name: chain.stage(name).job_id for name in NAMES}
+    assert "submitted" not in chain.pipeline(), "typed again, it leaves all as it is"
+
+    change(chain, "fourth", "--seed=7")
+    said = chain.pipeline()
+    assert [line.split()[1] for line in said.splitlines()[1:6]] == ["-", "-", "-", "run", "run"]
+    now = {name: chain.stage(name).job_id for name in NAMES}
+    assert {name for name in NAMES if now[name] != before[name]} == {"fourth", "fifth"}
+    assert chain.waits("fourth") == f"afterok:{now['third']}(unfulfilled)"
+    assert chain.waits("fifth") == f"afterok:{now['fourth']}(unfulfilled)"
+    wait_for(
+        lambda: before["fifth"] not in (slurm.ask("squeue", "-h", "-o", "%i") or "").split(), lambda: "still there"
+    )
+
+    change(chain, "first", "--seed=7")
+    refused = chain.type(*chain.words(), check=False)
+    assert "stage first has to be made again, but" in refused
+    assert f"`deeplense cancel {chain.stage('first').run}`" in refused
+    assert {name: chain.stage(name).job_id for name in NAMES} == now
+    assert chain.stage("first").state() == "RUNNING"
+    slurm.clear()
+
+
+def change(chain: Chain, name: str, word: str) -> None:
+    """Add a word to the job of a stage."""
+    stages = yaml.safe_load(chain.file.read_text())
+    stages[name]["job"].append(word)
+    chain.file.write_text(yaml.safe_dump(stages, sort_keys=False))
