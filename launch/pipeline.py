@@ -154,8 +154,8 @@ def run_here(pipeline: Pipeline) -> int:
         if step.action == "take":
             pipeline.take(step)
         if step.action in ("make", "resume") and (code := run_stage(pipeline, step, group)):
-            how = "stopped; its state is saved" if code == EXIT_STOPPED else f"failed with exit code {code}"
-            print(f"stage {step.stage.name} {how}; the same command continues with it", flush=True)
+            how = "failed" if group.forwarded is None and code != EXIT_STOPPED else "was stopped"
+            print(f"stage {step.stage.name} {how} (exit code {code}); the same command continues with it", flush=True)
             return code
     return 0
 

@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -86,7 +89,7 @@ def test_it_stops_at_the_first_failure_and_continues_there(here: Path, capfd: py
     write({name: stage | {"after": ["beside"]} if name == "first" else stage for name, stage in FILE.items()})
     assert pipeline() == 2
     captured = capfd.readouterr()
-    assert "stage beside failed with exit code 2; the same command continues with it" in captured.out
+    assert "stage beside failed (exit code 2); the same command continues with it" in captured.out
     assert captured.err.count("\n") == 1, "one line says why"
     assert not any(map(os.path.exists, RESULTS))
     Path("away.csv").rename("two.csv")
@@ -94,6 +97,34 @@ def test_it_stops_at_the_first_failure_and_continues_there(here: Path, capfd: py
     assert rows(capfd) == {"beside": "resume", "first": "run", "second": "run", "last": "run"}
     assert all(map(os.path.exists, RESULTS))
     assert not list(Path().glob("old-*"))
+
+
+def test_a_signal_stops_the_stage_and_all_after_it(here: Path) -> None:
+    os.mkfifo("slow.csv")
+    write(
+        {"slow": {"job": "grades slow.csv --output slow-merged.csv"}}
+        | FILE
+        | {"first": FILE["first"] | {"after": ["slow"]}}
+    )
+    with Path("said.txt").open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "launch", "pipeline", "grades.yaml"], stdout=said, stderr=said
+        )
+    # The stage waits for a writer of its input, which never comes.
+    wait_for(lambda: "== stage slow" in Path("said.txt").read_text() and read_children(process.pid))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) != 0
+    assert "stage slow was stopped" in Path("said.txt").read_text()
+    assert not os.path.exists("first.csv")
+    Path("slow.csv").unlink()
+    Path("slow.csv").write_text(Path("one.csv").read_text())
+    assert pipeline() == 0
+    assert all(map(os.path.exists, RESULTS))
+
+
+def read_children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_what_is_gone_or_asked_for_is_made_again(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -114,12 +114,12 @@ deeplense_begin() {
 # Returns this job to the queue until the jobs that it waits for have finished. Slurm starts such a job only by mistake,
 # for example if a user has released it.
 deeplense_return() {
-    local parent
+    local parent parents=($deeplense_parents)
     for parent in $deeplense_parents; do
         [ -n "$(deeplense_facts "$parent")" ] || deeplense_parents=
     done
     if [ -n "$deeplense_parents" ] && deeplense_ask 60 scontrol requeue "$deeplense_job"; then
-        deeplense_ask 60 scontrol update jobid="$deeplense_job" dependency="afterok:${deeplense_parents// /,afterok:}"
+        deeplense_ask 60 scontrol update jobid="$deeplense_job" dependency="$(IFS=, && echo "${parents[*]/#/afterok:}")"
     else
         deeplense_ask 60 scontrol requeuehold "$deeplense_job"
     fi
@@ -136,16 +136,17 @@ esac
 export DEEPLENSE_ATTEMPT
 # Moves jobs that wait for the success of a job before this successor job to this one.
 deeplense_move() {
-    local waiting job dependency entry moved old
+    local waiting job dependency entry moved old olds
+    IFS=. read -ra olds <<< "$deeplense_after"
     waiting="$(deeplense_ask 60 squeue --me --noheader --array --format='%i|%E')" || return 1
     while IFS='|' read -r job dependency; do
         moved=
         case "$dependency" in *afterok:*) ;; *) continue ;; esac
         case "$dependency" in *"?"*) continue ;; esac
         for entry in ${dependency//,/ }; do
-            case "$entry" in *"(fulfilled)") continue ;; esac
+            case "$entry" in *"(ful"*) continue ;; esac
             entry="${entry%(*}"
-            for old in ${deeplense_after//./ }; do
+            for old in "${olds[@]}"; do
                 [ "$entry" != "afterok:$old" ] || entry="afterok:$deeplense_job"
             done
             moved+="${moved:+,}$entry"
