@@ -30,7 +30,7 @@ autodoc_member_order = "bysource"
 PARTS = {
     "Start": ["quickstart", "data", "training", "evaluation", "predicting", "candidates", "survey"],
     "Models": ["models", "pretraining", "diffusion", "python"],
-    "Clusters": ["slurm", "watching", "administrators"],
+    "Clusters": ["slurm", "pipelines", "watching", "administrators"],
     "Reference": ["settings", "formats", "physics", "troubleshooting", "glossary"],
     "Project": ["../RESULTS", "../CHANGELOG", "../CONTRIBUTING", "../LICENCES"],
 }

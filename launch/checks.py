@@ -35,7 +35,7 @@ def check_before_submission(submission: Submission) -> Iterator[str]:
     """Yield notes for the user before a job is submitted. Raises ValueError if it would fail or never start."""
     cluster = submission.cluster
     for command in submission.counting:
-        check_job(command, cluster)
+        check_job(command, cluster, waits=bool(submission.after))
     refuse([*image_problems(cluster), *machine_problems(cluster)])
     yield from notice_notes(cluster)
     if cluster.executor == "slurm":
@@ -70,8 +70,9 @@ def refuse(problems: Iterable[str]) -> None:
         raise ValueError(problem)
 
 
-def check_job(command: Sequence[str], cluster: Cluster) -> None:
-    """Raise ValueError if the settings of a job cannot work on this cluster."""
+def check_job(command: Sequence[str], cluster: Cluster, *, waits: bool = False) -> None:
+    """Raise ValueError if the settings of a job cannot work on this cluster. The inputs of a job that `waits` for other
+    runs may not exist yet."""
     job, settings = command[0], command_line.parse(command[0], command[1:])
     check_tasks(job, cluster)
     learning = settings.learning if job == "finetune" else settings
@@ -79,7 +80,7 @@ def check_job(command: Sequence[str], cluster: Cluster) -> None:
         check_batch(learning, cluster.tasks)
     if job in ("train", "pretrain"):
         require_model(settings.model_name)
-    if "dependency" not in cluster.sbatch:
+    if not waits and "dependency" not in cluster.sbatch:
         check_inputs(job, learning)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deeplense.files import sole_writer
 from jobs.bounds import MOST_PARTS
 from jobs.runs.folder import FINISHED
 from jobs.settings import require
@@ -24,6 +25,7 @@ from launch.status import shown
 from launch.widths import parse_nodes
 
 if TYPE_CHECKING:
+    from launch.pipeline import Request
     from launch.record import Launched
     from launch.submission import Submission
 
@@ -92,13 +94,18 @@ def sweep(words: Sequence[str]) -> int:
 
 def check_and_send(submission: "Submission", given: argparse.Namespace) -> int:
     """Check and submit a submission. With --dry_run, only print it; with --export, write its script to a file."""
+    from launch import chains
     from launch.checks import check_before_submission
     from launch.script import submitit_script
     from launch.submit import send
 
     by_slurm = submission.cluster.executor == "slurm"
+    if given.after:
+        require(not given.export, "--after depends on jobs that run now, and --export writes a script; leave one out.")
+        submission = chains.after(submission, chains.named_parents(given.after))
     require(by_slurm or not given.export, "jobs on this machine use no batch script; leave --export out.")
     if given.dry_run:
+        submission = chains.with_dependency(submission)
         print(submitit_script(submission) if by_slurm else "# jobs on this machine use no batch script\n", end="")
         if not by_slurm or len(submission.folders) > 1:
             print("\n".join(f"# {shown(folder)}" for folder in submission.folders))
@@ -156,6 +163,12 @@ def submission_parser(name: str) -> CommandParser:
         help="write a batch script that does not need submitit to FILE, and submit nothing",
     )
     parser.add_argument("--allow_untracked", action="store_true", help="also copy code files that git does not track")
+    parser.add_argument(
+        "--after",
+        metavar="RUN[,RUN]",
+        help="start only when these runs, or all runs in these folders, have finished; if one stops, wait until "
+        "`deeplense resume` has finished it",
+    )
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="JOB ...", help="the job and its settings")
     return parser
 
@@ -173,6 +186,45 @@ def chosen_cluster(given: argparse.Namespace) -> Cluster:
     cluster = find_cluster(given.on)
     given.image = given.image and str(Path(given.image).expanduser().absolute())
     return cluster.override(**{option: getattr(given, option) for option in OPTIONS}, restarts=given.restarts)
+
+
+def pipeline(words: Sequence[str]) -> int:
+    """Run the stages of a file, each after those whose results it needs: deeplense pipeline FILE.yaml [--on CLUSTER]"""
+    from launch.pipeline import Request
+
+    parser = CommandParser(prog="deeplense pipeline", description=pipeline.__doc__)
+    parser.add_argument("file", type=Path, metavar="FILE.yaml", help="file of the stages; see docs/pipelines.md")
+    parser.add_argument(
+        "--on",
+        metavar="CLUSTER",
+        help="name of a cluster profile: submit each stage as a job (default: run them here, one after another)",
+    )
+    parser.add_argument("--dry_run", action="store_true", help="print what would run and why, and change nothing")
+    parser.add_argument(
+        "--again", default="", metavar="STAGE,...", help="run these stages again, and those that follow them"
+    )
+    parser.add_argument("--folder", type=Path, help="folder for records and logs (default: launches/FILE)")
+    parser.add_argument("--allow_untracked", action="store_true", help="also copy code files that git does not track")
+    given = parser.parse_args(words)
+    again = tuple(name.strip() for name in given.again.split(",") if name.strip())
+    home = (given.folder or Path("launches") / given.file.stem).absolute()
+    kinds = {name: kind for name, (kind, _) in OPTIONS.items()}
+    return run_pipeline(Request(given.file, given.on, again, home, kinds), given)
+
+
+def run_pipeline(request: "Request", given: argparse.Namespace) -> int:
+    """Print what is left to do for a pipeline, and do it unless --dry_run is given."""
+    from launch.pipeline import Pipeline, run_here
+    from launch.stage_jobs import submit_stages
+
+    with contextlib.nullcontext() if given.dry_run else sole_writer(request.home):
+        found = Pipeline(request)
+        print("\n".join(found.describe()), flush=True)
+        if given.dry_run:
+            return 0
+        if given.on is None:
+            return run_here(found)
+        return submit_stages(found, given.on, allow_untracked=given.allow_untracked)
 
 
 def resume(words: Sequence[str]) -> int:
@@ -419,6 +471,7 @@ def demo(words: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "submit": submit,
     "sweep": sweep,
+    "pipeline": pipeline,
     "status": show_status,
     "report": report,
     "logs": logs,

@@ -47,7 +47,7 @@ def supervise(command: Sequence[str]) -> int:
     from launch.copied import WHERE, refuse_other_code
     from launch.judging import Job, launched
     from launch.notices import send_due
-    from launch.requeue import Over, begin, end
+    from launch.requeue import Over, Waits, begin, end
 
     folder, group = Path(os.environ[FOLDER]), Group()
     restore_devices()
@@ -66,6 +66,9 @@ def supervise(command: Sequence[str]) -> int:
             print(f"deeplense: {over}", flush=True)
             send_due(folder)
             return 0
+        except Waits as waits:
+            print(f"deeplense: {waits}", flush=True)
+            return EXIT_STOPPED
         os.environ[NUMBER] = str(number)
         print(begin_line(number), flush=True)
         group.start(command, job["tasks"], log=log)

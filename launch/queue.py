@@ -19,6 +19,7 @@ from jobs.runs.folder import FINISHED
 from launch import status
 from launch.environment import for_here
 from launch.here import detached, start_run
+from launch.parents import waited_for
 from launch.record import again, keep, queue_of, told_in
 
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -42,6 +43,8 @@ def start(folders: Sequence[Path], *, log: Path, environment: Mapping[str, str])
 def work_off(folders: Sequence[Path]) -> None:
     """Start each run that is still queued for this process, and wait for its end."""
     for folder in folders:
+        while waited_for(folder) and queue_of(folder) == os.getpid():
+            time.sleep(SECONDS_BETWEEN_LOOKS)
         if queue_of(folder) != os.getpid() or (folder / FINISHED).exists():
             continue
         try:

@@ -21,6 +21,7 @@ from launch.by_hand import how_to_resume
 from launch.clusters import Cluster
 from launch.copied import refuse_changed
 from launch.environment import for_here
+from launch.parents import parents_of
 from launch.submission import Submission
 from launch.widths import Nodes
 
@@ -160,6 +161,8 @@ def record(submission: Submission, place: int) -> None:
         "tasks": submission.cluster.tasks,
         "restarts": submission.cluster.restarts,
         "attempts_before": len(read_attempts(folder)),
+        "after": list(map(str, submission.after)),
+        "stage": submission.stage and list(submission.stage),
     }
     keep(folder, launched)
 
@@ -185,7 +188,9 @@ def again(
     if not update_code:
         refuse_changed(code)
     command, left_out = kept_command(run, tuple(told["command"]), None if update_code else code)
-    return Submission(cluster, (command,), (folder,), folder / LOGS, code, kept=True, left_out=left_out)
+    made = Submission(cluster, (command,), (folder,), folder / LOGS, code, kept=True, left_out=left_out)
+    stage = tuple(told["stage"]) if told.get("stage") else None
+    return dataclasses.replace(made, after=parents_of(folder), stage=stage)
 
 
 def kept_command(run: Path, command: tuple[str, ...], code: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:

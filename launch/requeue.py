@@ -3,7 +3,8 @@
 `begin` closes the previous attempt, whose script may have died with its node, and opens a new one; it prints its
 number. `end` records why the attempt ended and prints what the script must do next. All state is in the run folder,
 DEEPLENSE_FOLDER. Both can be called again after a failure. On exit codes 2 (refused) and 3 (the run is over), the
-script ends. On any other error it tries again; on 70 (an error of this code), only three times.
+script ends; on 4 (other runs must finish first), it returns the job to the queue. On any other error it tries again;
+on 70 (an error of this code), only three times.
 """
 
 import argparse
@@ -39,13 +40,24 @@ from launch.ends import (
     why,
 )
 from launch.judging import Job, conclude, counted, facts_of, first_of, judge, launched, restarts_of, say
+from launch.parents import last_job_of, waited_for
 
 EXIT_OVER = 3
 """Exit code if there is nothing to do and no error."""
+EXIT_WAITS = 4
+"""Exit code if the job must wait for other jobs first; it prints their ids."""
 EXIT_AWAY = 75
 """Exit code where a file could not be read or written, which may pass."""
 EXIT_ERROR = 70
 """Exit code where this code itself is wrong, which does not pass; the traceback is in the log."""
+
+
+class Waits(Exception):
+    """A run that this one waits for has not finished."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        super().__init__(f"this run waits for {', '.join(map(str, folders))}, not yet finished")
+        self.jobs = [job for folder in folders if (job := last_job_of(folder))]
 
 
 class Over(Exception):
@@ -55,8 +67,8 @@ class Over(Exception):
 def begin(folder: Path, *, log: Path, job: Job, after: Sequence[str] = (), before: Job | None = None) -> int:
     """Open an attempt of this job and return its number.
 
-    Raises ValueError if the last end allows no further attempt, Over if there is nothing to do, and OSError if a file
-    is unavailable.
+    Raises ValueError if the last end allows no further attempt, Over if there is nothing to do, Waits if this run waits
+    for one that has not finished, and OSError if a file is unavailable.
 
     Args:
         after: if this is a successor job, the chain of jobs before it, newest first: it replaces the first one if that
@@ -71,6 +83,8 @@ def begin(folder: Path, *, log: Path, job: Job, after: Sequence[str] = (), befor
         told = f"{folder} was cancelled. Resume it with `deeplense resume {folder}`."
         raise Over(told) if after else ValueError(told)
     attempts = read_attempts(folder)[first_of(folder) :]
+    if not attempts and (left := waited_for(folder)):
+        raise Waits(left)
     last, ours = (attempts[-1] if attempts else None), job_id()
     refuse_if_held(folder, {ours, *after} - {None})
     if last is not None and last["job_id"] == ours:
@@ -203,6 +217,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Over as over:
         say(f"deeplense: {over}")
         return EXIT_OVER
+    except Waits as waits:
+        say(f"deeplense: {waits}")
+        print(*waits.jobs, flush=True)
+        return EXIT_WAITS
     except ValueError as error:
         say(f"deeplense: {error}")
         return EXIT_REFUSED

@@ -87,7 +87,7 @@ def slurm_parameters(submission: Submission) -> dict[str, Any]:
         "srun_args": srun_options(cluster),
         "stderr_to_stdout": True,
         "wckey": None,
-        "additional_parameters": {"requeue": True, **unnamed(cluster), **further},
+        "additional_parameters": {"requeue": True, **unnamed(cluster), **further, **waiting(submission)},
         **{name: value for name, value in given.items() if value},
     }
 
@@ -101,6 +101,14 @@ def ranks_of_node(cluster: Cluster) -> dict[str, int]:
     if is_range(cluster.nodes):
         return {"cpus_per_task": cluster.tasks_on_node * cluster.cpus_per_task}
     return {"ntasks_per_node": cluster.tasks_on_node, "cpus_per_task": cluster.cpus_per_task}
+
+
+def waiting(submission: Submission) -> dict[str, str]:
+    """Return the options of a job that waits for others. It stays in the queue if one of these fails, because a job
+    that continues the failed one may satisfy the dependency."""
+    if not submission.dependency:
+        return {}
+    return {"dependency": submission.dependency, "kill-on-invalid-dep": "no"}
 
 
 def unnamed(cluster: Cluster) -> dict[str, str]:

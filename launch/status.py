@@ -13,6 +13,7 @@ from launch import by_hand, slurm
 from launch.ends import FINISHED as ENDED_WELL
 from launch.ends import SETTLED, kind_of
 from launch.judging import Job, judge
+from launch.parents import waited_for
 from launch.record import Launched, is_process, launched, queue_of
 from launch.script import FOLDERS
 
@@ -174,10 +175,12 @@ def standing(run: Launched, state: tuple[str, str] | None, last: str) -> Iterato
 
 
 def stands(run: Launched, state: tuple[str, str] | None, *, is_over: bool) -> bool:
-    """Whether an unfinished run of this user does not continue by itself. `state` is as for `standing`."""
-    if run.stranger or is_over:
-        return False
-    return state is None or (state[0] == "PENDING" and any(part in state[1].lower() for part in NEVER_STARTS))
+    """Whether an unfinished run of this user does not continue by itself. `state` is as for `standing`. A run that
+    waits for other runs continues when they do."""
+    if run.stranger or is_over or state is None:
+        return not (run.stranger or is_over)
+    never = state[0] == "PENDING" and any(part in state[1].lower() for part in NEVER_STARTS)
+    return never and not waited_for(run.folder)
 
 
 def nobody_continues(run: Launched) -> Iterator[str]:

@@ -26,6 +26,12 @@ class Submission:
     """whether the commands are from an earlier submission, which a newer version may find to have unused settings"""
     left_out: tuple[str, ...] = ()
     """notes on settings that were removed from such a command, one line each"""
+    after: tuple[Path, ...] = ()
+    """folders of the runs that must finish before these start"""
+    dependency: str = ""
+    """the same as the value of sbatch's `--dependency`, with the jobs that these runs have at present"""
+    stage: tuple[str, int, str, str] | None = None
+    """if it is a stage of a pipeline: name of the pipeline, number and name of the stage, and the mark of its making"""
 
     def __post_init__(self) -> None:
         refuse_control({"the command": self.commands, "run": self.folders, "logs": self.logs, "code": self.code})

@@ -10,7 +10,7 @@ from jobs import command_line, verbs
 from jobs.runs.claim import refuse_if_trained
 from jobs.runs.folder import CODE, FINISHED, LAUNCH, LOGS, check_run, open_run
 from jobs.settings import require
-from launch import queue, slurm, status
+from launch import chains, parents, queue, slurm, status
 from launch.clusters import Cluster
 from launch.here import start_run
 from launch.record import again, keep, own, record, told_in
@@ -89,13 +89,18 @@ def prepare_spread(command: Sequence[str], cluster: Cluster, *, folder: Path | N
 
 def send(submission: Submission, *, allow_untracked: bool = False, keep_code: bool = False) -> list[str | None]:
     """Submit all runs, as one job array if there are several. Return the job id of each, None for runs that are queued
-    on this machine."""
+    on this machine. Jobs that wait for an earlier job of one of these runs wait for the new one from then on."""
+    before = {folder: parents.jobs_of_run(folder) for folder in submission.folders}
+    submission = chains.with_dependency(submission)
     set_up(submission, allow_untracked=allow_untracked, keep_code=keep_code)
     if submission.cluster.executor != "slurm":
         return send_to_this_machine(submission)
     job_ids = send_to_slurm(submission)
-    for folder, job_id in zip(submission.folders, job_ids, strict=True):
+    new = dict(zip(submission.folders, job_ids, strict=True))
+    for folder, job_id in new.items():
         keep(folder, told_in(folder) | {"job_id": job_id})
+    old = {job_id: new[folder] for folder, ids in before.items() for job_id in ids if job_id != new[folder]}
+    chains.move_or_tell(submission.cluster.slurm_conf, old)
     return list(job_ids)
 
 
@@ -158,8 +163,10 @@ def write_pickles(submission: Submission) -> None:
 
 
 def send_to_this_machine(submission: Submission) -> list[str | None]:
-    """Submit with submitit's local executor; several runs execute one after another."""
-    return [start_run(submission)] if len(submission.folders) == 1 else queue_up([submission])
+    """Submit with submitit's local executor; several runs execute one after another, and each after those that it waits
+    for."""
+    at_once = len(submission.folders) == 1 and not parents.unfinished(submission.after)
+    return [start_run(submission)] if at_once else queue_up([submission])
 
 
 def checked(submission: Submission) -> Iterator[str]:
@@ -189,12 +196,13 @@ def send_again(
     `tell` with each note for the user. Raises ValueError if a run cannot be resubmitted; those before it have been."""
     sent: dict[Path, str | None] = {}
     here = []
-    for run in runs:
+    for run in chains.parents_first(runs):
         submission = again(run, hours=hours, nodes=nodes, update_code=update_code)
         notes = checked(submission) if hours or nodes else ()
         for line in [*(f"note: {run}: {line}" for line in submission.left_out), *notes]:
             tell(line)
-        if submission.cluster.executor == "local" and len(runs) > 1:
+        waits = bool(parents.unfinished(submission.after))
+        if submission.cluster.executor == "local" and (len(runs) > 1 or waits):
             set_up(submission, keep_code=not update_code)
             here.append(submission)
             sent[run] = None

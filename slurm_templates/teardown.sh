@@ -39,7 +39,7 @@ deeplense_notifying=
 if [ "$deeplense_action" = requeue ] && deeplense_persist deeplense_requeue && [ -z "$deeplense_heard" ]; then
     deeplense_wait 60
 fi
-[ -z "$deeplense_following" ] || kill "$deeplense_following" 2> /dev/null
+[ -z "$deeplense_following$deeplense_moving" ] || kill $deeplense_following $deeplense_moving 2> /dev/null
 {% if notify -%}
 [ -z "$deeplense_notifying" ] || wait "$deeplense_notifying"
 {% endif -%}

@@ -30,7 +30,6 @@ class Reading:
         progress: step, total and rate, as last written; None if unknown.
         progress_time: when they were written.
         saved: step of the newest checkpoint.
-        waits_for: what the run waits for besides the scheduler, such as another run; empty if nothing.
     """
 
     run: Launched
@@ -39,7 +38,6 @@ class Reading:
     progress: Mapping[str, Any] | None = None
     progress_time: float = 0.0
     saved: int = 0
-    waits_for: str = ""
     time: float = field(default_factory=time.time)
 
     @property

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.runs.folder import NOTICES
+from launch import waiting
 from launch.findings import one_line
 from launch.notices import undelivered
 from launch.sight.overview import Answers, ask, read_all, unknown
@@ -22,12 +23,18 @@ def table(folders: Sequence[Path]) -> list[str]:
     readings, damaged = read_all(folders)
     answers = ask(readings)
     rows = [HEAD, *(row(each, answers) for each in readings)]
-    return [*in_columns(rows), *notes_of(readings, answers), *damaged]
+    return [*in_columns(rows), *pipelines(readings, answers), *notes_of(readings, answers), *damaged]
 
 
 def notes_of(readings: Sequence[Reading], answers: Answers) -> list[str]:
-    """Return all notes on these runs: they have stopped, the scheduler does not answer, a notice was lost."""
-    return [*notes(readings, answers), *unknown(readings, answers), *notices_lost(readings)]
+    """Return all notes on these runs: they have stopped, or wait for runs that have, the scheduler does not answer, a
+    notice was lost."""
+    return [
+        *notes(readings, answers),
+        *in_vain(readings, answers),
+        *unknown(readings, answers),
+        *notices_lost(readings),
+    ]
 
 
 def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -47,6 +54,18 @@ def notes(readings: Sequence[Reading], answers: Answers) -> list[str]:
         for line in standing(each.run, answers.states.get(each.folder), answers.accounted.get(each.folder, ""))
     ]
     return told + [f"note: and {len(left) - MOST_NOTES} more"] * (len(left) > MOST_NOTES)
+
+
+def in_vain(readings: Sequence[Reading], answers: Answers) -> list[str]:
+    """Return a note for each run that waits for runs that have stopped; of many, the first."""
+    looked_for = [] if answers.problem else [each.folder for each in readings]
+    found = [line for folder in answers.states for line in waiting.notes(folder, answers.states, looked_for=looked_for)]
+    return found[:MOST_NOTES]
+
+
+def pipelines(readings: Sequence[Reading], answers: Answers) -> list[str]:
+    """Return a line for each pipeline: its stages, with their states."""
+    return [] if answers.problem else list(waiting.pipelines([each.folder for each in readings], answers.states))
 
 
 def notices_lost(readings: Sequence[Reading]) -> list[str]:
@@ -78,7 +97,7 @@ def row(reading: Reading, answers: Answers) -> tuple[str, ...]:
 
 def state_of(reading: Reading, answers: Answers) -> str:
     """Return the state of a run, with the reason of the scheduler if it is pending."""
-    run, state = reading.run, answers.states.get(reading.folder)
+    run, state = reading.run, waiting.explained(reading.folder, answers.states.get(reading.folder))
     if reading.finished_step is not None:
         return "finished"
     if state is not None:
@@ -95,9 +114,7 @@ def state_of(reading: Reading, answers: Answers) -> str:
 def details(reading: Reading, state: str, reason: str) -> list[str]:
     """Return what to add to the state of a run in the queue: whose it is, why it waits, or that it makes no step."""
     told = [f"of {reading.run.stranger}"] if reading.run.stranger else []
-    if reading.waits_for:
-        told.append(f"waits for {reading.waits_for}")
-    elif (state == "PENDING" or reading.run.by_hand) and reason not in ("None", ""):
+    if (state == "PENDING" or reading.run.by_hand) and reason not in ("None", ""):
         told.append(printable(reason))
     quiet_s = reading.seconds_without_step
     if state == "RUNNING" and quiet_s > QUIET_S:
