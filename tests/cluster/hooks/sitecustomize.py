@@ -6,7 +6,8 @@ DEEPLENSE_TEST names a folder. In it `hold` has the step before which ranks wait
 `samples_ATTEMPT_RANK.txt`, a line for each step. `hold_shards` has the names of shards before which a job that makes a
 data set waits.
 
-DEEPLENSE_COUNTS=1 puts the ranks of counting.py, without torch, in the place of trainings.
+DEEPLENSE_COUNTS=1 puts the ranks of counting.py, without torch, in the place of trainings. DEEPLENSE_HERE=1 does all
+this without Slurm (tests/launch/hooked.py).
 """
 
 import os
@@ -205,6 +206,6 @@ class Patcher(MetaPathFinder):
         return spec
 
 
-if FOLDER and "SLURM_STEP_NUM_TASKS" in os.environ:
+if FOLDER and ("SLURM_STEP_NUM_TASKS" in os.environ or "DEEPLENSE_HERE" in os.environ):
     sys.meta_path.insert(0, Patcher())
     patch_files()
