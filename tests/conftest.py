@@ -11,6 +11,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+# Small matrices of two processes on two cores: threads of OpenBLAS would mostly wait for each other, at up to twenty
+# times the cost. Read when numpy is loaded, and by processes that tests start.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch
