@@ -67,7 +67,7 @@ class Place:
     @property
     def variables(self) -> dict[str, str]:
         """The environment in which commands are typed."""
-        return hooked.variables(self.here, counts=self.counts)
+        return hooked.variables(self.here, counts=self.counts) | {"OMP_NUM_THREADS": "1"}
 
     def type(self, *words: str, here: Path | None = None) -> tuple[int, str]:
         """Type a command; returns its exit code and what it said."""
