@@ -156,11 +156,14 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_place(folder: Path, dataset: Path, python: Path, *, counts: bool = True) -> Iterator[Place]:
     """A folder; what still runs in the end is killed."""
     place = Place(folder, dataset, python, counts=counts)
-    yield place
-    while left := place.processes():
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
-        time.sleep(0.1)
+    try:
+        yield place
+    finally:
+        while left := place.processes():
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
 
 
 @pytest.fixture
