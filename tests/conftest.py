@@ -12,7 +12,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-# Threads that wait for one another in a loop take ten times the time of small matrices.
+# Small matrices of two processes on two cores: threads of OpenBLAS would mostly wait for each other, at up to twenty
+# times the cost. Read when numpy is loaded, and by processes that tests start.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np

@@ -70,9 +70,11 @@ def krippendorff_alpha(grades: NDArray[np.integer], num_grades: int, *, seed: in
     value = float(alpha_of(each.sum(axis=0)))
     if not np.isfinite(value) or value == 1:
         return Agreement(value, np.nan, np.nan)
+    # Images with the same grades are interchangeable: a resample is the number of images of each kind.
+    kinds, counts = np.unique(each, axis=0, return_counts=True)
     random = np.random.default_rng(seed)
-    weights = random.multinomial(len(each), np.full(len(each), 1 / len(each)), size=NUM_RESAMPLES)
-    resampled = alpha_of(np.tensordot(weights, each, axes=1))
+    weights = random.multinomial(len(each), counts / len(each), size=NUM_RESAMPLES)
+    resampled = alpha_of(np.tensordot(weights, kinds, axes=1))
     low, high = np.nanquantile(resampled, [0.025, 0.975])
     return Agreement(value, float(low), float(high))
 

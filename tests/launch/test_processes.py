@@ -1,4 +1,8 @@
-"""The real command line with two processes: what a user types, and what can happen to it."""
+"""The real command line with two processes: what a user types, and what can happen to it.
+
+One command starts all its processes anew. The others are forked, and so are their ranks, from a process that has loaded
+torch: they have the same parents, process groups and signals.
+"""
 
 import json
 import os
@@ -11,6 +15,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import Command
+from forks import fork_runs
 
 from jobs.runs.attempts import EXIT_STOPPED, read_attempts
 from jobs.runs.folder import STOPPED
@@ -18,31 +24,41 @@ from jobs.runs.folder import STOPPED
 SETTINGS = [
     "--model_name=simple_cnn",
     "--batch_size=16",
-    "--epochs=30",
-    "--evaluate_epochs=30",
+    "--epochs=20",
+    "--evaluate_epochs=20",
     "--log_interval=1",
     "--checkpoint_minutes=0.002",
     "--device=cpu",
 ]
 
 
+def lead_group() -> None:
+    """What a forked command does first: lead a process group of its own, and fork its ranks."""
+    os.setsid()
+    fork_runs()
+
+
 class Launched:
-    """A `deeplense` command in a process group of its own."""
+    """A `deeplense` command in a process group of its own: forked, or started `anew`."""
 
-    def __init__(self, words: list[str], log: Path) -> None:
+    def __init__(self, words: list[str], log: Path, *, anew: bool = False) -> None:
         self.log = log
-        with log.open("w") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "launch", *words], stdout=file, stderr=file, start_new_session=True
-            )
+        if anew:
+            with log.open("w") as file:
+                command = [sys.executable, "-m", "launch", *words]
+                started = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+            self.pid, self.wait = started.pid, lambda: started.wait(120)
+        else:
+            forked = Command(words, log, prepare=lead_group)
+            self.pid, self.wait = forked.process.pid or 0, forked.wait
 
-    def wait(self) -> int:
-        """Its exit code."""
-        return self.process.wait(120)
+    def kill(self) -> None:
+        """kill -9, to it and not to its ranks."""
+        os.kill(self.pid, signal.SIGKILL)
 
     def members(self) -> list[int]:
         """Processes of its group that still run."""
-        found = subprocess.run(["ps", "-o", "pid=,stat=", "-g", str(self.process.pid)], capture_output=True, text=True)
+        found = subprocess.run(["ps", "-o", "pid=,stat=", "-g", str(self.pid)], capture_output=True, text=True)
         lines = [line.split() for line in found.stdout.splitlines()]
         return [int(pid) for pid, state in lines if not state.startswith("Z")]
 
@@ -55,13 +71,13 @@ def launched(dataset: Path, tmp_path: Path) -> Iterator[list[Launched]]:
     for command in commands:
         for pid in command.members():
             os.kill(pid, signal.SIGKILL)
-        command.process.wait()
+        command.wait()
 
 
-def train(commands: list[Launched], dataset: Path, run: Path, *options: str) -> Launched:
+def train(commands: list[Launched], dataset: Path, run: Path, *, anew: bool = False) -> Launched:
     """Start a training on two processes."""
-    words = [*options, "--num_processes", "2", "train", f"--dataset={dataset}", f"--run={run}", *SETTINGS]
-    commands.append(Launched(words, run.parent / f"log{len(commands)}.txt"))
+    words = ["--num_processes", "2", "train", f"--dataset={dataset}", f"--run={run}", *SETTINGS]
+    commands.append(Launched(words, run.parent / f"log{len(commands)}.txt", anew=anew))
     return commands[-1]
 
 
@@ -100,7 +116,7 @@ def test_a_killed_rank_takes_the_others_with_it_a_signal_to_one_stops_all_and_th
         wait_for_attempt(run, before + 1)
         wait_for_step(run, reached + 10)
         main = read_attempts(run)[-1]["pid"]
-        others = [pid for pid in command.members() if pid not in (command.process.pid, main)]
+        others = [pid for pid in command.members() if pid not in (command.pid, main)]
         os.kill(main if rank == 0 else others[0], number)
         code = command.wait()
         assert (code == EXIT_STOPPED) == (number == signal.SIGTERM), command.log.read_text()
@@ -126,10 +142,10 @@ def assert_heard_on_this_machine_only(command: Launched) -> None:
 
 def test_a_signal_to_the_launcher_stops_all_ranks(dataset: Path, tmp_path: Path, launched: list[Launched]) -> None:
     run = tmp_path / "run"
-    command = train(launched, dataset, run)
+    command = train(launched, dataset, run, anew=True)
     wait_for_step(run, 10)
     assert_heard_on_this_machine_only(command)
-    command.process.send_signal(signal.SIGINT)
+    os.kill(command.pid, signal.SIGINT)
     assert command.wait() == EXIT_STOPPED, command.log.read_text()
     assert [attempt["ended"] for attempt in read_attempts(run)] == ["stopped by SIGINT"]
     assert command.members() == []
@@ -139,7 +155,7 @@ def test_a_killed_launcher_leaves_no_rank_behind(dataset: Path, tmp_path: Path, 
     run = tmp_path / "run"
     command = train(launched, dataset, run)
     wait_for_step(run, 5)
-    command.process.kill()
+    command.kill()
     deadline = time.monotonic() + 60
     while command.members() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -162,7 +178,7 @@ def test_a_batch_that_is_too_small_is_told_once(dataset: Path, tmp_path: Path, l
 
 def train_with_readers(commands: list[Launched], dataset: Path, run: Path) -> Launched:
     """Start a training on one process that three others read for; its checkpoints are minutes apart."""
-    changed = {"--checkpoint_minutes=0.002": "--checkpoint_minutes=60", "--epochs=30": "--epochs=3000"}
+    changed = {"--checkpoint_minutes=0.002": "--checkpoint_minutes=60", "--epochs=20": "--epochs=3000"}
     settings = [changed.get(word, word) for word in SETTINGS]
     words = ["train", f"--dataset={dataset}", f"--run={run}", *settings, "--num_workers=3"]
     commands.append(Launched(words, run.parent / "log.txt"))
@@ -183,8 +199,8 @@ def test_a_killed_run_leaves_no_process_that_reads_for_it(
     dataset: Path, tmp_path: Path, launched: list[Launched]
 ) -> None:
     command = train_with_readers(launched, dataset, tmp_path / "run")
-    command.process.kill()
-    command.process.wait()
+    command.kill()
+    command.wait()
     assert wait_until_alone(command) == []
 
 
@@ -194,15 +210,15 @@ def test_signals_to_every_process_of_a_run_stop_it_with_its_state_saved(
     run = tmp_path / "run"
     command = train_with_readers(launched, dataset, run)
     for pid in command.members():
-        if pid != command.process.pid:
+        if pid != command.pid:
             os.kill(pid, signal.SIGTERM)
-    at = last_step(run)
     # Longer than a process that reads needs to see that its parent is gone.
-    deadline = time.monotonic() + 8
-    while time.monotonic() < deadline:
-        time.sleep(0.1)
+    os.kill(command.pid, signal.SIGSTOP)
+    time.sleep(8)
+    at = last_step(run)
+    os.kill(command.pid, signal.SIGCONT)
     wait_for_step(run, at + 20)
-    os.killpg(command.process.pid, signal.SIGTERM)
+    os.killpg(command.pid, signal.SIGTERM)
     assert command.wait() == EXIT_STOPPED, command.log.read_text()
     (attempt,) = read_attempts(run)
     assert attempt["ended"] == "stopped by SIGTERM"

@@ -1,4 +1,9 @@
-"""Submitting to this machine, for real: restarts by themselves, cancelling, resuming, and what is told meanwhile."""
+"""Submitting to this machine, for real: restarts by themselves, cancelling, resuming, and what is told meanwhile.
+
+All processes of a job are real, started as for a user. One job trains; the others have ranks that count, which answer
+signals, save and go on as a training does (tests/cluster/hooks/counting.py). Most commands are typed in a process that
+is forked, with the same words; where a terminal is tested, in a new one.
+"""
 
 import contextlib
 import json
@@ -9,18 +14,22 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import hooked
 import pytest
+from conftest import Command
 
 from jobs.runs.attempts import EXIT_REFUSED, FOLDER, open_attempt, read_attempts
 from jobs.runs.folder import FINISHED, LAUNCH, STOPPED
-from launch import submit
+from launch import queue, submit
 from launch.clusters import Cluster
 from launch.ends import begin_line, kind_of
 from launch.submission import Submission
+from tests.cluster.hooks.counted_state import last_state, newest
 
-SETTINGS = [
+TRAINING = [
     "--model_name=simple_cnn",
     "--batch_size=16",
     "--evaluate_epochs=100",
@@ -28,6 +37,15 @@ SETTINGS = [
     "--checkpoint_minutes=0.01",
     "--device=cpu",
 ]
+COUNTING = ["--device=cpu"]
+NEVER = 10**9
+
+
+def begin_in(folder: Path, python: Path) -> None:
+    """What a typed command does first, in a process that is forked: it is this Python that starts others."""
+    os.chdir(folder)
+    sys.executable = str(python)
+    queue.PYTHON = (str(python), *queue.PYTHON[1:])
 
 
 @dataclass
@@ -36,29 +54,55 @@ class Place:
 
     here: Path
     dataset: Path
+    python: Path
     name: str = "run"
+    counts: bool = True
+    typed: int = 0
 
     @property
     def run(self) -> Path:
         """The folder of the run."""
         return self.here / self.name
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment in which commands are typed."""
+        return hooked.variables(self.here, counts=self.counts) | {"OMP_NUM_THREADS": "1"}
+
     def type(self, *words: str, here: Path | None = None) -> tuple[int, str]:
         """Type a command; returns its exit code and what it said."""
-        said = self.here / "said.txt"
-        with said.open("w") as file:
-            command = [sys.executable, "-m", "launch", *words]
-            done = subprocess.run(command, cwd=here or self.here, stdout=file, stderr=file, timeout=120)
-        return done.returncode, said.read_text()
+        self.typed += 1
+        said = self.here / f"said{self.typed}.txt"
+        command = Command(list(words), said, self.variables, partial(begin_in, here or self.here, self.python))
+        return command.wait(), said.read_text()
 
     def words(self, *options: str, epochs: int, folder: str = "run", ranks: int = 2) -> list[str]:
-        """The words that submit a training."""
-        job = ["train", f"--dataset={self.dataset}", f"--run={folder}", f"--epochs={epochs}", *SETTINGS]
+        """The words that submit a training; one that counts makes a step of each epoch."""
+        settings = COUNTING if self.counts else TRAINING
+        job = ["train", f"--dataset={self.dataset}", f"--run={folder}", f"--epochs={epochs}", *settings]
         return ["submit", "--on", "local", f"--tasks_per_node={ranks}", "--allow_untracked", *options, *job]
 
     def submit(self, *options: str, epochs: int, folder: str = "run", ranks: int = 2) -> tuple[int, str]:
         """Submit a training."""
         return self.type(*self.words(*options, epochs=epochs, folder=folder, ranks=ranks))
+
+    def hold(self, step: int) -> None:
+        """Let no rank begin this step."""
+        hooked.hold(self.here, step)
+
+    def wait_until_held(self, attempt: int, *, step: int, ranks: int = 2) -> None:
+        """Wait until all ranks of an attempt wait before this step, the steps before being done and, in a count,
+        saved."""
+        files = [self.here / f"samples_{attempt}_{rank}.txt" for rank in range(ranks)]
+        deadline = time.monotonic() + 120
+        while {last_step(path) for path in files} != {step - 1} or (self.counts and self.saved() != step):
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.05)
+
+    def saved(self) -> int:
+        """The step of the newest checkpoint."""
+        names = [path.name for path in (self.run / "checkpoints").glob("step_*")]
+        return max((int(name.removeprefix("step_")) for name in names if name[5:].isdigit()), default=0)
 
     def attempts(self, count: int) -> list[tuple[str | None, int, int | None]]:
         """End, first and last step of the attempts, when there are so many."""
@@ -85,27 +129,6 @@ class Place:
                 ranks.append(pid)
         return sorted(ranks, key=lambda pid: b"RANK=0" not in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
 
-    def wait_for(self, attempt: int, *, steps: int) -> None:
-        """Wait until an attempt has made this number of steps and has written a checkpoint."""
-        deadline, twice = time.monotonic() + 120, False
-        while time.monotonic() < deadline:
-            told = read_attempts(self.run)
-            first = told[-1]["first_step"] if len(told) == attempt else None
-            saved = any((self.run / "checkpoints").glob("step_*"))
-            # An attempt first says where it begins, and then removes the steps after that from the metrics.
-            good = first is not None and saved and self.last_step() >= first + steps
-            if good and twice:
-                return
-            twice = good
-            time.sleep(0.1)
-        raise TimeoutError(self.log())
-
-    def last_step(self) -> int:
-        """The last step in the metrics."""
-        path = self.run / "metrics.jsonl"
-        lines = path.read_text().split("\n")[:-1] if path.exists() else []
-        return json.loads(lines[-1])["step"] if lines else 0
-
     def wait(self) -> None:
         """Wait until no process of the run is left."""
         deadline = time.monotonic() + 180
@@ -118,20 +141,35 @@ class Place:
         return (self.run / "logs" / f"{json.loads((self.run / LAUNCH).read_text())['job_id']}_0_log.out").read_text()
 
 
-def make_place(folder: Path, dataset: Path) -> Iterator[Place]:
+def last_step(path: Path) -> int:
+    """The last step in a file of samples; -1 before it."""
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return int(lines[-1].split()[0]) if lines else -1
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python that starts all processes."""
+    return hooked.make_python(tmp_path_factory.mktemp("python"))
+
+
+def make_place(folder: Path, dataset: Path, python: Path, *, counts: bool = True) -> Iterator[Place]:
     """A folder; what still runs in the end is killed."""
-    place = Place(folder, dataset)
-    yield place
-    while left := place.processes():
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
-        time.sleep(0.1)
+    place = Place(folder, dataset, python, counts=counts)
+    try:
+        yield place
+    finally:
+        while left := place.processes():
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
 
 
 @pytest.fixture
-def place(tmp_path: Path, dataset: Path) -> Iterator[Place]:
-    """A new folder."""
-    yield from make_place(tmp_path, dataset)
+def place(tmp_path: Path, dataset: Path, python: Path) -> Iterator[Place]:
+    """A new folder, for ranks that count."""
+    yield from make_place(tmp_path, dataset, python)
 
 
 @dataclass
@@ -145,15 +183,18 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Iterator[Story]:
-    """A run that is submitted, asked for, submitted once more, sent SIGTERM in one rank, and followed to its end."""
-    for place in make_place(tmp_path_factory.mktemp("story"), dataset):
-        code, submitted = place.submit(epochs=80)
+def story(tmp_path_factory: pytest.TempPathFactory, dataset: Path, python: Path) -> Iterator[Story]:
+    """A training that is submitted, asked for, submitted once more, sent SIGTERM in one rank, and followed to its
+    end."""
+    for place in make_place(tmp_path_factory.mktemp("story"), dataset, python, counts=False):
+        place.hold(5)
+        code, submitted = place.submit(epochs=6)
         assert code == 0, submitted
-        place.wait_for(1, steps=5)
+        place.wait_until_held(1, step=5)
         running = place.type("status")[1]
-        twice = place.submit(epochs=80)
+        twice = place.submit(epochs=6)
         os.kill(place.ranks()[1], signal.SIGTERM)
+        place.hold(NEVER)
         place.wait()
         yield Story(place, submitted, running, twice)
 
@@ -162,6 +203,7 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_by_itself(story: Sto
     (stopped, begun, first), (finished, second, last) = story.place.attempts(2)
     assert (stopped, finished) == ("stopped by SIGTERM", "finished"), story.place.log()
     assert begun == 0 < (first or 0) == second < (last or 0)
+    assert f"stopped by SIGTERM; saved after step {first}" in story.place.log()
     assert (story.place.run / FINISHED).exists()
     assert not (story.place.run / STOPPED).exists()
     assert all("concluded" in attempt for attempt in read_attempts(story.place.run))
@@ -207,7 +249,7 @@ def test_the_job_ran_the_code_that_was_copied(story: Story) -> None:
 
 def test_what_is_finished_is_not_resumed_submitted_or_cancelled(story: Story) -> None:
     assert story.place.type("resume", "run") == (0, "run is finished\n")
-    for code, said in (story.place.submit(epochs=80), story.place.type("cancel", "run")):
+    for code, said in (story.place.submit(epochs=6), story.place.type("cancel", "run")):
         assert code == EXIT_REFUSED
         assert "is finished" in said or "nothing to cancel" in said
     story.place.attempts(2)
@@ -217,50 +259,61 @@ def test_what_is_finished_is_not_resumed_submitted_or_cancelled(story: Story) ->
 def test_a_run_whose_rank_was_killed_goes_on_until_it_is_cancelled_and_is_resumed_from_anywhere(
     place: Place, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    place.submit("--restarts", "crash=1,stopped=0", epochs=70)
-    place.wait_for(1, steps=40)
+    place.hold(10)
+    place.submit("--restarts", "crash=1,stopped=0", epochs=20)
+    place.wait_until_held(1, step=10)
     os.kill(place.ranks()[1], signal.SIGKILL)
-    place.wait_for(2, steps=5)
+    place.hold(15)
+    place.wait_until_held(2, step=15)
     assert place.type("cancel", "run")[0] == 0
     place.wait()
     (crash, _, _), (cancelled, first, last) = place.attempts(2)
     assert (kind_of(crash or ""), cancelled) == ("crash", "cancelled"), place.log()
-    assert (last or 0) > first > 0
+    assert (first, last) == (10, 16)
     told = place.type("status", "run")[1].splitlines()
     assert any(line.rstrip().endswith("cancelled") for line in told), told
     assert "`deeplense resume " in told[-1]
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "deeper"
     elsewhere.mkdir()
+    place.hold(NEVER)
     code, said = place.type("resume", os.path.relpath(place.run, elsewhere), here=elsewhere)
     assert code == 0, said
     place.wait()
     assert place.attempts(3)[2][:2] == ("finished", last), place.log()
+    assert newest(place.run / "checkpoints") == (20, last_state(20))
 
 
 def test_a_run_whose_supervisor_was_killed_leaves_nobody_behind_and_is_resumed(place: Place) -> None:
-    place.submit("--restarts", "node_lost=0,crash=0", epochs=30, ranks=1)
-    place.wait_for(1, steps=5)
+    place.hold(5)
+    place.submit("--restarts", "node_lost=0,crash=0", epochs=10, ranks=1)
+    place.wait_until_held(1, step=5, ranks=1)
     status = Path(f"/proc/{place.ranks()[0]}/stat").read_text()
     os.kill(int(status.rpartition(")")[2].split()[1]), signal.SIGKILL)
     place.wait()
-    (step,) = [last for _, _, last in place.attempts(1)]
+    assert [last for _, _, last in place.attempts(1)] == [6]
+    place.hold(NEVER)
     assert place.type("resume", "run")[0] == 0
     place.wait()
     assert [end for end, _, _ in place.attempts(2)] == ["stopped by SIGTERM", "finished"], place.log()
-    assert place.attempts(2)[1][1] == step
+    assert place.attempts(2)[1][1] == 6
+    assert newest(place.run / "checkpoints") == (10, last_state(10))
 
 
 def test_a_submitted_run_keeps_no_pipe_open_and_outlives_its_terminal(place: Place) -> None:
-    command = [sys.executable, "-m", "launch", *place.words(epochs=400, ranks=1)]
-    with subprocess.Popen(command, cwd=place.here, stdout=subprocess.PIPE, start_new_session=True) as terminal:
+    command = [str(place.python), "-m", "launch", *place.words(epochs=10, ranks=1)]
+    place.hold(5)
+    environment = os.environ | place.variables
+    with subprocess.Popen(
+        command, cwd=place.here, env=environment, stdout=subprocess.PIPE, start_new_session=True
+    ) as terminal:
         assert b"submitted as job" in terminal.communicate()[0]
-        place.wait_for(1, steps=1)
+        place.wait_until_held(1, step=5, ranks=1)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(terminal.pid, signal.SIGINT)
         place.type("cancel", "run")
     place.wait()
-    assert [end for end, _, _ in place.attempts(1)] == ["cancelled"]
-    assert "stopped by SIGTERM; saved after step" in place.log()
+    assert place.attempts(1) == [("cancelled", 0, 6)]
+    assert newest(place.run / "checkpoints") == (6, last_state(6))
 
 
 def test_a_job_that_has_no_run_is_submitted_with_a_folder_of_its_own(place: Place) -> None:
@@ -295,12 +348,13 @@ def test_attempts_that_begin_before_the_submission_is_over_count_as_its_own(
 
 
 def test_a_sweep_runs_one_after_another_less_what_is_cancelled_while_it_waits(place: Place) -> None:
-    job = ["train", f"--dataset={place.dataset}", "--run=runs/{seed}", "--seed=0:3", "--epochs=40", *SETTINGS]
+    job = ["train", f"--dataset={place.dataset}", "--run=runs/{seed}", "--seed=0:3", "--epochs=10", *COUNTING]
+    place.hold(5)
     code, said = place.type("sweep", "--on", "local", "--allow_untracked", *job)
     assert code == 0, said
     assert said.count("queued; starts when the runs before it have ended") == 3
-    place = Place(place.here, place.dataset, "runs/0")
-    place.wait_for(1, steps=1)
+    place.name = "runs/0"
+    place.wait_until_held(1, step=5, ranks=1)
     lines = place.type("status", "runs")[1].splitlines()[1:]
     assert [line.split("  ")[1] for line in lines] == [
         "running",
@@ -308,12 +362,16 @@ def test_a_sweep_runs_one_after_another_less_what_is_cancelled_while_it_waits(pl
         "pending (queued on this machine)",
     ]
     assert place.type("cancel", "runs/1")[0] == 0
-    place.wait()
-    last = Place(place.here, place.dataset, "runs/2")
-    last.wait_for(1, steps=1)
-    last.wait()
-    assert (place.run / FINISHED).exists()
-    assert (last.run / FINISHED).exists()
+    assert not (place.here / "runs" / "2").exists() or read_attempts(place.here / "runs" / "2") == []
+    place.hold(NEVER)
+    for name in ("runs/0", "runs/2"):
+        place.name = name
+        deadline = time.monotonic() + 120
+        while not (place.run / FINISHED).exists():
+            assert time.monotonic() < deadline, name
+            time.sleep(0.05)
+        place.wait()
+        assert place.attempts(1) == [("finished", 0, 10)]
     assert read_attempts(place.here / "runs" / "1") == []
     assert place.type("status", "runs/1")[1].splitlines()[1].split()[:3] == ["runs/1", "not", "running"]
 

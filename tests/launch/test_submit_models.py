@@ -9,8 +9,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import hooked
 import pytest
+from conftest import ROOT
 
 from deeplense.files import write_json
 from jobs.runs.attempts import EXIT_REFUSED, FOLDER, read_attempts
@@ -82,10 +85,12 @@ def test_where_all_is_trained_nothing_is_submitted(
     assert "all runs in out are finished; run the command without `submit` to make the table" in capsys.readouterr().err
 
 
-def type_command(here: Path, *line: str) -> tuple[int, str]:
+def type_command(here: Path, *line: str, python: Path = Path(sys.executable)) -> tuple[int, str]:
     """Type a command; returns its exit code and what it said."""
+    told = hooked.variables(here, counts=False) | {"DEEPLENSE_FORKS": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
+    given: dict[str, Any] = {"cwd": here, "env": os.environ | told, "timeout": 300}
     with (here / "said.txt").open("w") as file:
-        done = subprocess.run([sys.executable, "-m", "launch", *line], cwd=here, stdout=file, stderr=file, timeout=300)
+        done = subprocess.run([str(python), "-m", "launch", *line], stdout=file, stderr=file, **given)
     return done.returncode, (here / "said.txt").read_text()
 
 
@@ -108,15 +113,22 @@ def place(here: Path) -> Iterator[Path]:
             os.kill(pid, signal.SIGKILL)
 
 
-def test_an_element_that_is_stopped_goes_on_by_itself_and_makes_the_table(place: Path, dataset: Path) -> None:
-    line = ["benchmark", "models", *words(dataset, "--seeds=4", "--epochs=6", "--evaluate_epochs=99")]
-    code, said = type_command(place, "submit", "--on", "local", "--allow_untracked", *line)
+def test_an_element_that_is_stopped_goes_on_by_itself_and_makes_the_table(
+    place: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Its processes are started as for a user, but for the runs, which the table forks (tests/cluster/hooks)."""
+    python = hooked.make_python(tmp_path_factory.mktemp("python"))
+    line = ["benchmark", "models", *words(dataset, "--seeds=4", "--epochs=2", "--evaluate_epochs=99")]
+    # After the four steps of the measurement of its cost.
+    hooked.hold(place, 5)
+    code, said = type_command(place, "submit", "--on", "local", "--allow_untracked", *line, python=python)
     assert code == 0, said
     run, deadline = place / "out" / "runs" / f"simple_cnn-{dataset.name}-4", time.monotonic() + 400
     while not (told := read_attempts(run)) or told[-1]["first_step"] is None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(told[-1]["pid"], signal.SIGUSR1)
+    hooked.hold(place, 10**9)
     while processes(place):
         assert time.monotonic() < deadline
         time.sleep(0.2)

@@ -21,6 +21,7 @@ from sitecustomize import NEXT_STEP, die_if_told, hold, note, read
 
 from deeplense.files import remove, replacing
 from deeplense.records import write_record
+from deeplense.training.meeting import VARIABLE
 from deeplense.training.stopping import StopFlag
 from jobs.frame.watchdog import Watchdog
 from jobs.runs.attempts import EXIT_STOPPED, begin_attempt, end_attempt, refuse_if_superseded, settle_finished
@@ -41,6 +42,7 @@ class Group:
     def __init__(self) -> None:
         self.rank, self.size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         self.address = (os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", "0")))
+        self.file = os.environ.get(VARIABLE)
         self.others: list[socket.socket] = []
 
     def __enter__(self) -> "Group":
@@ -54,23 +56,37 @@ class Group:
 
     def accept(self) -> list[socket.socket]:
         """Wait for all others."""
-        with socket.create_server(("", self.address[1])) as server:
+        with self.listen() as server:
             server.settimeout(MEETING_SECONDS)
             met = [server.accept()[0] for _ in range(self.size - 1)]
         for other in met:
             other.settimeout(None)
         return met
 
+    def listen(self) -> socket.socket:
+        """Where the others find the first rank: at its port, or on one machine at a file."""
+        if not self.file:
+            return socket.create_server(("", self.address[1]))
+        return socket.create_server(self.file, family=socket.AF_UNIX)
+
     def connect(self) -> socket.socket:
         """Wait for the first rank."""
         deadline = time.monotonic() + MEETING_SECONDS
         while True:
             try:
-                return socket.create_connection(self.address, timeout=None)
+                return self.call()
             except OSError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
+
+    def call(self) -> socket.socket:
+        """A connection to the first rank. Raises OSError where it does not listen yet."""
+        if not self.file:
+            return socket.create_connection(self.address, timeout=None)
+        line = socket.socket(socket.AF_UNIX)
+        line.connect(self.file)
+        return line
 
     def agree(self, wish: int) -> int:
         """The greatest wish of all ranks. Raises ConnectionError where one is gone."""

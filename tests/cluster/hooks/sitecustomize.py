@@ -6,7 +6,9 @@ DEEPLENSE_TEST names a folder. In it `hold` has the step before which ranks wait
 `samples_ATTEMPT_RANK.txt`, a line for each step. `hold_shards` has the names of shards before which a job that makes a
 data set waits.
 
-DEEPLENSE_COUNTS=1 puts the ranks of counting.py, without torch, in the place of trainings.
+DEEPLENSE_COUNTS=1 puts the ranks of counting.py, without torch, in the place of trainings. DEEPLENSE_HERE=1 does all
+this without Slurm (tests/launch/hooked.py). DEEPLENSE_FORKS is the folder of forks.py, with which a table forks its
+runs.
 """
 
 import os
@@ -172,6 +174,19 @@ def put_counting(module: Any) -> None:
     module.run = run
 
 
+def patch_processes(module: Any) -> None:
+    """Fork the runs of a table where told."""
+    if "DEEPLENSE_FORKS" not in os.environ:
+        return
+
+    def start(*words: Any) -> Any:
+        from forking import start as fork
+
+        return fork(*words)
+
+    module.start = start
+
+
 class Patcher(MetaPathFinder):
     """Patches modules of the project when they are loaded."""
 
@@ -182,6 +197,7 @@ class Patcher(MetaPathFinder):
         "jobs.diffuse.learner": lambda module: note_samples(module.DiffusionTrainee),
         "deeplense.data.building": patch_building,
         "jobs.predict.output": patch_output,
+        "jobs.processes": patch_processes,
         "deeplense.training.loop": patch_loop,
         "deeplense.training.saving": patch_saving,
         "deeplense.training.stopping": patch_stopping,
@@ -205,6 +221,6 @@ class Patcher(MetaPathFinder):
         return spec
 
 
-if FOLDER and "SLURM_STEP_NUM_TASKS" in os.environ:
+if FOLDER and ("SLURM_STEP_NUM_TASKS" in os.environ or "DEEPLENSE_HERE" in os.environ):
     sys.meta_path.insert(0, Patcher())
     patch_files()
