@@ -14,6 +14,7 @@ from jobs.runs.progress import read_progress
 from launch.ends import FINISHED, kind_of
 from launch.sight.accounting import Start
 from launch.sight.reading import seconds_of, time_of
+from launch.widths import bounds
 
 MARGIN_S = 120.0
 """Largest expected difference between the clocks of a node and of the accounting."""
@@ -174,7 +175,7 @@ def spell_of(
         begun,
         ended,
         noted=begun,
-        waited_s=float(attempt.get("waited") or 0),
+        waited_s=float(attempt.get("waited_s") or 0),
         seconds=max(ended - begun, 0.0),
         cpus=cpus,
         gpus=gpus,
@@ -254,7 +255,8 @@ def used_by(attempt: Mapping[str, Any], cluster: Mapping[str, Any]) -> tuple[int
     """Return the number of CPU cores and of GPUs of an attempt, from the number of its processes and the profile. Of a
     run that was not submitted, a core for each process counts."""
     per_node = cluster.get("tasks_per_node") or max(cluster.get("gpus_per_node") or 0, 1)
-    tasks = attempt["num_processes"] or per_node * (cluster.get("nodes") or 1)
+    nodes = attempt.get("num_nodes") or bounds(cluster.get("nodes") or 1)[0]
+    tasks = attempt["num_processes"] or per_node * nodes
     gpus = tasks * (cluster.get("gpus_per_node") or 0) / per_node
     return tasks * (cluster.get("cpus_per_task") or 1), round(gpus)
 
