@@ -25,7 +25,7 @@ from launch.status import shown
 from launch.widths import parse_nodes
 
 if TYPE_CHECKING:
-    from launch.pipeline import Request
+    from launch.pipelines.work import Request
     from launch.record import Launched
     from launch.submission import Submission
 
@@ -190,7 +190,7 @@ def chosen_cluster(given: argparse.Namespace) -> Cluster:
 
 def pipeline(words: Sequence[str]) -> int:
     """Run the stages of a file, each after those whose results it needs: deeplense pipeline FILE.yaml [--on CLUSTER]"""
-    from launch.pipeline import Request
+    from launch.pipelines.work import Request
 
     parser = CommandParser(prog="deeplense pipeline", description=pipeline.__doc__)
     parser.add_argument("file", type=Path, metavar="FILE.yaml", help="file of the stages; see docs/pipelines.md")
@@ -214,8 +214,8 @@ def pipeline(words: Sequence[str]) -> int:
 
 def run_pipeline(request: "Request", given: argparse.Namespace) -> int:
     """Print what is left to do for a pipeline, and do it unless --dry_run is given."""
-    from launch.pipeline import Pipeline, run_here
-    from launch.stage_jobs import submit_stages
+    from launch.pipelines.jobs import submit_stages
+    from launch.pipelines.work import Pipeline, run_here
 
     with contextlib.nullcontext() if given.dry_run else sole_writer(request.home):
         found = Pipeline(request)

@@ -14,8 +14,8 @@ import yaml
 
 from jobs.runs.folder import LAUNCH
 from launch.__main__ import main
-from launch.making import RECORD
 from launch.parents import is_done
+from launch.pipelines.making import RECORD
 from launch.record import launched
 from launch.status import is_active
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.settings import FREE
-from launch.plans import Known, Step, changed, outermost, plan, table, that_count
-from launch.stages import Stage
+from launch.pipelines.plans import Known, Step, changed, outermost, plan, table, that_count
+from launch.pipelines.stages import Stage
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launch.commands import OPTIONS
-from launch.stages import Stage, ranks_of, read_pipeline
+from launch.pipelines.stages import Stage, ranks_of, read_pipeline
 
 KINDS = {name: kind for name, (kind, _) in OPTIONS.items()}
 SIMULATE = "simulate --output data/m3 --split train"

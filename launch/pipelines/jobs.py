@@ -11,9 +11,9 @@ from jobs.settings import require
 from launch import parents, status
 from launch.checks import check_before_submission
 from launch.clusters import Cluster, find_cluster
-from launch.making import was_submitted
-from launch.pipeline import Pipeline
-from launch.plans import Step
+from launch.pipelines.making import was_submitted
+from launch.pipelines.plans import Step
+from launch.pipelines.work import Pipeline
 from launch.submission import Submission
 from launch.submit import prepare, prepare_parts, send, send_again
 

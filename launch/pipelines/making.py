@@ -15,8 +15,8 @@ from jobs.settings import require
 from jobs.verbs import TRAININGS
 from launch import status
 from launch.parents import is_done, read_launch
-from launch.plans import Known, Step, moved_aside, that_count
-from launch.stages import Stage
+from launch.pipelines.plans import Known, Step, moved_aside, that_count
+from launch.pipelines.stages import Stage
 
 RECORD = "stage.json"
 OLD = "old"

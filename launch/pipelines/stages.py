@@ -22,7 +22,7 @@ from jobs.plain_yaml import read_yaml_file
 from jobs.settings import require
 from jobs.verbs import DIVISIBLE, POSITIONAL, STOPPABLE, verb_of, with_joined_name
 from launch.clusters import nearest
-from launch.results import full, names, provided_by, reads, results_of, unit_of
+from launch.pipelines.results import full, names, provided_by, reads, results_of, unit_of
 from launch.widths import checked
 
 NAME = re.compile(r"[A-Za-z0-9][\w-]*")

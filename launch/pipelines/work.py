@@ -15,7 +15,7 @@ from launch.clusters import nearest
 from launch.first_checks import check_at_once
 from launch.job import refuse_taken
 from launch.local import Group
-from launch.making import (
+from launch.pipelines.making import (
     known_of,
     move_aside,
     new_record,
@@ -23,9 +23,9 @@ from launch.making import (
     refuse_other_pipeline,
     write_stage_record,
 )
-from launch.plans import Step, moved_aside, outermost, plan, table
+from launch.pipelines.plans import Step, moved_aside, outermost, plan, table
+from launch.pipelines.stages import Kind, read_pipeline
 from launch.record import launched
-from launch.stages import Kind, read_pipeline
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jobs.settings import FREE, plain, plain_values
-from launch.stages import Stage
+from launch.pipelines.stages import Stage
 
 State = Literal["new", "found", "done", "active", "stopped"]
 """State of a stage: never submitted or started; the same, but other commands have made its results; finished;
