@@ -26,14 +26,14 @@ deeplense_wait() { read -rt "$1" <> <(:) || :; }
 deeplense_ask() {
     timeout --signal=KILL "${DEEPLENSE_ANSWER_S:-$1}" bash -c 'trap "" TERM; exec "$@"' - "${@:2}"
 }
-# Repeats a command until it succeeds (code 0), is refused (2) or is over (3), with growing pauses, for hours, as disks
+# Repeats a command until it succeeds (code 0), is refused (2), is over (3) or must wait for other jobs (4), with growing pauses, for hours, as disks
 # and controllers may become available again. An error of the code itself (70) is permanent: it is tried four times.
 deeplense_persist() {
     local code pause="${DEEPLENSE_PAUSE_S:-5}" until=$((SECONDS + ${DEEPLENSE_PATIENCE_S:-21600})) errors=0
     while :; do
         "$@"
         code=$?
-        case $code in 0 | 2 | 3) return $code ;; 70) errors=$((errors + 1)) ;; esac
+        case $code in 0 | 2 | 3 | 4) return $code ;; 70) errors=$((errors + 1)) ;; esac
         [ $SECONDS -lt $until ] && [ $errors -lt 4 ] || return $code
         deeplense_say "$1: exit code $code; trying again in $pause s"
         deeplense_wait $pause
@@ -58,7 +58,7 @@ deeplense_job="${deeplense_job:-$SLURM_JOB_ID}"
 # The jobs before this successor job, newest first, separated by dots.
 deeplense_after="${DEEPLENSE_AFTER:-}"
 unset DEEPLENSE_AFTER
-deeplense_following=
+deeplense_following= deeplense_moving=
 deeplense_follower="deeplense-after-$(IFS=. && set -- $deeplense_job $deeplense_after && echo "${*:1:5}")"
 # Calls the command of the user with each event that has not been told yet. It changes nothing about the run.
 deeplense_notify() {
@@ -73,7 +73,7 @@ deeplense_notify() {
 }
 # Ends the script with an exit code, without requeue, and cancels the successor job.
 deeplense_leave() {
-    [ -z "$deeplense_following" ] || kill "$deeplense_following" 2> /dev/null
+    [ -z "$deeplense_following$deeplense_moving" ] || kill $deeplense_following $deeplense_moving 2> /dev/null
     deeplense_ask 60 scancel --me --name="$deeplense_follower"
     [ "$1" = 0 ] || deeplense_ask 60 scontrol update jobid="$deeplense_job" requeue=0
     deeplense_notify
@@ -112,16 +112,61 @@ deeplense_begin() {
     [ -z "$before" ] || options+=(--after "$deeplense_after" --after_scheduler "$(deeplense_facts "$before")"
         --after_history "$(deeplense_history "$before")")
     number="$(deeplense_ask 600 /opt/python/bin/python -m launch.requeue begin "${options[@]}")"
-    deeplense_whole $? && DEEPLENSE_ATTEMPT="$number"
+    deeplense_whole $?
+    local code=$?
+    case $code in 0 | 4) DEEPLENSE_ATTEMPT="$number" ;; esac
+    return $code
+}
+# Returns this job to the queue until the jobs that it waits for have finished. Slurm starts such a job only by mistake,
+# for example if a user has released it.
+deeplense_return() {
+    local parent parents=($deeplense_parents)
+    for parent in $deeplense_parents; do
+        [ -n "$(deeplense_facts "$parent")" ] || deeplense_parents=
+    done
+    if [ -n "$deeplense_parents" ] && deeplense_ask 60 scontrol requeue "$deeplense_job"; then
+        deeplense_ask 60 scontrol update jobid="$deeplense_job" dependency="$(IFS=, && echo "${parents[*]/#/afterok:}")"
+    else
+        deeplense_ask 60 scontrol requeuehold "$deeplense_job"
+    fi
+    deeplense_wait 60
+    exit 1
 }
 deeplense_persist deeplense_begin
 case $? in
 0) ;;
 3) deeplense_leave 0 ;;
+4) deeplense_parents="$DEEPLENSE_ATTEMPT" && deeplense_return ;;
 *) deeplense_leave 1 ;;
 esac
 export DEEPLENSE_ATTEMPT
 [ -z "$deeplense_after" ] || deeplense_ask 60 scontrol update jobid="$deeplense_job" mailtype=END,FAIL,INVALID_DEPEND
+# Moves jobs that wait for the success of a job before this successor job to this one.
+deeplense_move() {
+    local waiting job dependency entry moved old olds
+    IFS=. read -ra olds <<< "$deeplense_after"
+    waiting="$(deeplense_ask 60 squeue --me --noheader --array --format='%i|%E')" || return 1
+    while IFS='|' read -r job dependency; do
+        moved=
+        case "$dependency" in *afterok:*) ;; *) continue ;; esac
+        case "$dependency" in *"?"*) continue ;; esac
+        for entry in ${dependency//,/ }; do
+            case "$entry" in *"(ful"*) continue ;; esac
+            entry="${entry%(*}"
+            for old in "${olds[@]}"; do
+                [ "$entry" != "afterok:$old" ] || entry="afterok:$deeplense_job"
+            done
+            moved+="${moved:+,}$entry"
+        done
+        case ",$moved," in *",afterok:$deeplense_job,"*) ;; *) continue ;; esac
+        deeplense_ask 60 scontrol update jobid="$job" dependency="$moved" < /dev/null || return 1
+    done <<< "$waiting"
+    return 0
+}
+if [ -n "$deeplense_after" ] && ! deeplense_move; then
+    deeplense_persist deeplense_move &
+    deeplense_moving=$!
+fi
 # Queues a successor job: the same script, with the original environment, which starts when this job has ended for good.
 # It makes the next attempt if this job could not request one. If the run is over, it is cancelled or exits.
 deeplense_follow() {
@@ -241,6 +286,6 @@ deeplense_notifying=
 if [ "$deeplense_action" = requeue ] && deeplense_persist deeplense_requeue && [ -z "$deeplense_heard" ]; then
     deeplense_wait 60
 fi
-[ -z "$deeplense_following" ] || kill "$deeplense_following" 2> /dev/null
+[ -z "$deeplense_following$deeplense_moving" ] || kill $deeplense_following $deeplense_moving 2> /dev/null
 [ -z "$deeplense_notifying" ] || wait "$deeplense_notifying"
 exit "$deeplense_code"
