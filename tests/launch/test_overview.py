@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from deeplense.files import write_json
+from deeplense.files import read_json, write_json
 from deeplense.records import line_of, write_record
 from jobs.runs.attempts import EMPTY, newest_attempts, newest_step, read_attempts
 from jobs.runs.folder import FINISHED, LAUNCH, is_finished
 from jobs.runs.progress import PROGRESS, last_loss
-from launch.sight.overview import of_others, read_all
+from launch.sight.overview import Answers, of_others, read_all
 from launch.sight.reading import Reading, read_run
 from launch.sight.search import find_runs
 from launch.sight.table import row, table
@@ -220,14 +220,15 @@ def test_control_characters_of_a_record_do_not_reach_the_terminal(make: Make) ->
     assert rows(run)[0][-1] == "crash: ?[2J?bad news"
 
 
-def test_what_a_run_waits_for_is_in_its_state(make: Make) -> None:
-    from dataclasses import replace
-
-    from launch.sight.overview import Answers
-
-    reading = replace(read_run(make("run", "time limit")), waits_for="runs/parent")
-    answers = Answers({reading.folder: ("PENDING", "Dependency")})
-    assert row(reading, answers)[1] == "pending (waits for runs/parent)"
+def test_the_run_that_a_run_waits_for_is_in_its_state(make: Make, tmp_path: Path) -> None:
+    parent, child = make("parent", None), make("child", "time limit")
+    record = read_json(child / LAUNCH)
+    write_json(child / LAUNCH, record | {"after": [str(parent)]})
+    answers = Answers({child: ("PENDING", "Dependency"), parent: ("RUNNING", "None")})
+    assert row(read_run(child), answers)[1] == "pending (after parent)"
+    assert row(read_run(parent), answers)[1] == "running"
+    write_record(parent / FINISHED, {"step": 200})
+    assert row(read_run(child), answers)[1] == "pending (Dependency)"
 
 
 def test_copies_of_code_checkpoints_and_hidden_folders_are_not_searched(make: Make, tmp_path: Path) -> None:
