@@ -142,13 +142,13 @@ def test_all_rows_of_a_seed_learn_from_the_same_labels_and_the_baseline_is_the_s
 
 @pytest.mark.usefixtures("drawn_figures")
 def test_the_table_is_the_same_in_all_its_forms(
-    made: Path, stamps: Path, backbone: Path, capsys: pytest.CaptureFixture[str]
+    copy: Path, stamps: Path, backbone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = list(csv.DictReader((made / "table.csv").read_text().splitlines()))
-    page = (made / "index.html").read_text()
-    assert main(words(made, str(backbone), stamps)) == 0
+    lines = list(csv.DictReader((copy / "table.csv").read_text().splitlines()))
+    assert main(words(copy, str(backbone), stamps)) == 0
+    page = (copy / "index.html").read_text()
     said = capsys.readouterr().out
-    for line, row in zip(lines, table(made), strict=True):
+    for line, row in zip(lines, table(copy), strict=True):
         assert (line["name"], line["mode"]) == (row["backbone"]["name"], row["mode"])
         for name, found in (row["metrics"] | {f"difference_{k}": v for k, v in row["differences"].items()}).items():
             ends = [found[key] for key in ("value", "low", "high")]
