@@ -62,6 +62,8 @@ def cancel_here(run: Launched) -> bool:
     elif queue_of(run.folder):
         keep(run.folder, told_in(run.folder) | {"queue": None})
     elif run.folder in states([run]):
+        if by_hand.is_elsewhere(run.folder):
+            by_hand.stop(run.folder)  # the number is that of a process elsewhere, so this refuses
         os.kill(int(run.job_id or 0), signal.SIGTERM)
     else:
         return False

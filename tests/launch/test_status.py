@@ -526,6 +526,18 @@ def test_a_trainer_on_another_machine_lives_as_long_as_it_renews_its_lock(
         cancel(launched(run))
 
 
+def test_a_run_submitted_on_another_machine_with_the_same_disk_is_not_cancelled_by_its_number_here(
+    submit: Submit, tmp_path: Path, trainer: subprocess.Popen[bytes]
+) -> None:
+    run = submit("first", job_id=str(trainer.pid), executor="local")
+    attempt(run, step=50)
+    (run / LOCK).write_text(line_of({**locks.holder_of_now(), "pid": 7, "host": "far", "machine": "far"}))
+    assert cells(run)[0][1] == "running"
+    with pytest.raises(ValueError, match="on far; cancel it on that machine"):
+        cancel(launched(run))
+    assert trainer.poll() is None
+
+
 def test_how_to_resume_a_run_that_was_started_by_hand_is_said(
     submit: Submit, tmp_path: Path, trainer: subprocess.Popen[bytes]
 ) -> None:
