@@ -16,6 +16,7 @@ from launch.judging import Job, judge
 from launch.parents import waited_for
 from launch.record import Launched, is_process, launched, queue_of
 from launch.script import FOLDERS
+from launch.waiting import is_held
 
 
 def named(runs: Sequence[Launched]) -> list[Launched]:
@@ -176,11 +177,11 @@ def standing(run: Launched, state: tuple[str, str] | None, last: str) -> Iterato
 
 def stands(run: Launched, state: tuple[str, str] | None, *, is_over: bool) -> bool:
     """Whether an unfinished run of this user does not continue by itself. `state` is as for `standing`. A run that
-    waits for other runs continues when they do."""
+    waits for other runs continues when they do, unless its job is held."""
     if run.stranger or is_over or state is None:
         return not (run.stranger or is_over)
     never = state[0] == "PENDING" and any(part in state[1].lower() for part in NEVER_STARTS)
-    return never and not waited_for(run.folder)
+    return never and (is_held(state[1]) or not waited_for(run.folder))
 
 
 def nobody_continues(run: Launched) -> Iterator[str]:

@@ -17,9 +17,15 @@ def shown(folder: Path) -> Path:
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
+def is_held(reason: str) -> bool:
+    """Whether a job with this reason is held: it starts only when somebody releases it."""
+    return "held" in reason.lower()
+
+
 def explained(folder: Path, state: State | None) -> State | None:
-    """Return the state of a run, where the reason of a pending one names the runs that it waits for, if any."""
-    left = waited_for(folder) if state and state[0] == "PENDING" else []
+    """Return the state of a run, where the reason of a pending one names the runs that it waits for, if any. That it is
+    held stays, as it then does not start after them."""
+    left = waited_for(folder) if state and state[0] == "PENDING" and not is_held(state[1]) else []
     if state is None or not left:
         return state
     more = f" and {len(left) - 1} more" if len(left) > 1 else ""

@@ -231,6 +231,16 @@ def test_the_run_that_a_run_waits_for_is_in_its_state(make: Make, tmp_path: Path
     assert row(read_run(child), answers)[1] == "pending (Dependency)"
 
 
+@pytest.mark.parametrize(("reason", "is_told"), [("JobHeldUser", True), ("Dependency", False)])
+def test_a_job_that_waits_for_a_run_and_is_held_is_told(reason: str, is_told: bool, make: Make, tmp_path: Path) -> None:
+    parent, child = make("parent", None, job="7"), make("child", job="8")
+    write_json(child / LAUNCH, read_json(child / LAUNCH) | {"after": [str(parent)]})
+    says(tmp_path, f"7|RUNNING|None|train\\n8|PENDING|{reason}|train\\n")
+    assert rows(parent, child)[1][1] == ("pending (JobHeldUser)" if is_told else "pending (after parent)")
+    told = [line for line in table([parent, child]) if line.startswith("note: ")]
+    assert [line.split(";")[0] for line in told] == ["note: child is held"] * is_told
+
+
 def test_copies_of_code_checkpoints_and_hidden_folders_are_not_searched(make: Make, tmp_path: Path) -> None:
     run = make("a/run", None)
     for hidden in ("a/run/code", "a/run/checkpoints/x", "a/.cache/x"):
