@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -13,11 +14,14 @@ RUNS = "runs"
 """Name of the usual folder of runs. Where it is a symbolic link, such as to a scratch disk, it is searched as well."""
 OF_A_RUN = {"checkpoints", "report", LOGS, NOTICES, STACKS, "wandb"}
 """Folders in a run that contain no other runs."""
+MOVED_ASIDE = re.compile(r"old-\d{8}-\d{6}")
+"""Name of a folder to which a pipeline moved earlier results. To resume a run there would train in its former folder.
+"""
 
 
 def find_runs(roots: Sequence[Path]) -> list[Path]:
     """Return the folders of all runs in or below these, both submitted and started directly, each once. Folders whose
-    name begins with a dot are left out, and those that vanish meanwhile."""
+    name begins with a dot are left out, those of earlier results of a pipeline, and those that vanish meanwhile."""
     found = (folder for root in roots for folder in sorted(below(str(root), links=(RUNS,))))
     return list(dict.fromkeys(map(Path, found)))
 
@@ -31,7 +35,7 @@ def below(folder: str, *, links: Collection[str] = ()) -> Iterator[str]:
     if is_run:
         yield folder
     for name in inner:
-        if not (is_run and name in OF_A_RUN):
+        if not (is_run and name in OF_A_RUN) and not MOVED_ASIDE.fullmatch(name):
             yield from below(f"{folder}/{name}")
 
 

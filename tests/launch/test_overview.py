@@ -250,6 +250,12 @@ def test_copies_of_code_checkpoints_and_hidden_folders_are_not_searched(make: Ma
     assert find_runs([tmp_path]) == [run, nested]
 
 
+def test_runs_that_a_pipeline_moved_aside_are_found_only_where_they_are_named(make: Make, tmp_path: Path) -> None:
+    new, old, older = make("runs/first", None), make("runs/old-20261201-120000/first"), make("runs/old-runs/first")
+    assert find_runs([tmp_path]) == [new, older]
+    assert find_runs([old.parent]) == find_runs([old]) == [old]
+
+
 def test_the_folder_runs_may_be_a_link_and_a_circle_of_links_ends(make: Make, tmp_path: Path) -> None:
     make("scratch/one", None)
     (tmp_path / "work").mkdir()
