@@ -12,11 +12,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from jobs.runs.folder import FINISHED
 from jobs.runs.progress import last_loss
 from launch.findings import plural
 from launch.sight.overview import Answers, ask, read_all
 from launch.sight.places import Place, places
-from launch.sight.reading import Reading
+from launch.sight.reading import Reading, time_of
 from launch.sight.table import QUIET, in_columns, notes_of, row
 
 SECONDS_BETWEEN_QUESTIONS = 10.0
@@ -66,7 +67,7 @@ class Asker:
         self.answers, self.places = Answers(), dict[str, Place]()
         self.thread: threading.Thread | None = None
         self.begun, self.has_answer = 0.0, False
-        self.finished: dict[Path, Reading] = {}
+        self.finished: dict[Path, tuple[float, Reading]] = {}
 
     def ask_if_due(self, readings: Sequence[Reading]) -> None:
         """Ask again if the last question is answered and some time has passed. Wait a moment for the first answer."""
@@ -137,11 +138,15 @@ def watch(
 
 
 def look(find: Callable[[], Sequence[Path]], asker: Asker) -> View:
-    """Read the runs again, but for those that have finished, and ask the scheduler if it is time."""
+    """Read the runs again, but for those that have finished, and ask the scheduler if it is time. A finished run may be
+    made again in the same folder, so when it finished counts, too."""
     folders = find()
-    left, damaged = read_all([folder for folder in folders if folder not in asker.finished])
-    asker.finished |= {each.folder: each for each in left if each.finished_step is not None}
-    now = asker.finished | {each.folder: each for each in left}
+    times = {folder: time_of(folder / FINISHED) for folder in folders}
+    before = {folder: asker.finished[folder] for folder in folders if folder in asker.finished}
+    now = {folder: each for folder, (when, each) in before.items() if when == times[folder]}
+    left, damaged = read_all([folder for folder in folders if folder not in now])
+    asker.finished |= {each.folder: (times[each.folder], each) for each in left if each.finished_step is not None}
+    now |= {each.folder: each for each in left}
     readings = [now[folder] for folder in folders if folder in now]
     asker.ask_if_due(readings)
     view = View(readings, asker.answers, asker.places, damaged, asker.has_answer)

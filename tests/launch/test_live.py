@@ -224,3 +224,22 @@ def test_a_finished_run_is_read_once_and_others_again(tmp_path: Path, monkeypatc
     assert read == ["works", "done", "works", "works"]
     assert [len(view.readings) for view in views] == [2, 2, 2]
     assert [len(live.look(lambda: [works], asker).readings)] == [1], "a run that was removed is gone"
+
+
+def test_a_finished_run_that_is_made_again_in_its_folder_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "ask", lambda readings: Answers())
+    run, asker = run_in(tmp_path / "run", ended="finished"), live.Asker()
+
+    def is_finished() -> bool:
+        (reading,) = live.look(lambda: [run], asker).readings
+        return reading.finished_step is not None
+
+    write_record(run / FINISHED, {"step": 200})
+    assert is_finished()
+    run.rename(tmp_path / "aside")
+    run_in(run)
+    assert not is_finished()
+    write_record(run / FINISHED, {"step": 200})
+    assert is_finished()
