@@ -23,7 +23,7 @@ from jobs.runs.attempts import FOLDER, newest_attempts
 from jobs.runs.folder import LAUNCH, NOTICES, is_finished
 from launch.ends import CANCELLED, FINISHED, HANG, SETTLED, is_used_up, kind_of
 from launch.findings import one_line
-from launch.judging import counted, launched, restarts_of
+from launch.judging import counted, first_of, launched, restarts_of
 
 DONE, FAILED, STILL = "finished", "failed", "standing still"
 """The events, as they are passed to the command."""
@@ -47,12 +47,15 @@ def due(folder: Path) -> Notice | None:
     process made no step for too long. Raises OSError if the records cannot be read now."""
     attempts = newest_attempts(folder)
     last = attempts[-1] if attempts else None
-    if last is None or "concluded" not in last:
+    if last is None:
         return None
     number, reason = last["attempt"], last["ended"] or ""
     kind, why = kind_of(reason), f"attempt {number} ended: {reason}"
-    if kind == FINISHED or is_finished(folder):
-        return Notice(DONE, f"finished in attempt {number}", DONE)
+    is_of_now = "concluded" in last and number > first_of(folder)
+    if is_finished(folder) or (is_of_now and kind == FINISHED):
+        return Notice(DONE, f"finished in attempt {number}", f"{number}_{DONE}")
+    if not is_of_now:
+        return None
     if kind == CANCELLED and launched(folder).get("cancelled"):
         return None  # by `deeplense cancel`, so the user knows
     if kind in SETTLED:

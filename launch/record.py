@@ -20,6 +20,7 @@ from jobs.settings import require
 from launch.by_hand import how_to_resume
 from launch.clusters import Cluster
 from launch.copied import refuse_changed
+from launch.ends import FINISHED
 from launch.environment import for_here
 from launch.parents import parents_of
 from launch.submission import Submission
@@ -40,7 +41,8 @@ class Launched:
     """A run that was submitted, or started directly (`by_hand`) on some machine.
 
     `stranger` is another user who may have written the record, if any. `unnamed` means that the record has no job id,
-    because the user called sbatch or its answer was lost; `job_id` is then that of the last attempt.
+    because the user called sbatch or its answer was lost; `job_id` is then that of the last attempt. The first
+    `attempts_before` attempts were made before this submission.
     """
 
     folder: Path
@@ -51,6 +53,7 @@ class Launched:
     stranger: str | None = None
     by_hand: bool = False
     unnamed: bool = False
+    attempts_before: int = 0
 
 
 def stranger_of(path: Path) -> str | None:
@@ -126,7 +129,8 @@ def launched(folder: Path, *, attempts: Sequence[Mapping[str, Any]] | None = Non
     job_id = (None if local else newest_job(folder, attempts, after=before)) or told["job_id"]
     require(not local or not job_id or job_id.isdecimal(), f"{path} is damaged: {job_id!r} is not a process id.")
     unnamed, conf, logs = not local and not told["job_id"], told["cluster"]["slurm_conf"], Path(told["logs"])
-    return Launched(folder, job_id, conf, local, logs, stranger_of(path), unnamed=unnamed)
+    stranger = stranger_of(path)
+    return Launched(folder, job_id, conf, local, logs, stranger, unnamed=unnamed, attempts_before=before)
 
 
 def newest_job(folder: Path, attempts: Sequence[Mapping[str, Any]] | None, *, after: int) -> str | None:
@@ -136,6 +140,17 @@ def newest_job(folder: Path, attempts: Sequence[Mapping[str, Any]] | None, *, af
         attempts = read_attempts(folder)
     later = [attempt["job_id"] for attempt in attempts if attempt["attempt"] > after]
     return next(filter(None, reversed(later)), None)
+
+
+def since(run: Launched, attempts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return those of the newest attempts of a run that were made since its last submission."""
+    return [attempt for attempt in attempts if attempt["attempt"] > run.attempts_before]
+
+
+def ended_well(run: Launched, attempts: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the last attempt has finished, if it was made since the last submission."""
+    ours = since(run, attempts)
+    return bool(ours) and ours[-1]["ended"] == FINISHED
 
 
 def is_process(pid: int, module: bytes) -> bool:

@@ -14,7 +14,7 @@ from launch.ends import FINISHED as ENDED_WELL
 from launch.ends import SETTLED, kind_of
 from launch.judging import Job, judge
 from launch.parents import waited_for
-from launch.record import Launched, is_process, launched, queue_of
+from launch.record import Launched, ended_well, is_process, launched, queue_of, since
 from launch.script import FOLDERS
 from launch.waiting import is_held
 
@@ -122,7 +122,7 @@ def refuse_if_submitted(folder: Path, *, take_over: bool) -> None:
 
 def accounted(runs: Sequence[Launched]) -> dict[Path, str]:
     """Return the last state in Slurm accounting of runs that are not in the queue and have no final reason recorded."""
-    gone = [run for run in runs if run.job_id and not (run.local or run.stranger or is_concluded(run.folder))]
+    gone = [run for run in runs if run.job_id and not (run.local or run.stranger or is_concluded(run))]
     found: dict[Path, str] = {}
     for slurm_conf in {run.slurm_conf for run in gone}:
         ours = {run.folder: run.job_id for run in gone if run.job_id and run.slurm_conf == slurm_conf}
@@ -142,13 +142,13 @@ def readable(folders: Sequence[Path]) -> tuple[list[Launched], list[str]]:
     return runs, damaged
 
 
-def is_concluded(folder: Path) -> bool:
-    """Whether the launcher has recorded that the run is finished or must not restart."""
-    attempts = newest_attempts(folder)
+def is_concluded(run: Launched) -> bool:
+    """Whether the launcher has recorded that the run is finished, or must not restart since it was submitted."""
+    attempts = since(run, newest_attempts(run.folder))
     return (
         bool(attempts)
         and "concluded" in attempts[-1]
-        and (is_finished(folder) or kind_of(attempts[-1]["ended"] or "") in SETTLED)
+        and (is_finished(run.folder) or kind_of(attempts[-1]["ended"] or "") in SETTLED)
     )
 
 
@@ -166,7 +166,7 @@ def standing(run: Launched, state: tuple[str, str] | None, last: str) -> Iterato
         state: state and reason in the queue; None if the run is not in the queue.
         last: last state in Slurm accounting; empty if unknown.
     """
-    if not stands(run, state, is_over=is_over(run.folder)):
+    if not stands(run, state, is_over=is_over(run)):
         return
     if state is not None:
         text = next(text for part, text in NEVER_STARTS.items() if part in state[1].lower())
@@ -189,10 +189,9 @@ def nobody_continues(run: Launched) -> Iterator[str]:
     yield from standing(run, states([run]).get(run.folder), accounted([run]).get(run.folder, ""))
 
 
-def is_over(folder: Path) -> bool:
-    """Whether a run, or a job without checkpoints, has finished."""
-    attempts = newest_attempts(folder)
-    return is_finished(folder) or (bool(attempts) and attempts[-1]["ended"] == ENDED_WELL)
+def is_over(run: Launched) -> bool:
+    """Whether a run, or a job without checkpoints, has finished since it was submitted."""
+    return is_finished(run.folder) or ended_well(run, newest_attempts(run.folder))
 
 
 def why_standing(run: Launched, last: str) -> str:
@@ -200,7 +199,7 @@ def why_standing(run: Launched, last: str) -> str:
     attempts = newest_attempts(run.folder)
     state = last.split(" ")[0]
     slurm_says = f" (Slurm: {state.lower()})" if state else ""
-    if not attempts:
+    if not attempts or attempts[-1]["ended"] == ENDED_WELL:  # that of an earlier submission, as the run is not over
         return f"{f'job {run.job_id}' if run.job_id else 'it'} ended before its first attempt{slurm_says}"
     number, reason = attempts[-1]["attempt"], reason_of_last(run, state)
     if "concluded" in attempts[-1] and kind_of(reason) not in SETTLED and not run.by_hand:

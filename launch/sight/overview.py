@@ -88,7 +88,7 @@ def tell_users(readings: Sequence[Reading], answers: Answers) -> None:
         if run.stranger or run.by_hand or answers.problem or each.time - last_change(each) < SECONDS_TO_GO_ON:
             continue
         notices.send_due(each.folder)
-        if stands(run, state, is_over=each.is_over) and not is_concluded(each.folder):
+        if stands(run, state, is_over=each.is_over) and not is_concluded(run):
             why = "; ".join(standing(run, state, answers.accounted.get(each.folder, "")))
             notices.send(each.folder, notices.standing_still(each.folder, why.removeprefix("note: ")))
 

@@ -12,8 +12,7 @@ from deeplense.records import read_record
 from jobs.runs.attempts import newest_attempts, newest_step
 from jobs.runs.folder import FINISHED, KINDS
 from jobs.runs.progress import PROGRESS, read_progress
-from launch.ends import FINISHED as ENDED_WELL
-from launch.record import Launched, launched
+from launch.record import Launched, ended_well, launched
 
 CLOCKS_S = 60.0
 """Largest expected difference between the clocks of a node and of the file system."""
@@ -58,9 +57,8 @@ class Reading:
 
     @property
     def is_over(self) -> bool:
-        """Whether the run, or a job without checkpoints, has finished."""
-        ended_well = bool(self.attempts) and self.attempts[-1]["ended"] == ENDED_WELL
-        return self.finished_step is not None or ended_well
+        """Whether the run, or a job without checkpoints, has finished since it was submitted."""
+        return self.finished_step is not None or ended_well(self.run, self.attempts)
 
     @property
     def job_id(self) -> str | None:

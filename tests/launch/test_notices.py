@@ -84,6 +84,30 @@ def test_an_end_that_was_not_concluded_is_no_event_yet(make: Make) -> None:
     assert due(folder) is None
 
 
+def test_a_training_that_has_finished_is_told_even_if_its_script_could_not_conclude(make: Make) -> None:
+    folder = make("time limit", None)
+    write_record(folder / FINISHED, {"step": 5})
+    found = due(folder)
+    assert found
+    assert (found.event, found.why) == (DONE, "finished in attempt 2")
+
+
+def test_a_stage_that_is_made_again_is_told_again_and_not_before(make: Make) -> None:
+    send_due(make("finished"))
+    send_due(folder := make("finished", attempts_before=1))
+    assert len(told(folder)) == 1
+    send_due(make("finished", "finished", attempts_before=1))
+    assert [call[2:4] for call in told(folder)] == [[DONE, f"finished in attempt {number}"] for number in (1, 2)]
+
+
+def test_the_end_of_an_earlier_submission_is_no_event_of_this_one(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert due(make("finished", attempts_before=1)) is None
+    assert due(make("diverged: NaN", attempts_before=1)) is None
+    monkeypatch.setattr(overview, "SECONDS_TO_GO_ON", -1.0)
+    look_at(folder := make("finished", attempts_before=1), None)
+    assert [call[2] for call in told(folder)] == [STILL]
+
+
 def test_who_cancels_a_run_is_not_told_so_and_others_are(make: Make) -> None:
     assert due(make("cancelled", cancelled="2026-11-29T10:00:00+0000")) is None
     assert due(make("cancelled")) is not None
@@ -173,7 +197,7 @@ def test_a_notice_that_was_cut_off_is_reported_after_a_moment(make: Make) -> Non
     assert notices.claim(folder, notice)
     assert list(undelivered(folder)) == [], "its command may still run"
     old = time.time() - 600
-    os.utime(folder / NOTICES / "finished.json", (old, old))
+    os.utime(folder / NOTICES / "1_finished.json", (old, old))
     assert "was cut off" in next(undelivered(folder))
 
 

@@ -153,7 +153,7 @@ def test_one_word_says_what_a_run_does(
     finished: bool, end: str | None, state: tuple[str, str] | None, accounted: str, word: str, submit: Submit
 ) -> None:
     run = launched(submit("run", job_id="3"))
-    attempts = [{"ended": end, "first_step": None}] if end else []
+    attempts = [{"attempt": 1, "ended": end, "first_step": None}] if end else []
     answers = Answers({run.folder: state} if state else {}, {run.folder: accounted})
     assert state_of(Reading(run, attempts, finished_step=7 if finished else None), answers) == word
 
@@ -263,6 +263,21 @@ def test_of_runs_that_are_finished_or_of_strangers_nothing_is_said(
     assert len(notes(other)) == 1
     owned_by_another(monkeypatch)
     assert notes(other) == []
+
+
+def test_a_job_without_checkpoints_that_was_submitted_again_has_not_finished_by_its_earlier_attempt(
+    submit: Submit, tmp_path: Path
+) -> None:
+    stage = submit("stage", job_id="8")
+    attempt(stage, end="finished", concluded=True)
+    assert cells(stage)[0][1] == "finished"
+    write_json(stage / LAUNCH, read_json(stage / LAUNCH) | {"attempts_before": 1})
+    scheduler_says(tmp_path, sacct="8|CANCELLED by 0\\n")
+    assert cells(stage)[0][1] == "cancelled"
+    (note,) = notes(stage)
+    assert note.startswith("stage has stopped: job 8 ended before its first attempt (Slurm: cancelled); ")
+    attempt(stage, end="finished", concluded=True)
+    assert (cells(stage)[0][1], notes(stage)) == ("finished", [])
 
 
 def test_many_runs_that_nobody_continues_are_told_in_part(submit: Submit) -> None:
