@@ -33,7 +33,7 @@ class Spell:
         reason: the whole reason.
         begun: start, in seconds since the epoch.
         ended: end; now if it still runs.
-        waited_s: time in the queue before it.
+        waited_s: time in the queue before it; 0 if unknown.
         seconds: time for which resources were used.
         cpus: number of CPU cores.
         gpus: number of GPUs.
@@ -287,8 +287,10 @@ def with_waits(
     spells: Sequence[Spell], starts: Mapping[str, Sequence[Start]], attempts: Sequence[Mapping[str, Any]]
 ) -> list[Spell]:
     """Return spells with the time in the queue before each: for the first start of a job since it could start, for a
-    later one since the end of the one before."""
+    later one since the end of the one before. Without accounting it is the recorded one; if none is recorded, the time
+    since the attempt before, but only for attempts of jobs, as others were in no queue."""
     jobs = {attempt["attempt"]: attempt["job_id"] for attempt in attempts}
+    unknown = {attempt["attempt"] for attempt in attempts if attempt["job_id"] and attempt.get("waited_s") is None}
     found: list[Spell] = []
     for spell in spells:
         ours = starts.get(jobs.get(spell.number or 0) or "", ())
@@ -296,7 +298,7 @@ def with_waits(
         if spell.accounted and place is not None:
             since = ours[place - 1].ended if place else ours[0].eligible
             spell = replace(spell, waited_s=max(spell.begun - (since or spell.begun), 0.0))
-        elif not spell.accounted and found and not spell.waited_s and spell.number:
+        elif not spell.accounted and found and spell.number in unknown:
             spell = replace(spell, waited_s=max(spell.begun - found[-1].ended, 0.0))
         found.append(spell)
     return found

@@ -86,6 +86,18 @@ def test_without_accounting_an_attempt_lasts_until_its_last_sign_of_life(tmp_pat
     assert not first.accounted
 
 
+@pytest.mark.parametrize(
+    ("values", "waited_s"),
+    [({"waited_s": 0.0}, 0), ({"waited_s": 7.5}, 7.5), ({"waited_s": None}, 345_600), ({"job_id": None}, 0)],
+)
+def test_without_accounting_the_recorded_wait_counts_and_only_jobs_were_in_a_queue(
+    values: dict[str, Any], waited_s: float, tmp_path: Path
+) -> None:
+    first = attempt(1, 0, ended="crash: exit code 1", concluded=at(100))
+    second = attempt(2, 345_700, ended="finished", concluded=at(345_800), **values)
+    assert [spell.waited_s for spell in spells_of(run_of(tmp_path / "run", first, second), "run", {})] == [0, waited_s]
+
+
 def test_a_run_that_still_works_has_lost_nothing_in_its_attempt_and_one_that_stopped_what_it_did_not_save(
     tmp_path: Path,
 ) -> None:
