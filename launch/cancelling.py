@@ -48,8 +48,13 @@ def cancel_all(runs: Sequence[Launched]) -> list[Launched]:
         # Cancel successor jobs first, so that they do not start in between.
         slurm.ask(slurm_conf, "scancel", *reversed(ours))
     for run in ended:
-        keep(run.folder, told_in(run.folder) | {"cancelled": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+        keep(run.folder, told_in(run.folder) | cancelled_now())
     return ended + [run for run in runs if (run.local or run.by_hand) and cancel_here(run)]
+
+
+def cancelled_now() -> dict[str, str]:
+    """Return what the record of a run has when it was cancelled."""
+    return {"cancelled": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
 
 
 def cancel_here(run: Launched) -> bool:
@@ -60,7 +65,7 @@ def cancel_here(run: Launched) -> bool:
         require(stranger is None, f"{run.folder} is being trained by {stranger}; only that user can stop it.")
         by_hand.stop(run.folder)
     elif queue_of(run.folder):
-        keep(run.folder, told_in(run.folder) | {"queue": None})
+        keep(run.folder, told_in(run.folder) | {"queue": None} | cancelled_now())
     elif run.folder in states([run]):
         if by_hand.is_elsewhere(run.folder):
             by_hand.stop(run.folder)  # the number is that of a process elsewhere, so this refuses

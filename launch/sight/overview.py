@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jobs.runs.attempts import ATTEMPTS
 from jobs.runs.folder import LAUNCH
-from launch import notices
+from launch import judging, notices
 from launch.findings import plural
 from launch.record import named_owner
 from launch.sight.reading import Reading, read_run, seconds_of, time_of
@@ -82,13 +82,14 @@ def is_of_this_cluster(reading: Reading) -> bool:
 
 def tell_users(readings: Sequence[Reading], answers: Answers) -> None:
     """Call the commands of this user's runs for events that nobody has told: those whose job could not, and runs that
-    stand still. A run that has changed a moment ago is left alone: its job or its successor may be about to go on."""
+    stand still, unless the user has cancelled them. A run that has changed a moment ago is left alone: its job or its successor may be about to go on."""
     for each in readings:
         run, state = each.run, answers.states.get(each.folder)
         if run.stranger or run.by_hand or answers.problem or each.time - last_change(each) < SECONDS_TO_GO_ON:
             continue
         notices.send_due(each.folder)
-        if stands(run, state, is_over=each.is_over) and not is_concluded(run):
+        is_ended = is_concluded(run) or bool(judging.launched(each.folder).get("cancelled"))
+        if stands(run, state, is_over=each.is_over) and not is_ended:
             why = "; ".join(standing(run, state, answers.accounted.get(each.folder, "")))
             notices.send(each.folder, notices.standing_still(each.folder, why.removeprefix("note: ")))
 

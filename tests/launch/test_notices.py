@@ -253,6 +253,16 @@ def test_a_run_that_has_just_changed_may_be_about_to_go_on(make: Make) -> None:
     assert [call[2] for call in told(folder)] == [STILL], "the negative control"
 
 
+def test_a_run_that_was_cancelled_before_its_first_attempt_is_not_told_as_standing_still(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overview, "SECONDS_TO_GO_ON", -1.0)
+    look_at(folder := make(cancelled="2026-11-29T10:00:00+0000"), None)
+    assert told(folder) == []
+    look_at(make(), None)
+    assert [call[2] for call in told(folder)] == [STILL], "the negative control"
+
+
 def test_what_its_job_could_not_tell_is_told_later(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overview, "SECONDS_TO_GO_ON", -1.0)
     folder = make("finished")

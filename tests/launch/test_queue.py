@@ -10,7 +10,7 @@ from jobs.runs.folder import FINISHED, LAUNCH
 from launch import queue
 from launch.cancelling import cancel
 from launch.clusters import Cluster
-from launch.record import Launched, launched, queue_of
+from launch.record import Launched, launched, queue_of, told_in
 from launch.status import states
 from launch.submission import Submission
 
@@ -64,6 +64,7 @@ def test_waiting_runs_are_pending_and_a_cancelled_one_is_left_out(
     assert states(waiting) == {folder: ("PENDING", "queued on this machine") for folder in runs}
     cancel(waiting[1])
     assert states(waiting).keys() == {runs[0], runs[2]}
+    assert ["cancelled" in told_in(folder) for folder in runs] == [False, True, False]
     begun: list[str] = []
     start_noting(monkeypatch, begun)
     queue.work_off(runs)
