@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.runs.attempts import read_attempts
-from launch.sight.table import duration
+from launch.sight.table import duration, printable
 from launch.status import shown
 
 HEAD = ("ATTEMPT", "JOB", "BEGUN", "NODES", "PROCESSES", "HELD", "WAITED", "STEPS", "ENDED")
@@ -19,18 +19,18 @@ def attempt_lines(folder: Path) -> list[str]:
     rows = [HEAD, *map(row, attempts)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in rows]
-    return [f"{shown(folder)}: {total(attempts)}", *(f"  {line}" for line in lines)]
+    return [f"{printable(str(shown(folder)))}: {total(attempts)}", *(f"  {line}" for line in lines)]
 
 
 def row(attempt: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the table row of an attempt."""
     first, last = attempt["first_step"], attempt["last_step"]
     steps = "-" if first is None else f"{first} to {'?' if last is None else last}"
-    begun = (attempt["begun"] or "-")[:16].replace("T", " ")
+    begun = printable((attempt["begun"] or "-")[:16].replace("T", " "))
     counts = [in_figures(attempt[name]) for name in ("num_nodes", "num_processes")]
     waits = [in_time(attempt[name]) for name in ("held_s", "waited_s")]
-    ended = attempt["ended"] or "-"
-    return (str(attempt["attempt"]), attempt["job_id"] or "-", begun, *counts, *waits, steps, ended)
+    job_id, ended = (printable(attempt[name] or "-") for name in ("job_id", "ended"))
+    return (str(attempt["attempt"]), job_id, begun, *counts, *waits, steps, ended)
 
 
 def total(attempts: Sequence[Mapping[str, Any]]) -> str:

@@ -1,6 +1,7 @@
 """Gather what a report on runs shows: their attempts, what Slurm's accounting says about them, and their sums."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from launch.sight.overview import Answers, ask, is_of_this_cluster, read_all
 from launch.sight.reading import Reading
 from launch.sight.spending import RUNNING, Spell, divided, jobs_of, spells_of
 from launch.sight.totals import Loss, Totals, losses, totals_of
+
+JOB_ID = re.compile(r"\d+(_\d+)?")
+"""The job ids that sacct is asked about. Other users may write something else, and then it would answer nothing."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def accounted_starts(readings: Sequence[Reading]) -> tuple[dict[str, list[Start]
         if each.run.stranger and not is_of_this_cluster(each):
             continue
         conf = None if each.run.stranger else each.run.slurm_conf
-        jobs.setdefault(conf, []).extend(jobs_of(each.folder))
+        jobs.setdefault(conf, []).extend(filter(JOB_ID.fullmatch, jobs_of(each.folder)))
     found: dict[str, list[Start]] = {}
     problem = ""
     for slurm_conf, job_ids in jobs.items():

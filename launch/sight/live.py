@@ -18,7 +18,7 @@ from launch.findings import plural
 from launch.sight.overview import Answers, ask, read_all
 from launch.sight.places import Place, places
 from launch.sight.reading import Reading, time_of
-from launch.sight.table import QUIET, in_columns, notes_of, row
+from launch.sight.table import QUIET, in_columns, notes_of, printable, row
 
 SECONDS_BETWEEN_QUESTIONS = 10.0
 """Slurm is asked no more often, as its controller serves all users of the cluster."""
@@ -239,7 +239,7 @@ def widths_of(rows: Sequence[Sequence[str]], width: int) -> dict[int, int]:
 def notes_in(view: View) -> list[str]:
     """Return the notes of a view: the scheduler does not answer, runs have stopped, records are damaged."""
     told = notes_of(view.readings, view.answers) if view.asked else []
-    return [line.removeprefix("note: ") for line in [*told, *view.damaged]]
+    return [line.removeprefix("note: ") for line in [*told, *map(printable, view.damaged)]]
 
 
 def title_of(view: View) -> str:

@@ -23,18 +23,19 @@ def table(folders: Sequence[Path]) -> list[str]:
     readings, damaged = read_all(folders)
     answers = ask(readings)
     rows = [HEAD, *(row(each, answers) for each in readings)]
-    return [*in_columns(rows), *pipelines(readings, answers), *notes_of(readings, answers), *damaged]
+    return [*in_columns(rows), *pipelines(readings, answers), *notes_of(readings, answers), *map(printable, damaged)]
 
 
 def notes_of(readings: Sequence[Reading], answers: Answers) -> list[str]:
     """Return all notes on these runs: they have stopped, or wait for runs that have, the scheduler does not answer, a
     notice was lost."""
-    return [
+    found = [
         *notes(readings, answers),
         *in_vain(readings, answers),
         *unknown(readings, answers),
         *notices_lost(readings),
     ]
+    return list(map(printable, found))
 
 
 def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -57,23 +58,26 @@ def notes(readings: Sequence[Reading], answers: Answers) -> list[str]:
 
 
 def in_vain(readings: Sequence[Reading], answers: Answers) -> list[str]:
-    """Return a note for each run that waits for runs that have stopped; of many, the first."""
-    looked_for = [] if answers.problem else [each.folder for each in readings]
-    found = [line for folder in answers.states for line in waiting.notes(folder, answers.states, looked_for=looked_for)]
+    """Return a note for each run of this user that waits for runs that have stopped; of many, the first."""
+    own = [each.folder for each in readings if not each.run.stranger]
+    there = [folder for folder in own if folder in answers.states]
+    looked_for = [] if answers.problem else own
+    found = [line for folder in there for line in waiting.notes(folder, answers.states, looked_for=looked_for)]
     return found[:MOST_NOTES]
 
 
 def pipelines(readings: Sequence[Reading], answers: Answers) -> list[str]:
     """Return a line for each pipeline: its stages, with their states."""
-    return [] if answers.problem else list(waiting.pipelines([each.folder for each in readings], answers.states))
+    found = waiting.pipelines([] if answers.problem else [each.folder for each in readings], answers.states)
+    return [printable(line) for line in found]
 
 
 def notices_lost(readings: Sequence[Reading]) -> list[str]:
-    """Return a note for each run whose newest notice may not have arrived; of many, the first."""
+    """Return a note for each run of this user whose newest notice may not have arrived; of many, the first."""
     found = [
         f"note: {shown(each.folder)}: {text}"
         for each in readings
-        if os.path.exists(f"{each.folder}/{NOTICES}")
+        if not each.run.stranger and os.path.exists(f"{each.folder}/{NOTICES}")
         for text in undelivered(each.folder)
     ]
     return found[:MOST_NOTES]
@@ -85,7 +89,7 @@ def row(reading: Reading, answers: Answers) -> tuple[str, ...]:
     running = state is not None and state[0] == "RUNNING" and reading.is_fresh
     rate = progress["rate"] if progress and running else 0.0
     return (
-        str(shown(reading.folder)),
+        printable(str(shown(reading.folder))),
         state_of(reading, answers),
         str(reading.num_attempts),
         f"{reading.step}/{progress['total']}" if progress else "-",

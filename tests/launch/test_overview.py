@@ -16,6 +16,8 @@ from deeplense.records import line_of, write_record
 from jobs.runs.attempts import EMPTY, newest_attempts, newest_step, read_attempts
 from jobs.runs.folder import FINISHED, LAUNCH, is_finished
 from jobs.runs.progress import PROGRESS, last_loss
+from launch.sight.attempts import attempt_lines
+from launch.sight.gathering import accounted_starts
 from launch.sight.overview import Answers, of_others, read_all
 from launch.sight.reading import Reading, read_run
 from launch.sight.search import find_runs
@@ -218,6 +220,35 @@ def test_a_run_that_makes_no_step_says_for_how_long(make: Make, tmp_path: Path) 
 def test_control_characters_of_a_record_do_not_reach_the_terminal(make: Make) -> None:
     run = make("run", "crash: \x1b[2J\x07bad\nnews")
     assert rows(run)[0][-1] == "crash: ?[2J?bad news"
+
+
+def test_control_characters_of_names_and_of_attempts_do_not_reach_the_terminal(make: Make) -> None:
+    run = make("a\x1b[2Jrun", "crash: \x1b[2Jbad", job="7\x1b[2J")
+    for line in [*table([run]), *attempt_lines(run)]:
+        assert line.isprintable()
+    damaged = make("dam\x1b[2Jaged")
+    (damaged / LAUNCH).write_text("{")
+    assert all(line.isprintable() for line in table([damaged]))
+
+
+def test_the_user_is_told_to_resume_only_own_runs(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent, child = make("parent", "diverged: NaN", job="7"), make("child", job="8")
+    write_json(child / LAUNCH, read_json(child / LAUNCH) | {"after": [str(parent)]})
+    says(tmp_path, "8|PENDING|Dependency|train\\n")
+    assert any("`deeplense resume parent` continues both" in line for line in table([parent, child]))
+    uid = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
+    found = table([parent, child])
+    assert "pending (of " in found[2]
+    assert not any("deeplense resume" in line for line in found)
+
+
+@pytest.mark.parametrize("job", ["x", "8,9", "8;", "--help", "8_"])
+def test_the_accounting_is_asked_only_about_what_can_be_a_job(job: str, make: Make, tmp_path: Path) -> None:
+    make("theirs", "time limit", job=job)
+    good, part = make("good", "time limit", job="7"), make("part", "time limit", job="9_3")
+    accounted_starts(read_all([tmp_path / "theirs", good, part])[0])
+    assert [word for call in asked(tmp_path) for word in call.split() if word.startswith("--jobs")] == ["--jobs=7,9_3"]
 
 
 def test_the_run_that_a_run_waits_for_is_in_its_state(make: Make, tmp_path: Path) -> None:
