@@ -18,16 +18,16 @@ from launch.findings import plural
 from launch.sight.overview import Answers, ask, read_all
 from launch.sight.places import Place, places
 from launch.sight.reading import Reading, time_of
-from launch.sight.table import QUIET, in_columns, notes_of, printable, row
+from launch.sight.table import QUIET, in_columns, notes_of, pipelines, printable, row
 
 SECONDS_BETWEEN_QUESTIONS = 10.0
 """Slurm is asked no more often, as its controller serves all users of the cluster."""
 SECONDS_FOR_FIRST_ANSWER = 2.0
 HEAD = ("RUN", "STATE", "QUEUE", "ATTEMPT", "STEP", "RATE", "LOSS", "TIME LEFT", "LAST END")
 ORDER = ("RUNNING", "COMPLETING", "PENDING")
-SHOWN_NOTES = 3
+SHOWN_NOTES = SHOWN_PIPELINES = 3
 LINES_AROUND = 4 + SHOWN_NOTES
-"""Lines of the view besides the rows: a title, the heads, and notes."""
+"""Lines of the view besides the rows and pipelines: a title, the heads, and notes."""
 KEPT = ("RUN", "STATE", "STEP")
 SHRUNK = ("RUN", "STATE", "LAST END")
 DROPPED_FIRST = ("ATTEMPT", "RATE", "LAST END", "LOSS", "QUEUE", "TIME LEFT")
@@ -46,6 +46,7 @@ class View:
         places: places of pending jobs, by job id.
         damaged: a note for each run whose record is damaged.
         asked: whether the scheduler has been asked at all.
+        pipelines: a line for each pipeline.
     """
 
     readings: Sequence[Reading]
@@ -53,6 +54,7 @@ class View:
     places: dict[str, Place] = field(default_factory=dict)
     damaged: Sequence[str] = ()
     asked: bool = True
+    pipelines: Sequence[str] = ()
 
 
 class Asker:
@@ -65,6 +67,7 @@ class Asker:
     def __init__(self, told: Callable[[Sequence[Reading], Answers], object] = lambda readings, answers: None) -> None:
         self.told = told
         self.answers, self.places = Answers(), dict[str, Place]()
+        self.pipelines: Sequence[str] = ()
         self.thread: threading.Thread | None = None
         self.begun, self.has_answer = 0.0, False
         self.finished: dict[Path, tuple[float, Reading]] = {}
@@ -85,7 +88,7 @@ class Asker:
         if found.problem and self.has_answer:
             found = replace(found, states={**self.answers.states, **found.states}, accounted=self.answers.accounted)
         elif not found.problem:
-            self.places = places_of(readings, found)
+            self.places, self.pipelines = places_of(readings, found), pipelines(readings, found)
         self.answers, self.has_answer = found, True
         self.told(readings, found)
 
@@ -149,7 +152,7 @@ def look(find: Callable[[], Sequence[Path]], asker: Asker) -> View:
     now |= {each.folder: each for each in left}
     readings = [now[folder] for folder in folders if folder in now]
     asker.ask_if_due(readings)
-    view = View(readings, asker.answers, asker.places, damaged, asker.has_answer)
+    view = View(readings, asker.answers, asker.places, damaged, asker.has_answer, asker.pipelines)
     return replace(view, readings=sorted(readings, key=lambda each: order_of(each, view.answers)))
 
 
@@ -197,7 +200,9 @@ def place_in_words(place: Place) -> str:
 
 def drawn(view: View, width: int, height: int) -> Group:
     """Return the view for a terminal of this size; of more runs than fit, only the first, and how many more."""
-    rows = [cells(each, view) for each in view.readings[: max(height - LINES_AROUND, 3)]]
+    shown_pipelines = view.pipelines[:SHOWN_PIPELINES]
+    most = max(height - LINES_AROUND - len(shown_pipelines), 3)
+    rows = [cells(each, view) for each in view.readings[:most]]
     widths = widths_of(rows, width)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, GAP, 0, 0))
     for k, column in widths.items():
@@ -207,7 +212,7 @@ def drawn(view: View, width: int, height: int) -> Group:
         shown = [end_of(cell[k], widths[k]) if k == 0 else cell[k] for k in widths]
         table.add_row(*(Text(text, style=colour if k == 1 else "") for k, text in zip(widths, shown, strict=True)))
     more = len(view.readings) - len(rows)
-    told = [*([f"and {plural(more, 'more run')}"] if more else []), *notes_in(view)[:SHOWN_NOTES]]
+    told = [*([f"and {plural(more, 'more run')}"] if more else []), *shown_pipelines, *notes_in(view)[:SHOWN_NOTES]]
     lines = [Text(line, no_wrap=True, overflow="ellipsis", style="dim") for line in told]
     return Group(Text(title_of(view), no_wrap=True, overflow="ellipsis"), table, *lines)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from deeplense.files import write_json
+from deeplense.files import read_json, write_json
 from deeplense.records import line_of, write_record
 from jobs.runs.attempts import EMPTY
 from jobs.runs.folder import FINISHED, LAUNCH
@@ -89,6 +89,21 @@ def test_the_view_fits_every_terminal_and_keeps_what_matters(width: int, tmp_pat
     if width >= 120:
         assert lines[1].split()[:3] == ["RUN", "STATE", "QUEUE"]
         assert "0.3217" in lines[2]
+
+
+def test_pipelines_are_below_the_table_and_the_view_still_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [run_in(tmp_path / f"run{k}", job=str(k)) for k in range(30)]
+    for k, run in enumerate(runs[:9]):
+        write_json(run / LAUNCH, read_json(run / LAUNCH) | {"stage": [f"lenses{k}", 1, "train", "m"]})
+    monkeypatch.setattr(live, "ask", lambda readings: Answers({run: ("RUNNING", "None") for run in runs}))
+    monkeypatch.setattr(live, "places_of", lambda readings, answers: {})
+    file = io.StringIO()
+    view = live.look(lambda: runs, live.Asker())
+    Console(file=file, width=80, height=20, force_terminal=False).print(drawn(view, 80, 20))
+    lines = file.getvalue().splitlines()
+    assert len(lines) <= 20
+    below = lines.index("and 20 more runs")
+    assert lines[below + 1 : below + 4] == [f"pipeline lenses{k}: train running" for k in range(3)]
 
 
 def test_columns_without_content_are_left_out() -> None:
