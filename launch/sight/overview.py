@@ -82,7 +82,8 @@ def is_of_this_cluster(reading: Reading) -> bool:
 
 def tell_users(readings: Sequence[Reading], answers: Answers) -> None:
     """Call the commands of this user's runs for events that nobody has told: those whose job could not, and runs that
-    stand still, unless the user has cancelled them. A run that has changed a moment ago is left alone: its job or its successor may be about to go on."""
+    stand still, unless the user has cancelled them. A run that has changed a moment ago is left alone: its job or its
+    successor may be about to go on."""
     for each in readings:
         run, state = each.run, answers.states.get(each.folder)
         if run.stranger or run.by_hand or answers.problem or each.time - last_change(each) < SECONDS_TO_GO_ON:
