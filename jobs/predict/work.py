@@ -110,6 +110,8 @@ def facts_of(settings: Settings, scorer: Scorer) -> dict[str, Any]:
         else positive_class(classes, settings.class_name, told="--prevalence"),
         **{name: getattr(settings, name) for name in ("prevalence", "coverage", "views", "embeddings")},
         **{name: getattr(settings, name) for name in ("calibrate", "precision", "batch_size")},
+        # Older tables have no such entry.
+        **({"allow_pretrained_overlap": 1} if settings.allow_pretrained_overlap else {}),
         "versions": {name: importlib.metadata.version(name) for name in ("deeplense", "torch", "pyarrow")},
     }
 
