@@ -456,7 +456,8 @@ def test_a_run_whose_initial_weights_have_seen_all_of_its_validation_images_is_n
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     own = Split(dataset / "train")
-    seen = Seen(**{kind: own.hashes(np.arange(len(own)))})
+    hashes = own.hashes(np.arange(len(own)))
+    seen = Seen(trained=hashes) if kind == "trained" else Seen(pretrained=hashes)
     monkeypatch.setattr(calibration, "seen_of", lambda _: seen)
     words = predict(runs[0], dataset, tmp_path / "out", "--coverage=0.5", "--split=test")
     assert main(words) != 0
