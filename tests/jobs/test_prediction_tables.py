@@ -394,10 +394,7 @@ def test_runs_of_folds_are_calibrated_with_the_images_that_each_held_out(
     words = predict(f"{tmp_path}/fold*", dataset, tmp_path / "out", "--coverage=0.5", "--split=test", "--calibrate=0")
     assert main(words) == 0
     said = capfd.readouterr().out
-    assert (
-        "the sets are cross-conformal: they contain the true class with a probability near 0.5, and of at least 0"
-        in said
-    )
+    assert "they contain the true class with a probability near 0.5; in theory about 0 or more for many images" in said
     images, own = deeplense.open_dataset(dataset, "test").images(), Split(dataset / "train")
     folds = fold_of(own.labels, 3, seed=0)
     networks = [deeplense.load_run(tmp_path / f"fold{k}") for k in range(3)]
@@ -421,7 +418,9 @@ def test_runs_with_different_validation_images_have_cross_conformal_sets_and_a_r
 ) -> None:
     words = predict(f"{runs[0]},{runs[1]}", dataset, tmp_path / "out", "--coverage=0.5", "--split=test")
     assert main(words) == 0
-    assert "the sets are cross-conformal" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "the sets are cross-conformal" in said
+    assert "in theory" not in said
     assert main([*predict(runs[0], dataset, tmp_path / "one", "--coverage=0.5", "--split=test")]) == 0
     assert "cross-conformal" not in capfd.readouterr().out
 
