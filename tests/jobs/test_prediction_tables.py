@@ -1,6 +1,7 @@
 """Tables of predictions: the numbers of each image, and exactly one row for each, whatever happens."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -423,6 +424,21 @@ def test_runs_with_different_validation_images_have_cross_conformal_sets_and_a_r
     assert "in theory" not in said
     assert main([*predict(runs[0], dataset, tmp_path / "one", "--coverage=0.5", "--split=test")]) == 0
     assert "cross-conformal" not in capfd.readouterr().out
+
+
+def test_a_table_of_several_runs_that_an_earlier_version_began_has_a_note(
+    runs: list[Path], dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = predict(f"{runs[0]},{runs[1]}", dataset, tmp_path / "out", "--coverage=0.5", "--split=test")
+    assert main([*words, "--part=1/2"]) == 0
+    assert "an earlier version began" not in capfd.readouterr().out
+    plan = read_json(tmp_path / "out" / output.PLAN)
+    del plan["cross"]
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / output.PLAN).write_text(json.dumps(plan | {"thresholds": [0.3, 0.3, 0.3]}))
+    assert main([*words, "--part=1/2"]) == 0
+    assert "less often than --coverage says; give a new --output" in capfd.readouterr().out.replace("\n", " ")
 
 
 def test_images_that_the_initial_weights_were_trained_on_do_not_calibrate(
