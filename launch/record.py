@@ -24,7 +24,7 @@ from launch.ends import FINISHED
 from launch.environment import for_here
 from launch.parents import parents_of
 from launch.submission import Submission
-from launch.widths import Nodes
+from launch.widths import Nodes, in_words, is_range
 
 KINDS = {"job_id": str | None, "logs": str, "cluster": dict, "attempts_before": int | None, "queue": int | None}
 """Keys of the record that are needed to find a run, with their types."""
@@ -204,8 +204,24 @@ def again(
         refuse_changed(code)
     command, left_out = kept_command(run, tuple(told["command"]), None if update_code else code)
     made = Submission(cluster, (command,), (folder,), folder / LOGS, code, kept=True, left_out=left_out)
+    if nodes is not None and not (code / "launch" / "widths.py").is_file() and not update_code:
+        refuse_uneven(made)
     stage = tuple(told["stage"]) if told.get("stage") else None
     return dataclasses.replace(made, after=parents_of(folder), stage=stage)
+
+
+def refuse_uneven(submission: Submission) -> None:
+    """Raise ValueError if a run whose code needs equal shares of the batch gets a range of nodes, or a number of them
+    that does not divide its batch."""
+    (settings,), cluster = submission.settings, submission.cluster
+    parts = cluster.tasks * getattr(settings, "gradient_accumulation", 1)
+    even = not hasattr(settings, "gradient_accumulation") or settings.batch_size % parts == 0
+    require(
+        even and not is_range(cluster.nodes),
+        f"the code of this run, {submission.code}, is older than ranges of nodes and uneven shares of a batch, so it "
+        f"cannot run on {in_words(cluster.nodes)}; give one number of nodes that divides its batch, or resume it with "
+        "the current code: --update_code.",
+    )
 
 
 def kept_command(run: Path, command: tuple[str, ...], code: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -29,6 +29,8 @@ class Architecture:
             (half a patch) by that size, or `name=value`; without pooling (`global_pool=`) the head attends to the map.
         drop_path: whether it has residual branches for stochastic depth.
         millions: parameters in millions, with one band, 64 pixels and three outputs.
+        least_samples: fewest samples of a forward pass in training for large images; a batch norm of features needs
+            two. Small images may need two with others: their last maps may have one pixel.
         paper: authors, year, source.
 
     Example:
@@ -43,6 +45,7 @@ class Architecture:
     options: tuple[str, ...]
     drop_path: bool
     millions: float
+    least_samples: int
     paper: str
 
     @property
@@ -96,6 +99,7 @@ def from_row(row: Mapping[str, str]) -> Architecture:
         options=tuple(row["options"].split()),
         drop_path=row["drop_path"] == "yes",
         millions=float(row["millions"]),
+        least_samples=int(row["least_samples"]),
         paper=row["paper"],
     )
 

@@ -12,11 +12,14 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from deeplense.data.dataset import Split
+from deeplense.data.loading import StepBatches
 from deeplense.random.draws import key
 from deeplense.training import fsdp
+from deeplense.training.batch_norms import lacks_values
 from deeplense.training.finite import LossWatch
 from deeplense.training.loop import from_main, make_accelerator, prepare
 from deeplense.training.tracking import read_wandb_id, write_wandb_id
+from jobs.data.order import make_order
 from jobs.data.part import Part
 from jobs.data.statistics import find_statistics, unit_notes
 from jobs.frame import attempt
@@ -99,6 +102,7 @@ def begin(
     progress = begin_progress(settings, learner, saved, accelerator)
     seen = note_seen(learner, settings, saved.record, accelerator)
     trainee = learner.make_trainee(network, progress.statistics)
+    check_batch_norms(settings, learner, trainee, network, accelerator)
     weights = make_weights(settings, learner, network, saved, accelerator)
     if accelerator.is_main_process:
         restore_wandb_id(settings, saved.record.get("wandb_id"))
@@ -200,6 +204,29 @@ def check_batch(settings: LearningSettings, train: Part, num_processes: int) -> 
     size = settings.batch_size
     refuse_small_batch(size, settings.gradient_accumulation, num_processes, least=settings.least_samples)
     require(size <= len(train), f"batch_size={size} exceeds the {len(train)} training samples; use a smaller one.")
+
+
+def check_batch_norms(
+    settings: LearningSettings, learner: Learner, trainee: Trainee, network: nn.Module, accelerator: Accelerator
+) -> None:
+    """Raise ValueError if a part of the batch has one sample and a batch norm of the network would then see one value
+    per channel, of which it cannot compute a variance. The network does not change."""
+    size, pieces, num_processes = settings.batch_size, settings.gradient_accumulation, accelerator.num_processes
+    if size >= 2 * pieces * num_processes:
+        return
+    order = make_order(settings, learner.train)
+    # As many parts as samples, so that the first has one.
+    batches = StepBatches(
+        learner.train.split,
+        order,
+        rank=0,
+        world_size=size,
+        target=learner.train.target,
+        num_uniforms=trainee.columns.total,
+    )
+    sample = batches[0].to(accelerator.device)
+    if lacks_values(network, lambda: trainee.step(network, sample, 0)):
+        refuse_small_batch(size, pieces, num_processes, least=2)
 
 
 def restore_wandb_id(settings: LearningSettings, known: str | None) -> None:

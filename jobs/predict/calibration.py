@@ -19,13 +19,13 @@ from jobs.data.order import class_fractions
 from jobs.data.part import HELD_OUT, Part
 from jobs.predict.members import Member, precise
 from jobs.predict.settings import Settings
+from jobs.runs.lineage import seen_of
 from jobs.settings import require
-from jobs.train.learner import class_counts
 from jobs.train.samples import held_out_part
 
 TEMPERATURE = "temperature.json"
 """File in a run folder with its temperatures, by weights, views and precision."""
-FIT = 2
+FIT = 3
 """Version of the fit; a stored temperature of another version is not used."""
 TINY = 1e-300
 MEMBER_KIND = {"temperature": float, "validation_images": int, "log_loss_before": float, "log_loss_after": float}
@@ -42,10 +42,12 @@ class Scored:
 
 
 def calibrate(settings: Settings, members: Sequence[Member], device: torch.device) -> dict[str, Any]:
-    """Return the temperature of each run and, with a coverage, what decides which classes are in a set (`held_out`).
+    """Return the temperature of each run and, with a coverage, what decides which classes are in a set (`decisions`).
     Images are predicted where that is needed, and the temperatures are kept with the runs.
 
-    Raises ValueError if a run has no validation image."""
+    Raises ValueError if a run has no image to calibrate it with."""
+    if settings.calibrate or settings.coverage is not None:
+        tell_unknown(members)
     found = []
     for member in members:
         known = known_temperature(settings, member) if settings.calibrate else {"temperature": 1.0}
@@ -53,7 +55,7 @@ def calibrate(settings: Settings, members: Sequence[Member], device: torch.devic
             images = scored(settings, member, validation_part(member), device)
             known = fitted(images, class_fractions(member.trained.settings, member.trained.train))
             keep(settings, member, known)
-            tell(member, known)
+            tell(member, known, images)
         found.append(known)
     sets = {"thresholds": None, "cross": None}
     if settings.coverage is not None:
@@ -80,12 +82,44 @@ def calibration_parts(members: Sequence[Member]) -> list[Part]:
 
 
 def scored(settings: Settings, member: Member, part: Part, device: torch.device) -> Scored:
-    """Return the logits of a run for images that it was not trained on."""
+    """Return the logits of a run for those images of a part that neither it nor its initial weights were trained on."""
+    part = unseen(settings, member, part)
     say(f"predicting {len(part)} images that {member.trained.run} was not trained on, to calibrate it")
     batches = evaluation_batches(part.split, part.indices, batch_size=settings.batch_size, target=None)
     with precise(settings, device):
         logits = [member.outputs(batch.to(device).images, views=settings.views).cpu().numpy() for batch in batches]
     return Scored(np.concatenate(logits), part.labels, part.split.dataset_id, part.indices)
+
+
+def unseen(settings: Settings, member: Member, part: Part) -> Part:
+    """Return the images of a part that neither a run nor its initial weights were trained on. Images seen without
+    labels in pretraining are left out unless allowed. Raises ValueError if none is left."""
+    seen, hashes = seen_of(member.trained.opened), part.split.hashes(part.indices)
+    trained = np.isin(hashes, seen.trained)
+    pretrained = np.isin(hashes, seen.pretrained) & ~trained & (not settings.allow_pretrained_overlap)
+    out = trained | pretrained
+    if not out.any():
+        return part
+    told = (
+        f"{int(out.sum())} of the {len(part)} images to calibrate {member.trained.run} with were seen before by its "
+        f"initial weights: {int(trained.sum())} trained on, {int(pretrained.sum())} without labels in pretraining"
+    )
+    remedy = "give --allow_pretrained_overlap 1 to use those of the pretraining, or " if pretrained.any() else ""
+    require(
+        not out.all(),
+        f"{told}. Images that the weights have not seen are needed, or the probabilities are too sure; {remedy}start "
+        "the run from weights that have not seen its held-out images (for a fold, those of the same fold), or give "
+        "--calibrate 0 and no --coverage.",
+    )
+    say(f"note: {told}; they are left out")
+    return part.only(~out)
+
+
+def tell_unknown(members: Sequence[Member]) -> None:
+    """Print a note for each run whose initial weights may have been trained on the images that calibrate it."""
+    for member in members:
+        for text in seen_of(member.trained.opened).unknown:
+            say(f"note: {text}; if on those that calibrate {member.trained.run}, its calibration is wrong")
 
 
 def fitted(images: Scored, trained_with: np.ndarray) -> dict[str, Any]:
@@ -102,9 +136,11 @@ def fitted(images: Scored, trained_with: np.ndarray) -> dict[str, Any]:
     }
 
 
-def tell(member: Member, known: Mapping[str, Any]) -> None:
+def tell(member: Member, known: Mapping[str, Any], images: Scored) -> None:
     """Print the temperature of a run, and whether it rests on few images."""
-    few, count = few_images(class_counts(member.trained.val)), known["validation_images"]
+    classes = member.trained.val.split.schema.classes
+    counts = np.bincount(images.labels, minlength=len(classes)).tolist()
+    few, count = few_images(dict(zip(classes, counts, strict=True))), known["validation_images"]
     say(
         f"temperature of {member.trained.run}: {known['temperature']:.3g}, from {count} validation images"
         f"{f' (few: {few}; its probabilities are uncertain)' if few else ''}; log loss "
@@ -128,12 +164,19 @@ def decisions(
     if len(groups) == 1:
         ((_, given, labels),) = groups
         return {"thresholds": thresholds(given, labels, coverage).tolist(), "cross": None}
+    bound = f"; in theory about {max(2 * coverage - 1, 0):.3g} or more for many images" if are_folds(groups) else ""
     say(
         "note: each calibration image was held out by some of the runs only, so the sets are cross-conformal: they "
-        f"contain the true class with a probability near {coverage:g}, and of at least {max(2 * coverage - 1, 0):.3g}"
+        f"contain the true class with a probability near {coverage:g}{bound}"
     )
     lowest = [[values.tolist() for values in group] for group in found.lowest]
     return {"thresholds": None, "cross": {"networks": found.networks, "lowest": lowest, "needed": found.needed}}
+
+
+def are_folds(groups: Sequence[tuple[tuple[int, ...], np.ndarray, np.ndarray]]) -> bool:
+    """Whether each calibration image was held out by one run only, and by no run twice, as in cross-validation. The
+    coverage of CV+ has a lower bound for such images (Barber et al. 2021, theorem 4), and none is known for others."""
+    return all(len(those) == 1 for those, _, _ in groups)
 
 
 def groups_of(
@@ -163,7 +206,8 @@ def groups_of(
 def key_of(settings: Settings, member: Member) -> str:
     """Return the key of the temperature of a run: its weights, the views, the precision, and how it is fitted."""
     weights = member.trained.opened.files["model.safetensors"]
-    return f"{weights} views={settings.views} precision={settings.precision} fit={FIT}"
+    overlap = " allow_pretrained_overlap=1" if settings.allow_pretrained_overlap else ""
+    return f"{weights} views={settings.views} precision={settings.precision}{overlap} fit={FIT}"
 
 
 def known_temperature(settings: Settings, member: Member) -> dict[str, Any] | None:

@@ -52,6 +52,8 @@ class Settings(SourceSettings):
     """1: also write the features before the last layer of the first run, as float16"""
     calibrate: Literal[0, 1] = 1
     """1: divide the logits of each run by a temperature, fitted to its validation images"""
+    allow_pretrained_overlap: Literal[0, 1] = 0
+    """1: also calibrate with images that a backbone was pretrained on, without labels"""
     prevalence: float | None = None
     """fraction of the class class_name among the images; by default probabilities are for the class fractions that the
     runs were trained with"""

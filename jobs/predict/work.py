@@ -2,7 +2,7 @@
 
 import contextlib
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ def run(settings: Settings) -> int:
             remove_leftovers(folder)
         plan = agreed_plan(folder, facts, partial(measured, settings, scorer, facts))
         tell_start(settings, scorer, plan)
+        tell_pooled(plan, folder)
         total = sum(map(len, ranges_of(plan)[part[0] - 1 :: part[1]]))
         done = write_files(
             folder,
@@ -110,6 +111,8 @@ def facts_of(settings: Settings, scorer: Scorer) -> dict[str, Any]:
         else positive_class(classes, settings.class_name, told="--prevalence"),
         **{name: getattr(settings, name) for name in ("prevalence", "coverage", "views", "embeddings")},
         **{name: getattr(settings, name) for name in ("calibrate", "precision", "batch_size")},
+        # Older tables have no such entry.
+        **({"allow_pretrained_overlap": 1} if settings.allow_pretrained_overlap else {}),
         "versions": {name: importlib.metadata.version(name) for name in ("deeplense", "torch", "pyarrow")},
     }
 
@@ -151,6 +154,16 @@ def tell_start(settings: Settings, scorer: Scorer, plan: dict[str, Any]) -> None
         say(line)
     if plan["prevalence"] is not None:
         say(f"probabilities are for a fraction of {plan['prevalence']:g} of the class {plan['class_name']}")
+
+
+def tell_pooled(plan: Mapping[str, Any], folder: Path) -> None:
+    """Print a note if an earlier version has begun a table of several runs: it pooled their calibration images, also
+    those that some of the runs were trained on."""
+    if len(plan["runs"]) > 1 and plan.get("thresholds") is not None and "cross" not in plan:
+        say(
+            f"note: an earlier version began {folder}; unless its runs have the same validation images, its sets "
+            "contain the true class less often than --coverage says; give a new --output"
+        )
 
 
 def differing_pixels(scorer: Scorer) -> Iterator[str]:

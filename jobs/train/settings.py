@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from deeplense.models.zoo import ARCHITECTURES
 from jobs.conditions import GIVEN, counts_with
 from jobs.frame.settings import LearningSettings
 from jobs.settings import refuse_outside, require
@@ -115,6 +116,13 @@ class Settings(LearningSettings):
         sources = {"init_from": self.init_from, "backbone": self.backbone, "pretrained=1": self.pretrained}
         given = [name for name, value in sources.items() if value]
         require(len(given) < 2, f"{' and '.join(given)} cannot be combined; give only one of them.")
+
+    @property
+    def least_samples(self) -> int:
+        """Fewest samples with which a process can compute its part of a loss: a batch norm of features, such as those
+        of the hidden layers of `complex`, needs two."""
+        known = ARCHITECTURES.get(self.model_name)
+        return 2 if self.complex else known.least_samples if known else 1
 
     @property
     def chosen_labels(self) -> list[str]:

@@ -356,6 +356,10 @@ def test_a_run_is_not_continued_with_settings_that_change_its_numbers(
             {"gradient_accumulation": 17},
             "batch_size=16 is too small for 1 rank with gradient_accumulation=17, as each part needs at least one",
         ),
+        (
+            {"model_name": "resnet18", "gradient_accumulation": 16},
+            "batch_size=16 is too small for 1 rank with gradient_accumulation=16, as each part needs at least 2",
+        ),
         ({"model_name": "simple_cmn"}, "unknown model 'simple_cmn'"),
         ({"dataset": "nowhere"}, "no such data set 'nowhere'"),
         ({"target": "mass"}, "has no target 'mass'; its targets: column."),

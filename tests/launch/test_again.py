@@ -122,6 +122,23 @@ def test_a_run_is_resumed_on_other_nodes_if_its_batch_is_large_enough(
     assert "so the weights differ" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize("words", [["--batch_size=64"], ["--batch_size=64", "--gradient_accumulation=2"]])
+def test_code_that_knows_no_uneven_shares_gets_no_range_of_nodes_and_no_number_that_does_not_divide_the_batch(
+    words: list[str], here: Path
+) -> None:
+    old = here / "old"
+    for package in ("deeplense", "jobs", "launch"):
+        (old / package).mkdir(parents=True)
+        (old / package / "__init__.py").touch()
+    run = kept(here / "run", *words, code=old)
+    for nodes in ("1:4", 3):
+        with pytest.raises(ValueError, match="with the current code: --update_code"):
+            again(run, nodes=nodes)
+        assert again(run, nodes=nodes, update_code=True).cluster.nodes == nodes
+        assert again(kept(here / f"new{nodes}", *words), nodes=nodes).cluster.nodes == nodes
+    assert again(run, nodes=4).cluster.nodes == 4
+
+
 @pytest.fixture
 def code(tmp_path: Path) -> Path:
     """A copy of a small code."""

@@ -66,6 +66,16 @@ def submitting(command: str, cluster: Cluster, home: Path = Path("/scratch/run")
             "pretrain --method simsiam --batch_size 7 --model_name resnet18",
             "7 is too small for 4 ranks, as each part needs at least 2 samples; use 8 or more, or at most 3 ranks.",
         ),
+        (
+            {"nodes": "1:4"},
+            "train --model_name levit_128s --batch_size 7",
+            "7 is too small for 4 ranks, as each part needs at least 2 samples; use 8 or more, or at most 3 ranks.",
+        ),
+        (
+            {"nodes": "1:4"},
+            "train --complex 1 --batch_size 7",
+            "7 is too small for 4 ranks, as each part needs at least 2 samples; use 8 or more, or at most 3 ranks.",
+        ),
     ],
 )
 def test_a_batch_that_is_too_small_is_refused_in_the_words_of_the_job(

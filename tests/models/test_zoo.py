@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from deeplense.models.registry import Network, build
 from deeplense.models.zoo import ARCHITECTURES, require_known
+from deeplense.training.batch_norms import lacks_values
 from jobs.train.settings import Settings
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes" / "models"
@@ -20,6 +21,8 @@ LARGEST_DIFFERENCE = 0.006
 """Of millions of parameters, which are told to two digits."""
 PARAMETERS: dict[str, int] = {}
 """How many parameters the networks for 64 pixels have that were built here."""
+LEAST_SAMPLES: dict[str, int] = {}
+"""How many samples a forward pass in training of these networks needs."""
 
 
 def seeded(name: str, image_size: int, **changes: float) -> Network:
@@ -28,6 +31,9 @@ def seeded(name: str, image_size: int, **changes: float) -> Network:
     network = build(name, image_size=image_size, in_chans=1, num_outputs=3, **changes)  # type: ignore[arg-type]
     if image_size == 64:
         PARAMETERS[name] = sum(parameter.numel() for parameter in network.parameters())
+        if name not in LEAST_SAMPLES:
+            with torch.random.fork_rng(devices=[]):
+                LEAST_SAMPLES[name] = 1 + lacks_values(network, lambda: network(noise(64, 1)))
     return network
 
 
@@ -128,3 +134,10 @@ def test_a_wrong_name_is_answered_with_the_nearest(wrong: str, near: str) -> Non
     require_known("convnext_femto")
     with pytest.raises(ValueError, match=f"unknown model '{wrong}'\\. Nearest: {near}"):
         require_known(wrong)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_fewest_samples_of_a_forward_pass_in_training_are_those_that_are_told(name: str) -> None:
+    if name not in LEAST_SAMPLES:
+        seeded(name, 64)
+    assert LEAST_SAMPLES[name] == ARCHITECTURES[name].least_samples
