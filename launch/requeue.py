@@ -3,8 +3,9 @@
 `begin` closes the previous attempt, whose script may have died with its node, and opens a new one; it prints its
 number. `end` records why the attempt ended and prints what the script must do next. All state is in the run folder,
 DEEPLENSE_FOLDER. Both can be called again after a failure. On exit codes 2 (refused) and 3 (the run is over), the
-script ends, and if it prints `finished`, jobs that wait for the run are moved to this job; on 4 (other runs must finish first), it returns the job to the queue. On any other error it tries again;
-on 70 (an error of this code), only three times.
+script ends; if 3 comes with the word `finished`, jobs that wait for the run wait for this job from then on. On 4 (other
+runs must finish first), it returns the job to the queue. On any other error it tries again; on 70 (an error of this
+code), only three times.
 """
 
 import argparse

@@ -79,7 +79,7 @@ class Pipeline:
 
     def describe(self) -> list[str]:
         """Return what is to be done, as lines."""
-        moved = outermost([path for step in self.steps if self.records[step.stage.name] for path in moved_aside(step)])
+        moved = outermost([path for step in self.steps for path in moved_aside(step)])
         return table(self.steps) + [f"note: {status.shown(path)} will be moved aside, not deleted" for path in moved]
 
     def note(self, name: str, **values: Any) -> None:
@@ -90,9 +90,8 @@ class Pipeline:
 
     def begin(self, step: Step) -> None:
         """Write the record of a stage that is about to be made, after its earlier results were moved aside."""
-        if self.records[step.stage.name]:
-            for place in move_aside(step, self.now):
-                print(f"{step.stage.name}: the earlier result is now in {status.shown(place)}")
+        for place in move_aside(step, self.now):
+            print(f"{step.stage.name}: the earlier result is now in {status.shown(place)}")
         self.note(step.stage.name, **new_record(step.stage, self.path, self.records))
 
     def agree(self) -> None:
@@ -114,8 +113,8 @@ class Pipeline:
     def withdraw(self) -> None:
         """Cancel jobs of stages that will be made again, if they have not started. Raises ValueError if one has, or if
         other commands have continued a training whose folder would be moved."""
-        again = [step for step in self.steps if step.action == "make" and self.records[step.stage.name]]
-        ours = {Path(run): step for step in again for run in (self.records[step.stage.name] or {})["runs"]}
+        again = [step for step in self.steps if step.moves]
+        ours = {Path(run): step for step in again for run in (self.records[step.stage.name] or {}).get("runs", ())}
         runs = {path: step for step in again if step.stage.verb in STOPPABLE for path in step.stage.results} | ours
         active = status.active([run for run in runs if not parents.is_done(run)])
         for run, step in runs.items():

@@ -94,3 +94,19 @@ def test_a_training_that_another_command_submitted_is_not_moved(
     monkeypatch.setattr(work, "has_attempt", lambda run: True)
     assert "runs/first has run and is pending again" in refused(capfd)
     assert live.is_dir()
+
+
+def test_a_training_of_other_commands_is_moved_if_it_is_asked_for_again(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write({"train": {"job": TRAIN}})
+    monkeypatch.setattr("launch.pipelines.making.was_trained", lambda stage: True)
+    (here / "runs" / "first").mkdir(parents=True)
+    (here / "runs" / "first" / "mine.txt").touch()
+    request = work.Request(Path("file.yaml"), None, ("train",), here / "launches" / "file", KINDS)
+    pipeline = work.Pipeline(request)
+    assert "note: runs/first will be moved aside, not deleted" in pipeline.describe()
+    pipeline.withdraw()
+    pipeline.begin(pipeline.steps[0])
+    assert not (here / "runs" / "first").exists()
+    assert (here / "runs" / f"old-{pipeline.now}" / "first" / "mine.txt").exists()
