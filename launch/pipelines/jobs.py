@@ -99,7 +99,9 @@ def submit_stage(pipeline: Pipeline, step: Step, submission: Submission, *, allo
         if step.action == "make":
             pipeline.begin(step)
         pipeline.note(name, runs=list(map(str, submission.folders)))
-        marked = replace(submission, stage=(pipeline.name, place, name, (pipeline.records[name] or {})["mark"]))
+        marked = replace(
+            submission, stage=(str(pipeline.request.home), place, name, (pipeline.records[name] or {})["mark"])
+        )
         sent = dict(zip(marked.folders, send(marked, allow_untracked=allow_untracked), strict=True))
     jobs = job_words(sent)
     waits = parents.unfinished(submission.after)

@@ -68,11 +68,6 @@ class Pipeline:
         """The full path of the file."""
         return self.request.file.absolute()
 
-    @property
-    def name(self) -> str:
-        """The name of the pipeline: that of the folder of its records."""
-        return self.request.home.name
-
     def folder(self, name: str) -> Path:
         """Return the folder of the record of a stage."""
         return self.request.home / name
