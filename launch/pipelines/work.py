@@ -9,8 +9,9 @@ from typing import Any
 from deeplense.locks import in_words
 from jobs.run_job import checked_settings
 from jobs.runs.attempts import EXIT_STOPPED, read_attempts
+from jobs.runs.folder import check_run
 from jobs.settings import require
-from jobs.verbs import STOPPABLE
+from jobs.verbs import STOPPABLE, TRAININGS
 from launch import by_hand, parents, status
 from launch.cancelling import cancel_all
 from launch.clusters import nearest
@@ -125,6 +126,13 @@ class Pipeline:
             wait_until_gone([run.folder for run in waiting])
 
 
+def refuse_other_run(step: Step) -> None:
+    """Raise ValueError if a stage would train in a folder that is not moved and has a run with other settings, or other
+    files."""
+    if step.stage.verb in TRAININGS and not step.moves:
+        check_run(step.stage.settings.run, step.stage.settings)
+
+
 def in_the_queue(run: Path, state: str) -> str:
     """Return in words what an active run does that must not be moved."""
     if state != "PENDING":
@@ -168,6 +176,7 @@ def run_here(pipeline: Pipeline) -> int:
 def run_stage(pipeline: Pipeline, step: Step, group: Group) -> int:
     """Run one stage in a process of its own; return its exit code."""
     stage = step.stage
+    refuse_other_run(step)
     if step.action == "make":
         pipeline.begin(step)
     print(f"== stage {stage.name}: deeplense {' '.join(stage.command)}", flush=True)

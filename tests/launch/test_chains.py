@@ -154,6 +154,16 @@ def test_a_run_that_cannot_be_waited_for_is_refused_with_what_to_do(
         chains.after(submission(tmp_path / "child"), [parent])
 
 
+def test_a_run_of_somebody_else_is_not_called_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, "squeue", "true")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("launch.slurm.refuse_dead_munge", lambda slurm_conf: None)
+    monkeypatch.setattr("launch.record.stranger_of", lambda path: "ada")
+    parent = run_at(tmp_path / "parent")
+    with pytest.raises(ValueError, match=r"parent belongs to ada, .*; wait until it is finished\.$"):
+        chains.after(submission(tmp_path / "child"), [parent])
+
+
 def test_runs_are_named_by_their_folders_or_by_one_above(tmp_path: Path) -> None:
     runs = [run_at(tmp_path / "many" / str(k)) for k in range(3)]
     alone = run_at(tmp_path / "alone")

@@ -1,6 +1,7 @@
 """What a pipeline must not touch: live runs of other commands, and results that it did not make."""
 
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ from deeplense.records import write_record
 from jobs.runs.attempts import open_attempt
 from jobs.runs.folder import LAUNCH, LOCK
 from launch.__main__ import main
+from launch.clusters import Cluster
 from launch.commands import OPTIONS
 from launch.pipelines import work
+from launch.pipelines.jobs import cluster_of, differences
 from launch.pipelines.making import new_record, write_stage_record
+from launch.pipelines.plans import Step
 from launch.pipelines.stages import Stage, read_pipeline
+from launch.submission import Submission
 
 KINDS = {name: kind for name, (kind, _) in OPTIONS.items()}
 TRAIN = "train --model_name simple_cnn --dataset data --run runs/first"
@@ -110,3 +115,35 @@ def test_a_training_of_other_commands_is_moved_if_it_is_asked_for_again(
     pipeline.begin(pipeline.steps[0])
     assert not (here / "runs" / "first").exists()
     assert (here / "runs" / f"old-{pipeline.now}" / "first" / "mine.txt").exists()
+
+
+def test_nothing_is_submitted_or_recorded_if_the_run_folder_of_a_new_stage_is_another_run(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (here / "one.csv").write_text("id,grade\na,A\n")
+    (here / "runs" / "first").mkdir(parents=True)
+    (here / "runs" / "first" / "mine.txt").touch()
+    write({"one": {"job": "grades one.csv --output made.csv"}, "train": {"job": TRAIN, "after": ["one"]}})
+    told = refused(capfd, "--on", "local", "--allow_untracked")
+    assert "stage train: runs/first is not a run folder, and not empty" in told
+    assert not list(here.glob("launches/file/*/*.json"))
+    assert "runs/first is not a run folder" in refused(capfd)
+    assert [path.parent.name for path in here.glob("launches/file/*/stage.json")] == ["one"]
+
+
+def test_a_resumed_stage_says_which_options_have_changed_since_it_was_submitted(here: Path) -> None:
+    cluster = Cluster(name="gpu", hours=2, nodes=1)
+    job = Submission(cluster, (("train",),), (here / "run",), here / "logs", here / "code")
+    (here / "run").mkdir()
+    told = {"job_id": "5", "logs": "logs", "attempts_before": 0, "cluster": asdict(cluster)}
+    write_record(here / "run" / LAUNCH, told)
+    assert differences([here / "run"], job) == []
+    assert differences([here / "run"], replace(job, cluster=replace(cluster, hours=3, nodes=2))) == ["nodes", "hours"]
+    assert differences([here / "run"], replace(job, cluster=replace(cluster, name="cpu", hours=3))) == ["on"]
+
+
+def test_a_stage_keeps_its_notices_on_this_machine(here: Path) -> None:
+    options = {"hours": 2, "notify": "echo", "mail": "me@example.org"}
+    (stage,) = write({"train": {"job": TRAIN} | options})
+    cluster = cluster_of(Step(stage, "make", "not made yet"), "local")
+    assert (cluster.hours, cluster.notify) == (2, "echo")
