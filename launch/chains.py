@@ -77,9 +77,11 @@ def dependency_of(submission: Submission) -> str:
 
 
 def refuse_elsewhere(run: Launched, submission: Submission) -> None:
-    """Raise ValueError if a run is not a job on the cluster of a submission."""
+    """Raise ValueError if a run is not a job of this user on the cluster of a submission."""
     name, where = status.shown(run.folder), submission.cluster.name
     remedy = "wait until it is finished, or submit it to the same cluster"
+    whose = f"{name} belongs to {run.stranger}, and a job of yours cannot wait for it"
+    require(not run.stranger, f"{whose}; wait until it is finished.")
     require(not run.by_hand, f"{name} was started directly, and a job on {where} cannot wait for it; {remedy}.")
     require(not run.local, f"{name} runs on this machine, and a job on {where} cannot wait for it; {remedy}.")
     same = run.slurm_conf == submission.cluster.slurm_conf

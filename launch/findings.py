@@ -38,6 +38,11 @@ def one_line(text: object) -> str:
     return " ".join(re.sub(r"\x1b\[[\d;]*m", "", str(text)).split())
 
 
+def printable(text: object) -> str:
+    """Return a text in one line without control characters, which a terminal would obey."""
+    return "".join(sign if sign.isprintable() else "?" for sign in one_line(text))
+
+
 def plural(count: int, thing: str) -> str:
     """Return a number with a noun, in the plural unless the number is 1."""
     return f"{count} {thing}" + ("" if count == 1 else "s")

@@ -1,5 +1,5 @@
 """Run several runs on this machine one after another: `python -m launch.queue RUN ...` starts each when the previous
-one has ended.
+one has ended and the runs that it waits for have finished.
 
 A run is queued as long as its `launch.json` names this process; removing this entry cancels it. No state of a queued
 run is in memory.
@@ -41,10 +41,15 @@ def start(folders: Sequence[Path], *, log: Path, environment: Mapping[str, str])
 
 
 def work_off(folders: Sequence[Path]) -> None:
-    """Start each run that is still queued for this process, and wait for its end."""
-    for folder in folders:
-        while waited_for(folder) and queue_of(folder) == os.getpid():
+    """Start each run that is still queued for this process, and wait for its end; of those that wait for no other run,
+    the first."""
+    left = list(folders)
+    while left:
+        folder = next((run for run in left if queue_of(run) != os.getpid() or not waited_for(run)), None)
+        if folder is None:
             time.sleep(SECONDS_BETWEEN_LOOKS)
+            continue
+        left.remove(folder)
         if queue_of(folder) != os.getpid() or (folder / FINISHED).exists():
             continue
         try:

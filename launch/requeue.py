@@ -3,8 +3,9 @@
 `begin` closes the previous attempt, whose script may have died with its node, and opens a new one; it prints its
 number. `end` records why the attempt ended and prints what the script must do next. All state is in the run folder,
 DEEPLENSE_FOLDER. Both can be called again after a failure. On exit codes 2 (refused) and 3 (the run is over), the
-script ends; on 4 (other runs must finish first), it returns the job to the queue. On any other error it tries again;
-on 70 (an error of this code), only three times.
+script ends; if 3 comes with the word `finished`, jobs that wait for the run wait for this job from then on. On 4 (other
+runs must finish first), it returns the job to the queue. On any other error it tries again; on 70 (an error of this
+code), only three times.
 """
 
 import argparse
@@ -64,6 +65,10 @@ class Over(Exception):
     """There is nothing left to do for this job, without an error; the message says why."""
 
 
+class Finished(Over):
+    """There is nothing left to do because the run is finished."""
+
+
 def begin(folder: Path, *, log: Path, job: Job, after: Sequence[str] = (), before: Job | None = None) -> int:
     """Open an attempt of this job and return its number.
 
@@ -78,7 +83,7 @@ def begin(folder: Path, *, log: Path, job: Job, after: Sequence[str] = (), befor
     os.stat(folder)  # A run whose disk is unavailable must not start from scratch on another disk.
     if is_finished(folder):
         settle_finished(folder)
-        raise Over(f"{folder} is finished")
+        raise Finished(f"{folder} is finished")
     if launched(folder).get("cancelled"):
         told = f"{folder} was cancelled. Resume it with `deeplense resume {folder}`."
         raise Over(told) if after else ValueError(told)
@@ -150,7 +155,7 @@ def refuse_another(folder: Path, number: int, reason: str) -> None:
     """Raise ValueError if the run must not restart or is out of restarts, and Over if it is finished."""
     kind, again = kind_of(reason), f"Resume it with `deeplense resume {folder}`."
     if kind == FINISHED:
-        raise Over(f"{folder} is finished")
+        raise Finished(f"{folder} is finished")
     if kind in SETTLED:
         raise ValueError(f"{folder} has ended: {reason}. {again}")
     if is_used_up(reason, counted(folder, number), restarts_of(folder)):
@@ -216,6 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(end(folder, int(os.environ[NUMBER]), log=given.log, job=job, code=given.code), flush=True)
     except Over as over:
         say(f"deeplense: {over}")
+        if isinstance(over, Finished):
+            print("finished", flush=True)
         return EXIT_OVER
     except Waits as waits:
         say(f"deeplense: {waits}")

@@ -31,7 +31,8 @@ class Submission:
     dependency: str = ""
     """the same as the value of sbatch's `--dependency`, with the jobs that these runs have at present"""
     stage: tuple[str, int, str, str] | None = None
-    """if it is a stage of a pipeline: name of the pipeline, number and name of the stage, and the mark of its making"""
+    """if it is a stage of a pipeline: folder of the records of the pipeline, number and name of the stage, and the mark
+    of its making"""
 
     def __post_init__(self) -> None:
         refuse_control({"the command": self.commands, "run": self.folders, "logs": self.logs, "code": self.code})

@@ -2,12 +2,15 @@
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from jobs.runs.folder import LAUNCH
+from launch import status
+from launch.findings import printable
 from launch.parents import is_done, read_launch, waited_for
 
-STAGE_PARTS = 4
-"""Number of values that the record of a run has for its stage: pipeline, number, name, mark."""
+STAGE = (str, int, str, str)
+"""Types of the values that the record of a run has for its stage."""
 State = tuple[str, str]
 """State of a job in the queue, and the reason if it is pending."""
 
@@ -38,26 +41,60 @@ def notes(folder: Path, states: Mapping[Path, State], *, looked_for: Container[P
     Args:
         states: states of runs in the queue, with the reason of those that are pending.
         looked_for: the runs that were looked for in the queue; those without a state have stopped. Of others it is
-            known only that one has, if Slurm says that the dependency is never satisfied.
+            asked only if Slurm says that the dependency is never satisfied.
     """
     hopeless = "neversatisfied" in states[folder][1].lower()
     left = [parent for parent in waited_for(folder) if parent not in states]
-    stopped = [parent for parent in left if hopeless or parent in looked_for]
+    stopped = [parent for parent in left if parent in looked_for]
+    stopped += not_continued([parent for parent in left if parent not in looked_for]) if hopeless else []
     if stopped:
         told = f"note: {shown(folder)} waits for {', '.join(map(str, map(shown, stopped)))}, not running"
-        yield f"{told}; `deeplense resume {' '.join(map(str, map(shown, stopped)))}` continues both"
+        yield printable(f"{told}; `deeplense resume {' '.join(map(str, map(shown, stopped)))}` continues both")
+
+
+def not_continued(folders: Sequence[Path]) -> list[Path]:
+    """Return those of these runs that are neither pending nor running; none if the scheduler does not answer."""
+    try:
+        active = status.active(folders)
+    except ValueError:
+        return []
+    return [folder for folder in folders if folder not in active]
+
+
+class Told(NamedTuple):
+    """What the record of a run says about its stage: the folder of the records of the pipeline, the place and the name
+    of the stage, and the mark of the making, which begins with its time."""
+
+    home: str
+    place: int
+    name: str
+    mark: str
+
+
+def told_by(folder: Path) -> Told | None:
+    """Return what the record of a run says about its stage; None if it says nothing, or something else, as others may
+    have written it."""
+    values = read_launch(folder).get("stage") if may_have_stage(folder) else None
+    right = values and len(values) == len(STAGE) and all(map(isinstance, values, STAGE))
+    return Told(*values) if values and right else None
 
 
 def pipelines(folders: Sequence[Path], states: Mapping[Path, State]) -> Iterator[str]:
-    """Yield a line for each pipeline among these runs: its stages in order, with their states."""
-    found: dict[str, dict[tuple[int, str], list[Path]]] = {}
+    """Yield a line for each pipeline among these runs: its stages in order, with their states. Of a stage that was made
+    again, the newest runs count."""
+    found: dict[str, dict[str, dict[Told, list[Path]]]] = {}
     for folder in folders:
-        stage = read_launch(folder).get("stage") if may_have_stage(folder) else None
-        if stage and len(stage) == STAGE_PARTS:
-            found.setdefault(str(stage[0]), {}).setdefault((int(stage[1]), str(stage[2])), []).append(folder)
-    for name, stages in sorted(found.items()):
-        told = [f"{stage} {state_of(runs, states)}" for (_, stage), runs in sorted(stages.items())]
-        yield f"pipeline {name}: {', '.join(told)}"
+        if told := told_by(folder):
+            found.setdefault(told.home, {}).setdefault(told.name, {}).setdefault(told, []).append(folder)
+    for home, stages in sorted(found.items()):
+        newest = sorted((max(makings, key=lambda told: told.mark) for makings in stages.values()), key=placed)
+        lines = [f"{told.name} {state_of(stages[told.name][told], states)}" for told in newest]
+        yield printable(f"pipeline {Path(home).name}: {', '.join(lines)}")
+
+
+def placed(told: Told) -> tuple[int, str]:
+    """Return by what stages are ordered."""
+    return told.place, told.name
 
 
 def may_have_stage(folder: Path) -> bool:
@@ -83,5 +120,5 @@ def state_of(runs: Sequence[Path], states: Mapping[Path, State]) -> str:
 
 def stage_of(folder: Path) -> str:
     """Return the name of the stage of a run, or its folder if it is in no pipeline."""
-    stage = read_launch(folder).get("stage")
-    return str(stage[2]) if stage and len(stage) == STAGE_PARTS else str(shown(folder))
+    told = told_by(folder)
+    return told.name if told else str(shown(folder))

@@ -1,8 +1,9 @@
 """Submit the stages of a pipeline as jobs of a cluster, or of this machine, that wait for one another."""
 
 import contextlib
-from collections.abc import Mapping
-from dataclasses import replace
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from jobs import verbs
@@ -13,11 +14,11 @@ from launch.checks import check_before_submission
 from launch.clusters import Cluster, find_cluster
 from launch.pipelines.making import was_submitted
 from launch.pipelines.plans import Step
-from launch.pipelines.work import Pipeline
+from launch.pipelines.work import Pipeline, refuse_other_run
 from launch.submission import Submission
 from launch.submit import prepare, prepare_parts, send, send_again
 
-HERE = ("hours", "tasks_per_node", "cpus_per_task")
+HERE = ("hours", "tasks_per_node", "cpus_per_task", "notify")
 """Options of a stage that also count on this machine."""
 
 
@@ -25,7 +26,8 @@ def submit_stages(pipeline: Pipeline, on: str, *, allow_untracked: bool) -> int:
     """Submit the stages that are left to do; return the exit code. Nothing is submitted or moved if a check of one of
     them fails."""
     submissions = submissions_of(pipeline, on)
-    lines = {name: list(checked(name, submission)) for name, submission in submissions.items()}
+    steps = {step.stage.name: step for step in pipeline.steps}
+    lines = {name: list(checked(steps[name], submission)) for name, submission in submissions.items()}
     print("".join(f"{line}\n" for found in lines.values() for line in found), end="")
     pipeline.withdraw()
     pipeline.agree()
@@ -79,9 +81,11 @@ def refuse_apart(name: str, submission: Submission, parent: str, other: Submissi
     require(places[0] == places[1], f"{told}: a job cannot wait for one of another cluster; use one cluster for both.")
 
 
-def checked(name: str, submission: Submission) -> list[str]:
+def checked(step: Step, submission: Submission) -> list[str]:
     """Return what the checks before a submission say, with the name of the stage. Raises ValueError if one fails."""
+    name = step.stage.name
     try:
+        refuse_other_run(step)
         return [f"{name}: {line}" for line in check_before_submission(submission)]
     except ValueError as error:
         raise ValueError(f"stage {name}: {error}") from error
@@ -92,6 +96,9 @@ def submit_stage(pipeline: Pipeline, step: Step, submission: Submission, *, allo
     name, place = step.stage.name, pipeline.steps.index(step) + 1
     left = runs_to_resume(pipeline, step)
     if left:
+        if differing := differences(left, submission):
+            told = f"note: {name} is resubmitted with the options of its first submission, which now differ in"
+            print(f"{told} {', '.join(differing)}; `deeplense resume RUN --hours H --nodes N` can change these two")
         # Resubmission changes the current folder to that of the first submission.
         with contextlib.chdir(Path.cwd()):
             sent = send_again(left, tell=print)
@@ -99,7 +106,9 @@ def submit_stage(pipeline: Pipeline, step: Step, submission: Submission, *, allo
         if step.action == "make":
             pipeline.begin(step)
         pipeline.note(name, runs=list(map(str, submission.folders)))
-        marked = replace(submission, stage=(pipeline.name, place, name, (pipeline.records[name] or {})["mark"]))
+        marked = replace(
+            submission, stage=(str(pipeline.request.home), place, name, (pipeline.records[name] or {})["mark"])
+        )
         sent = dict(zip(marked.folders, send(marked, allow_untracked=allow_untracked), strict=True))
     jobs = job_words(sent)
     waits = parents.unfinished(submission.after)
@@ -117,6 +126,15 @@ def runs_to_resume(pipeline: Pipeline, step: Step) -> list[Path]:
     left = [run for run in runs if not parents.is_done(run)]
     active = status.active(left)
     return [run for run in left if run not in active] if all((run / LAUNCH).exists() for run in left) else []
+
+
+def differences(runs: Sequence[Path], submission: Submission) -> list[str]:
+    """Return the names of the options of the cluster that differ from those with which the first of these runs was
+    submitted; of two clusters, only that they differ."""
+    before = parents.read_launch(runs[0]).get("cluster") or {}
+    now = json.loads(json.dumps(asdict(submission.cluster)))
+    differing = [name for name in now if name in before and now[name] != before[name]]
+    return ["on"] if "name" in differing else differing
 
 
 def job_words(sent: Mapping[Path, str | None]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jobs.settings import FREE, plain, plain_values
+from jobs.verbs import DIVISIBLE, SPREAD, STOPPABLE
 from launch.pipelines.stages import Stage
 
 State = Literal["new", "found", "done", "active", "stopped"]
@@ -16,6 +17,9 @@ pending or running; neither finished nor active."""
 Action = Literal["keep", "take", "wait", "resume", "make"]
 """What to do: nothing, as the stage is finished; record that it is finished; nothing, as it is pending or running;
 resume it; make its results, after those of an earlier making are moved aside."""
+
+GO_ON = (*STOPPABLE, *DIVISIBLE, *SPREAD, "benchmark selection")
+"""Jobs that go on with, or refuse, results of the same name that no stage has made; other jobs overwrite them."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,12 @@ class Known:
 
 @dataclass(frozen=True)
 class Step:
-    """What to do for a stage, and why, in words."""
+    """What to do for a stage, and why, in words. `moves`: its existing results are moved aside before it is made."""
 
     stage: Stage
     action: Action
     why: str
+    moves: bool = False
 
 
 def plan(stages: Sequence[Stage], known: Mapping[str, Known], again: Collection[str] = ()) -> list[Step]:
@@ -66,10 +71,10 @@ def step_of(stage: Stage, known: Mapping[str, Known], before: Mapping[str, Step]
     ours = known[stage.name]
     if ours.state == "found" and stage.name not in again:
         return Step(stage, "take", "finished by other commands")
-    if ours.state in ("new", "found"):
-        return Step(stage, "make", "not made yet")
+    if ours.state == "new":
+        return Step(stage, "make", "not made yet", moves=stage.verb not in GO_ON)
     if reason := why_again(stage, known, before, again):
-        return Step(stage, "make", reason)
+        return Step(stage, "make", reason, moves=True)
     if ours.state == "stopped":
         return Step(stage, "resume", "not finished")
     return Step(stage, "keep", "finished") if ours.state == "done" else Step(stage, "wait", "pending or running")
@@ -116,8 +121,8 @@ def as_stored(value: Any) -> Any:
 
 
 def moved_aside(step: Step) -> list[Path]:
-    """Return the existing results of an earlier making that a step would otherwise overwrite or take for its own."""
-    return [path for path in step.stage.results if path.exists()] if step.action == "make" else []
+    """Return the existing results that a step would otherwise overwrite or take for its own."""
+    return [path for path in step.stage.results if path.exists()] if step.moves else []
 
 
 def outermost(paths: Sequence[Path]) -> list[Path]:

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deeplense.locks import in_words
 from jobs.run_job import checked_settings
 from jobs.runs.attempts import EXIT_STOPPED, read_attempts
+from jobs.runs.folder import check_run
 from jobs.settings import require
-from launch import parents, status
+from jobs.verbs import STOPPABLE, TRAININGS
+from launch import by_hand, parents, status
 from launch.cancelling import cancel_all
 from launch.clusters import nearest
 from launch.first_checks import check_at_once
@@ -66,18 +69,13 @@ class Pipeline:
         """The full path of the file."""
         return self.request.file.absolute()
 
-    @property
-    def name(self) -> str:
-        """The name of the pipeline: that of the folder of its records."""
-        return self.request.home.name
-
     def folder(self, name: str) -> Path:
         """Return the folder of the record of a stage."""
         return self.request.home / name
 
     def describe(self) -> list[str]:
         """Return what is to be done, as lines."""
-        moved = outermost([path for step in self.steps if self.records[step.stage.name] for path in moved_aside(step)])
+        moved = outermost([path for step in self.steps for path in moved_aside(step)])
         return table(self.steps) + [f"note: {status.shown(path)} will be moved aside, not deleted" for path in moved]
 
     def note(self, name: str, **values: Any) -> None:
@@ -88,9 +86,8 @@ class Pipeline:
 
     def begin(self, step: Step) -> None:
         """Write the record of a stage that is about to be made, after its earlier results were moved aside."""
-        if self.records[step.stage.name]:
-            for place in move_aside(step, self.now):
-                print(f"{step.stage.name}: the earlier result is now in {status.shown(place)}")
+        for place in move_aside(step, self.now):
+            print(f"{step.stage.name}: the earlier result is now in {status.shown(place)}")
         self.note(step.stage.name, **new_record(step.stage, self.path, self.records))
 
     def agree(self) -> None:
@@ -110,22 +107,37 @@ class Pipeline:
         self.note(step.stage.name, **new_record(step.stage, self.path, self.records) | {"finished": True})
 
     def withdraw(self) -> None:
-        """Cancel jobs of stages that will be made again, if they have not started. Raises ValueError if one has."""
-        runs = {
-            Path(run): step.stage.name
-            for step in self.steps
-            if step.action == "make"
-            for run in (self.records[step.stage.name] or {}).get("runs", [])
-        }
+        """Cancel jobs of stages that will be made again, if they have not started. Raises ValueError if one has, or if
+        other commands have continued a training whose folder would be moved."""
+        again = [step for step in self.steps if step.moves]
+        ours = {Path(run): step for step in again for run in (self.records[step.stage.name] or {}).get("runs", ())}
+        runs = {path: step for step in again if step.stage.verb in STOPPABLE for path in step.stage.results} | ours
         active = status.active([run for run in runs if not parents.is_done(run)])
-        for run, name in runs.items():
-            begun = run in active and has_attempt(run)
-            told = f"stage {name} has to be made again, but {status.shown(run)} is running"
-            require(not begun, f"{told}; cancel it first: `deeplense cancel {status.shown(run)}`.")
+        for run, step in runs.items():
+            told = f"stage {step.stage.name} has to be made again, but {status.shown(run)}"
+            if run in active and (run not in ours or has_attempt(run)):
+                remedy = f"cancel it first: `deeplense cancel {status.shown(run)}`"
+                raise ValueError(f"{told} {in_the_queue(run, active[run][0])}; {remedy}.")
+            if holder := by_hand.holder_of(run):
+                raise ValueError(f"{told} is being trained by {in_words(holder)}; stop that first.")
         waiting = [launched(run) for run in active]
         if waiting:
             cancel_all(waiting)
             wait_until_gone([run.folder for run in waiting])
+
+
+def refuse_other_run(step: Step) -> None:
+    """Raise ValueError if a stage would train in a folder that is not moved and has a run with other settings, or other
+    files."""
+    if step.stage.verb in TRAININGS and not step.moves:
+        check_run(step.stage.settings.run, step.stage.settings)
+
+
+def in_the_queue(run: Path, state: str) -> str:
+    """Return in words what an active run does that must not be moved."""
+    if state != "PENDING":
+        return "is running"
+    return "has run and is pending again" if has_attempt(run) else "is pending, submitted by another command"
 
 
 def has_attempt(run: Path) -> bool:
@@ -164,6 +176,7 @@ def run_here(pipeline: Pipeline) -> int:
 def run_stage(pipeline: Pipeline, step: Step, group: Group) -> int:
     """Run one stage in a process of its own; return its exit code."""
     stage = step.stage
+    refuse_other_run(step)
     if step.action == "make":
         pipeline.begin(step)
     print(f"== stage {stage.name}: deeplense {' '.join(stage.command)}", flush=True)

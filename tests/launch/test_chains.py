@@ -154,6 +154,16 @@ def test_a_run_that_cannot_be_waited_for_is_refused_with_what_to_do(
         chains.after(submission(tmp_path / "child"), [parent])
 
 
+def test_a_run_of_somebody_else_is_not_called_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, "squeue", "true")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("launch.slurm.refuse_dead_munge", lambda slurm_conf: None)
+    monkeypatch.setattr("launch.record.stranger_of", lambda path: "ada")
+    parent = run_at(tmp_path / "parent")
+    with pytest.raises(ValueError, match=r"parent belongs to ada, .*; wait until it is finished\.$"):
+        chains.after(submission(tmp_path / "child"), [parent])
+
+
 def test_runs_are_named_by_their_folders_or_by_one_above(tmp_path: Path) -> None:
     runs = [run_at(tmp_path / "many" / str(k)) for k in range(3)]
     alone = run_at(tmp_path / "alone")
@@ -176,7 +186,17 @@ def test_runs_are_resubmitted_after_those_that_they_wait_for(
     assert chains.parents_first([runs[k] for k in order]) == runs
 
 
-def test_status_names_what_a_run_waits_for_and_what_nobody_continues(tmp_path: Path) -> None:
+def dead(folders: list[Path]) -> dict[Path, tuple[str, str]]:
+    """A scheduler that does not answer."""
+    raise ValueError("Slurm does not answer.")
+
+
+def test_status_names_what_a_run_waits_for_and_what_nobody_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "launch.status.active", lambda runs: {run: ("RUNNING", "None") for run in runs if run.name == "other"}
+    )
     first, other = run_at(tmp_path / "first"), run_at(tmp_path / "other")
     child = run_at(tmp_path / "child", after=[first, other])
     state = ("PENDING", "Dependency")
@@ -187,8 +207,14 @@ def test_status_names_what_a_run_waits_for_and_what_nobody_continues(tmp_path: P
     assert list(waiting.notes(child, there, looked_for=[other])) == []
     (note,) = waiting.notes(child, there, looked_for=[first, other])
     assert note == f"note: {child} waits for {first}, not running; `deeplense resume {first}` continues both"
-    (note,) = waiting.notes(child, there | {child: ("PENDING", "DependencyNeverSatisfied")}, looked_for=[])
+    hopeless = {child: ("PENDING", "DependencyNeverSatisfied")}
+    (note,) = waiting.notes(child, there | hopeless, looked_for=[])
     assert f"waits for {first}, not running" in note
+    # Asked for the child alone: one of its parents is running.
+    (note,) = waiting.notes(child, hopeless, looked_for=[child])
+    assert f"waits for {first}, not running" in note
+    monkeypatch.setattr("launch.status.active", dead)
+    assert list(waiting.notes(child, hopeless, looked_for=[child])) == []
     finish(first)
     finish(other)
     assert waiting.explained(child, state) == state
@@ -207,3 +233,44 @@ def test_status_has_a_line_for_each_pipeline_with_its_stages_in_order(tmp_path: 
     del states[parts[1]]
     (line,) = waiting.pipelines(folders, states)
     assert line.endswith("table stopped")
+
+
+def test_pipelines_of_the_same_name_in_two_folders_have_a_line_each(tmp_path: Path) -> None:
+    runs = [
+        run_at(tmp_path / home / name, stage=[f"/{home}/launches/lenses", place, name, "m"])
+        for home in ("a", "b")
+        for place, name in enumerate(("images", "train"))
+    ]
+    finish(runs[0])
+    states = dict.fromkeys(runs[2:], ("RUNNING", "None"))
+    assert list(waiting.pipelines(runs, states)) == [
+        "pipeline lenses: images finished, train stopped",
+        "pipeline lenses: images running, train running",
+    ]
+
+
+def test_of_a_stage_that_was_made_again_the_newest_runs_count(tmp_path: Path) -> None:
+    home = "/place/launches/lenses"
+    old = run_at(tmp_path / "old-20261201-120000" / "first", stage=[home, 1, "train", "20261201-110000-ffffff"])
+    new = [run_at(tmp_path / f"new{k}", stage=[home, 2, "train", "20261201-120000-000000"]) for k in range(2)]
+    finish(old)
+    for order in ([old, *new], [*new, old]):
+        (line,) = waiting.pipelines(order, dict.fromkeys(new, ("RUNNING", "None")))
+        assert line == "pipeline lenses: train running"
+
+
+@pytest.mark.parametrize(
+    "stage", [["a", "b", "c", "d"], ["a", 1, None, "d"], ["a", 1, "c", 4], [1, 1, "c", "d"], ["a"]]
+)
+def test_what_others_wrote_as_a_stage_does_not_end_the_table(stage: list[Any], tmp_path: Path) -> None:
+    bad, child = run_at(tmp_path / "bad", stage=stage), tmp_path / "child"
+    run_at(child, stage=["/lenses", 1, "train", "m"], after=[bad])
+    (line,) = waiting.pipelines([bad, child], {child: ("PENDING", "Dependency")})
+    assert line == f"pipeline lenses: train pending (after {bad})"
+
+
+def test_a_terminal_does_not_obey_the_name_of_a_stage(tmp_path: Path) -> None:
+    run = run_at(tmp_path / "run", stage=["/len\x1b]0;ses", 1, "tr\nain\x07", "m"])
+    (line,) = waiting.pipelines([run], {})
+    assert line.isprintable()
+    assert line.startswith("pipeline len?]0;ses: tr ain")

@@ -139,6 +139,23 @@ def test_what_is_gone_or_asked_for_is_made_again(here: Path, capfd: pytest.Captu
     assert rows(capfd) == {"first": "-", "second": "-", "last": "run", "beside": "run"}
 
 
+def test_what_a_stage_of_another_name_or_folder_has_made_is_moved_not_overwritten(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert pipeline() == 0
+    before = tree()
+    write({("renamed" if name == "beside" else name): stage for name, stage in FILE.items()})
+    capfd.readouterr()
+    assert pipeline("--dry_run") == 0
+    assert "note: beside.csv will be moved aside, not deleted" in capfd.readouterr().out
+    assert pipeline() == 0
+    (old,) = Path().glob("old-*/*")
+    assert (old.name, old.read_bytes()) == ("beside.csv", before["beside.csv"][1])
+    assert pipeline("--folder", "elsewhere") == 0
+    kept = {path.name for path in Path().glob("old-*/*") if path.read_bytes() == before[path.name][1]}
+    assert kept == set(RESULTS)
+
+
 def test_a_stage_that_is_added_runs_alone(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     added = {name: FILE[name] for name in ("first", "second", "beside")}
     write(added)

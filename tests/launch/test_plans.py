@@ -176,6 +176,18 @@ def test_results_of_other_commands_are_taken_as_they_are_even_if_what_they_follo
     assert [step.action for step in site.plan(["1"])] == ["make", "make"]
 
 
+def test_results_that_no_stage_made_are_moved_unless_their_job_goes_on_with_them() -> None:
+    site = site_of({0: [], 1: [0], 2: []})
+    site.stages[1] = replace(site.stages[1], command=("train",))
+    site.stages[2] = replace(site.stages[2], command=("simulate",))
+    assert [step.moves for step in site.plan()] == [True, False, False]
+    site.known["1"] = Known("found")
+    assert [step.moves for step in site.plan()] == [True, False, False]
+    assert [step.moves for step in site.plan(["1"])] == [True, True, False], "to make a finished training again"
+    site.known["2"] = Known("done", that_count(site.stages[2]))
+    assert [step.moves for step in site.plan(["2"])] == [True, False, True]
+
+
 def test_each_change_is_named_and_a_setting_of_a_newer_version_had_its_default() -> None:
     now = {"job": "train", "lr": 0.1, "new": 3, "epochs": 2.0}
     before = {"job": "train", "lr": 0.2, "epochs": 2}

@@ -101,6 +101,19 @@ def test_a_run_that_cannot_be_started_does_not_stop_the_next(
     assert queue_of(runs[0]) is None
 
 
+def test_a_run_that_waits_for_another_does_not_keep_the_next_waiting(
+    runs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    start_noting(monkeypatch, begun)
+    # The first waits for one that somebody resumes only after the others have begun.
+    monkeypatch.setattr(queue, "waited_for", lambda run: [run] if run == runs[0] and len(begun) < 2 else [])
+    looks = iter(range(1000))
+    monkeypatch.setattr(queue.time, "sleep", lambda seconds: next(looks))
+    queue.work_off(runs)
+    assert begun == ["b", "c", "a"]
+
+
 def test_nobody_waits_for_a_process_that_is_gone(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launch.record.is_process", lambda pid, module: False)
     assert states([launched(folder) for folder in runs]) == {}

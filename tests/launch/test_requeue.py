@@ -474,7 +474,7 @@ def test_the_script_reads_a_number_and_a_word_from_stdout_and_the_rest_is_for_th
     assert json.loads((folder / ATTEMPTS).read_text().splitlines()[-1])["ended"] == "out of restarts: node lost"
     write_record(folder / FINISHED, {"step": 7})
     over = ask(folder, "begin", SLURM_RESTART_COUNT="3")
-    assert (over.stdout, over.returncode) == ("", EXIT_OVER)
+    assert (over.stdout, over.returncode) == ("finished\n", EXIT_OVER)
 
 
 def test_a_run_whose_submission_left_no_record_has_all_its_attempts_counted(job: Job) -> None:

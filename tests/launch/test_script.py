@@ -340,6 +340,36 @@ def test_a_run_that_is_finished_and_is_started_again_is_completed(slurm: Slurm) 
     assert slurm.asked() == []
 
 
+WAITING = "8|afterok:7(unfulfilled)\\n9|afterok:4(failed)\\n"
+SUCCESSOR = {"SLURM_JOB_ID": "5", "DEEPLENSE_AFTER": "4", "JOB": "JobState=FAILED Restarts=0", "FOLLOWED": WAITING}
+
+
+def test_a_successor_of_a_job_that_finished_the_run_and_died_lets_start_what_waits_for_it(slurm: Slurm) -> None:
+    write_record(slurm.job.folders[0] / FINISHED, {"step": 7})
+    assert slurm.run(submitit_script(slurm.job), **SUCCESSOR) == 0
+    assert not (slurm.folder / "environment.txt").exists()
+    assert slurm.asked() == ["update jobid=9 dependency=afterok:5"]
+
+
+def test_what_waits_for_a_run_that_was_cancelled_is_left_as_it_is(slurm: Slurm) -> None:
+    told = {"restarts": {}, "attempts_before": 0, "cancelled": "2026-11-29T20:00:00", "job_id": "4", "logs": "logs"}
+    write_json(slurm.job.folders[0] / LAUNCH, told | {"cluster": {"executor": "slurm", "slurm_conf": None}})
+    assert slurm.run(submitit_script(slurm.job), **SUCCESSOR) == 0
+    assert slurm.asked() == []
+    assert "was cancelled" in slurm.log.read_text() or "was cancelled" in (slurm.job.logs / "5_0_log.out").read_text()
+
+
+@pytest.mark.parametrize(("variables", "moves"), [({"OWN": "finished"}, 1), ({"CODE": "2", "OWN": "error: E: no"}, 0)])
+def test_what_could_not_be_moved_during_the_attempt_is_moved_once_it_has_finished(
+    variables: dict[str, str], moves: int, slurm: Slurm
+) -> None:
+    stub = slurm.folder / "squeue"
+    stub.write_text(stub.read_text().replace("\n", '\n[ -e "$STUB/srun.txt" ] || exit 1\n', 1))
+    patient = {"DEEPLENSE_PAUSE_S": "1000", "DEEPLENSE_PATIENCE_S": "1000"}
+    slurm.run(submitit_script(slurm.job), **SUCCESSOR, **patient, **variables)
+    assert slurm.asked().count("update jobid=9 dependency=afterok:5") == moves
+
+
 def test_a_job_follows_each_job_once_and_knows_after_which(slurm: Slurm) -> None:
     script = whole_script(slurm.job)
     slurm.run(script, CODE="85", OWN=USR2)

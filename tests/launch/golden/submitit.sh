@@ -56,11 +56,37 @@ deeplense_job="${deeplense_job:-$SLURM_JOB_ID}"
 # The jobs before this successor job, newest first, separated by dots.
 deeplense_after="${DEEPLENSE_AFTER:-}"
 unset DEEPLENSE_AFTER
-deeplense_following= deeplense_moving=
+deeplense_following= deeplense_moving= deeplense_action=
 deeplense_follower="deeplense-after-$(IFS=. && set -- $deeplense_job $deeplense_after && echo "${*:1:5}")"
-# Ends the script with an exit code, without requeue, and cancels the successor job.
+# Moves jobs that wait for the success of a job before this successor job to this one.
+deeplense_move() {
+    local waiting job dependency entry moved old olds
+    IFS=. read -ra olds <<< "$deeplense_after"
+    waiting="$(deeplense_ask 60 squeue --me --noheader --array --format='%i|%E')" || return 1
+    while IFS='|' read -r job dependency; do
+        moved=
+        case "$dependency" in *afterok:*) ;; *) continue ;; esac
+        case "$dependency" in *"?"*) continue ;; esac
+        for entry in ${dependency//,/ }; do
+            case "$entry" in *"(ful"*) continue ;; esac
+            entry="${entry%(*}"
+            for old in "${olds[@]}"; do
+                [ "$entry" != "afterok:$old" ] || entry="afterok:$deeplense_job"
+            done
+            moved+="${moved:+,}$entry"
+        done
+        case ",$moved," in *",afterok:$deeplense_job,"*) ;; *) continue ;; esac
+        deeplense_ask 60 scontrol update jobid="$job" dependency="$moved" < /dev/null || return 1
+    done <<< "$waiting"
+    return 0
+}
+# Ends the script with an exit code, without requeue, and cancels the successor job. Jobs that wait for a finished run
+# are moved to this job if they could not be before.
 deeplense_leave() {
+    local left=
+    [ -z "$deeplense_moving" ] || ! kill -0 $deeplense_moving 2> /dev/null || left=1
     [ -z "$deeplense_following$deeplense_moving" ] || kill $deeplense_following $deeplense_moving 2> /dev/null
+    [ -z "$left" ] || [ "$deeplense_action" != finished ] || deeplense_move
     deeplense_ask 60 scancel --me --name="$deeplense_follower"
     [ "$1" = 0 ] || deeplense_ask 60 scontrol update jobid="$deeplense_job" requeue=0
     exit "$1"
@@ -100,7 +126,7 @@ deeplense_begin() {
     number="$(deeplense_ask 600 /opt/python/bin/python -m launch.requeue begin "${options[@]}")"
     deeplense_whole $?
     local code=$?
-    case $code in 0 | 4) DEEPLENSE_ATTEMPT="$number" ;; esac
+    case $code in 0 | 4) DEEPLENSE_ATTEMPT="$number" ;; 3) deeplense_action="$number" ;; esac
     return $code
 }
 # Returns this job to the queue until the jobs that it waits for have finished. Slurm starts such a job only by mistake,
@@ -121,33 +147,15 @@ deeplense_return() {
 deeplense_persist deeplense_begin
 case $? in
 0) ;;
-3) deeplense_leave 0 ;;
+3)
+    # The job before has finished the run, but its script died: jobs that wait for it would never start.
+    [ -z "$deeplense_after" ] || [ "$deeplense_action" != finished ] || deeplense_persist deeplense_move
+    deeplense_leave 0
+    ;;
 4) deeplense_parents="$DEEPLENSE_ATTEMPT" && deeplense_return ;;
 *) deeplense_leave 1 ;;
 esac
 export DEEPLENSE_ATTEMPT
-# Moves jobs that wait for the success of a job before this successor job to this one.
-deeplense_move() {
-    local waiting job dependency entry moved old olds
-    IFS=. read -ra olds <<< "$deeplense_after"
-    waiting="$(deeplense_ask 60 squeue --me --noheader --array --format='%i|%E')" || return 1
-    while IFS='|' read -r job dependency; do
-        moved=
-        case "$dependency" in *afterok:*) ;; *) continue ;; esac
-        case "$dependency" in *"?"*) continue ;; esac
-        for entry in ${dependency//,/ }; do
-            case "$entry" in *"(ful"*) continue ;; esac
-            entry="${entry%(*}"
-            for old in "${olds[@]}"; do
-                [ "$entry" != "afterok:$old" ] || entry="afterok:$deeplense_job"
-            done
-            moved+="${moved:+,}$entry"
-        done
-        case ",$moved," in *",afterok:$deeplense_job,"*) ;; *) continue ;; esac
-        deeplense_ask 60 scontrol update jobid="$job" dependency="$moved" < /dev/null || return 1
-    done <<< "$waiting"
-    return 0
-}
 if [ -n "$deeplense_after" ] && ! deeplense_move; then
     deeplense_persist deeplense_move &
     deeplense_moving=$!
