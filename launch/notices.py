@@ -22,7 +22,7 @@ from deeplense.records import line_of, read_record
 from jobs.runs.attempts import FOLDER, newest_attempts
 from jobs.runs.folder import LAUNCH, NOTICES, is_finished
 from launch.ends import CANCELLED, FINISHED, HANG, SETTLED, is_used_up, kind_of
-from launch.findings import one_line
+from launch.findings import printable
 from launch.judging import counted, first_of, launched, restarts_of
 
 DONE, FAILED, STILL = "finished", "failed", "standing still"
@@ -81,7 +81,7 @@ def claim(folder: Path, notice: Notice) -> Path | None:
 
 def plain(text: str) -> str:
     """Return a text as one short line of printable characters."""
-    line = "".join(sign if sign.isprintable() else "?" for sign in one_line(text))
+    line = printable(text)
     return line if len(line) <= LONGEST_WHY else f"{line[:LONGEST_WHY]}..."
 
 

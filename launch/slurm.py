@@ -21,6 +21,11 @@ MOST_JOBS = 2000
 """Jobs in one question to the accounting: an argument of a program has a largest length."""
 
 
+def is_held(reason: str) -> bool:
+    """Whether a job with this reason is held: it starts only when somebody releases it."""
+    return "held" in reason.lower()
+
+
 def run(slurm_conf: str | None, *words: str, epoch: bool = False) -> subprocess.CompletedProcess[str]:
     """Run a Slurm command and wait for its end. With `epoch`, it prints times in seconds since the epoch. Raises
     ValueError if it is not installed or does not answer."""

@@ -16,7 +16,7 @@ from launch.judging import Job, judge
 from launch.parents import waited_for
 from launch.record import Launched, ended_well, is_process, launched, queue_of, since
 from launch.script import FOLDERS
-from launch.waiting import is_held
+from launch.slurm import is_held
 
 
 def named(runs: Sequence[Launched]) -> list[Launched]:

@@ -8,6 +8,7 @@ from jobs.runs.folder import LAUNCH
 from launch import status
 from launch.findings import printable
 from launch.parents import is_done, read_launch, waited_for
+from launch.slurm import is_held
 
 STAGE = (str, int, str, str)
 """Types of the values that the record of a run has for its stage."""
@@ -18,11 +19,6 @@ State = tuple[str, str]
 def shown(folder: Path) -> Path:
     """Return a folder relative to the current one, if it is below it."""
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-
-
-def is_held(reason: str) -> bool:
-    """Whether a job with this reason is held: it starts only when somebody releases it."""
-    return "held" in reason.lower()
 
 
 def explained(folder: Path, state: State | None) -> State | None:

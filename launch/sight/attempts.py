@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.runs.attempts import read_attempts
-from launch.sight.table import duration, printable
+from launch.findings import printable
+from launch.sight.table import duration
 from launch.status import shown
 
 HEAD = ("ATTEMPT", "JOB", "BEGUN", "NODES", "PROCESSES", "HELD", "WAITED", "STEPS", "ENDED")

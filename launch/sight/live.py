@@ -14,11 +14,11 @@ from rich.text import Text
 
 from jobs.runs.folder import FINISHED
 from jobs.runs.progress import last_loss
-from launch.findings import plural
+from launch.findings import plural, printable
 from launch.sight.overview import Answers, ask, read_all
 from launch.sight.places import Place, places
 from launch.sight.reading import Reading, time_of
-from launch.sight.table import QUIET, in_columns, notes_of, pipelines, printable, row
+from launch.sight.table import QUIET, in_columns, notes_of, pipelines, row
 
 SECONDS_BETWEEN_QUESTIONS = 10.0
 """Slurm is asked no more often, as its controller serves all users of the cluster."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.runs.folder import NOTICES
 from launch import waiting
-from launch.findings import one_line
+from launch.findings import printable
 from launch.notices import undelivered
 from launch.sight.overview import Answers, ask, read_all, unknown
 from launch.sight.reading import Reading
@@ -129,11 +129,6 @@ def details(reading: Reading, state: str, reason: str) -> list[str]:
 def in_brackets(texts: Sequence[str]) -> str:
     """Return texts in brackets after a space; empty if there are none."""
     return f" ({', '.join(texts)})" if texts else ""
-
-
-def printable(text: str) -> str:
-    """Return a text in one line without control characters, which a terminal would obey."""
-    return "".join(sign if sign.isprintable() else "?" for sign in one_line(text))
 
 
 def duration(seconds: float) -> str:
