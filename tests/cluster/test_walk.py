@@ -121,3 +121,17 @@ def test_a_run_that_has_ended_for_good_stays_so_whatever_happens_when_slurm_is_t
     (note,) = [line for line in table([walk.run]) if line.startswith("note: ")]
     assert f"`deeplense resume {walk.run}` resumes it" in note
     assert_all_are_gone(walk)
+
+
+def test_a_job_that_waits_for_a_run_starts_though_the_script_dies_once_the_run_is_finished(
+    clusters: Clusters, tmp_path: Path
+) -> None:
+    walk, started = Walk(clusters(), tmp_path), tmp_path / "started"
+    walk.submit("scancel", "script")
+    first = walk.training.job_id
+    words = ["--kill-on-invalid-dep=no", f"--dependency=afterok:{first}", f"--wrap=touch {started}"]
+    assert walk.slurm.ask("sbatch", "--partition=normal", "--output=/dev/null", *words)
+    wait_for(started.exists, walk.training.describe, seconds=300)
+    walk.training.wait_until_over(seconds=300)
+    assert walk.was_struck, walk.training.describe()
+    assert_finished(walk)
