@@ -106,6 +106,14 @@ def wait_for_step(run: Path, step: int) -> None:
     raise TimeoutError(step)
 
 
+def wait_until_gone(command: Launched) -> None:
+    """Wait until no process of a command is left; killed ones need a moment to end."""
+    deadline = time.monotonic() + 60
+    while command.members():
+        assert time.monotonic() < deadline, command.members()
+        time.sleep(0.1)
+
+
 def test_a_killed_rank_takes_the_others_with_it_a_signal_to_one_stops_all_and_the_same_command_continues(
     dataset: Path, tmp_path: Path, launched: list[Launched]
 ) -> None:
@@ -121,7 +129,7 @@ def test_a_killed_rank_takes_the_others_with_it_a_signal_to_one_stops_all_and_th
         code = command.wait()
         assert (code == EXIT_STOPPED) == (number == signal.SIGTERM), command.log.read_text()
         assert code != 0
-        assert command.members() == []
+        wait_until_gone(command)
     assert (run / STOPPED).exists()
     assert train(launched, dataset, run).wait() == 0
     *killed, stopped, finished = read_attempts(run)
@@ -156,9 +164,7 @@ def test_a_killed_launcher_leaves_no_rank_behind(dataset: Path, tmp_path: Path, 
     command = train(launched, dataset, run)
     wait_for_step(run, 5)
     command.kill()
-    deadline = time.monotonic() + 60
-    while command.members() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until_gone(command)
     assert command.members() == []
     assert (run / STOPPED).exists()
 
