@@ -215,7 +215,8 @@ def test_jobs_of_this_machine_wait_for_one_another_and_for_one_that_is_resumed(
     Path("two.csv").rename("away.csv")
     assert pipeline("--on", "local", "--allow_untracked") == 0
     runs = {name: here / "launches" / "grades" / name for name in FILE}
-    wait_for(lambda: not is_active(runs["first"]))
+    # Both need the missing file.
+    wait_for(lambda: not is_active(runs["first"]) and not is_active(runs["beside"]))
     assert not any(map(os.path.exists, RESULTS))
     capfd.readouterr()
     assert main(["status"]) == 0
