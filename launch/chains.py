@@ -1,4 +1,4 @@
-"""Chains of runs on Slurm: a job that waits for other runs, and goes on waiting if they continue in other jobs.
+"""Chains of runs on Slurm: a job that waits for other runs, also if they resume in other jobs.
 
 A job waits by a dependency `afterok` on the jobs of its parents. Slurm keeps a dependency that cannot be satisfied any
 more, so a run that is resubmitted, or that continues in a successor job, moves the dependencies on its old jobs to its
