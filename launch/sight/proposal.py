@@ -21,7 +21,8 @@ def use(found: Gathered) -> str:
     when = f"between {dates}" if " and " in dates else f"on {dates}"
     made = f"in {plural(totals.attempts, 'attempt')}"
     what = f"{plural(runs, 'run')} {'was' if runs == 1 else 'were'}"
-    return f"{what} made {when}, {made}. Together they used {both(totals.used)}."
+    who = "It" if runs == 1 else "Together they"
+    return f"{what} made {when}, {made}. {who} used {both(totals.used)}."
 
 
 def division(found: Gathered) -> str:
